@@ -1,0 +1,1 @@
+"""What a model sees: sources, shards, order, decode, augmentation, mixing, batches."""

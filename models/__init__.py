@@ -1,0 +1,1 @@
+"""What learns: models by name, their initialisation, parameter groups and keyed stochastic depth."""

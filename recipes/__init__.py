@@ -1,0 +1,1 @@
+"""What is trained, on what, and how: typed recipes and the catalogue. Imports no torch."""

@@ -1,0 +1,145 @@
+"""From a name or a file and ``key=value`` overrides to a validated recipe, with errors that say what to type instead."""
+
+import difflib
+from importlib import resources
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from recipes.errors import UserError
+from recipes.schema import Recipe
+
+_CATALOGUE = resources.files("recipes") / "catalogue"
+
+
+def names() -> list[str]:
+    """Names of the catalogue's recipes, sorted."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _CATALOGUE.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Return the recipe of that catalogue name or YAML file, with ``section.key=value`` overrides applied.
+
+    Raises:
+        UserError: no such recipe, unknown key, wrong type or impossible value; one sentence with the nearest valid key.
+    """
+    values = _with_base(name_or_file, seen=())
+    values.setdefault("name", Path(name_or_file).stem)
+    for override in overrides:
+        _set(values, *_parse(override))
+    return validate(values)
+
+
+def validate(values: dict) -> Recipe:
+    """Return the recipe made of plain values, e.g. read back from a run directory.
+
+    Raises:
+        UserError: as `load`.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_sentence(error)) from None
+
+
+def keys() -> list[str]:
+    """Every key that a recipe or an override may name, dotted."""
+    return list(_dotted(Recipe))
+
+
+def _dotted(section: type[BaseModel], prefix: str = ""):
+    for name, field in section.model_fields.items():
+        key = prefix + (field.alias or name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _dotted(field.annotation, key + ".")
+        else:
+            yield key
+
+
+def _with_base(name_or_file: str, seen: tuple[str, ...]) -> dict:
+    if name_or_file in seen:
+        raise UserError(f"recipe {name_or_file} extends itself ({' -> '.join((*seen, name_or_file))}): remove one `base:`")
+    values = _read(name_or_file)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if str(base).endswith((".yaml", ".yml")) and name_or_file.endswith((".yaml", ".yml")):
+        base = str(Path(name_or_file).parent / base)
+    inherited = _with_base(str(base), (*seen, name_or_file))
+    for own_to_each in ("name", "summary", "source"):
+        inherited.pop(own_to_each, None)
+    return _merged(inherited, values)
+
+
+def _read(name_or_file: str) -> dict:
+    if name_or_file.endswith((".yaml", ".yml")):
+        path = Path(name_or_file)
+        if not path.is_file():
+            raise UserError(f"there is no recipe file {name_or_file}")
+    elif name_or_file in names():
+        path = _CATALOGUE / f"{name_or_file}.yaml"
+    else:
+        near = difflib.get_close_matches(name_or_file, names(), n=1, cutoff=0)
+        raise UserError(f"there is no recipe {name_or_file!r}; did you mean {near[0]!r}? `bigbatch recipes` lists all")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{name_or_file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{name_or_file} must be a mapping of recipe keys to values")
+    return values
+
+
+def _merged(base: dict, own: dict) -> dict:
+    result = dict(base)
+    for key, value in own.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = _merged(base[key], value) if nested else value
+    return result
+
+
+def _parse(override: str) -> tuple[str, object]:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"override {override!r} is not of the form key=value, e.g. optimizer.lr=2e-3")
+    if key not in keys():
+        raise UserError(f"unknown key {key!r}; did you mean {_nearest(key)!r}?")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError:
+        return key, text
+
+
+def _set(values: dict, key: str, value: object) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        if not isinstance(values.get(section), dict):
+            values[section] = {}
+        values = values[section]
+    values[last] = value
+
+
+def _nearest(key: str) -> str:
+    """The valid key most like `key`, judged by its whole dotted path or by its last part alone."""
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
+        last = difflib.SequenceMatcher(None, key.rsplit(".")[-1], candidate.rsplit(".")[-1]).ratio()
+        return max(whole, last) + 0.01 * whole
+
+    return max(keys(), key=likeness)
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    while location and ".".join(location) not in keys() and len(location) > 1 and first["type"] != "extra_forbidden":
+        location.pop()  # pydantic goes on below the key, into members of unions and tuples
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; did you mean {_nearest(key)!r}?"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    problem = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key}={first['input']!r} is not possible: {problem}"

@@ -1,0 +1,71 @@
+"""When: steps per epoch, and the learning rate of every optimizer step. Pure functions of the step."""
+
+import math
+
+from recipes.errors import UserError
+from recipes.schema import Recipe
+
+
+class Timetable:
+    """How many optimizer steps a recipe takes over `train_images` images, and what happens at each.
+
+    An epoch is ``floor(train_images / global batch)`` steps, as upstream; the remainder differs from epoch to epoch
+    because the order does.
+
+    Raises:
+        UserError: the images do not fill one global batch.
+    """
+
+    def __init__(self, recipe: Recipe, train_images: int):
+        self.recipe = recipe
+        self.train_images = train_images
+        self.steps_per_epoch = train_images // recipe.batch.global_
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"{train_images} training images do not fill one global batch of {recipe.batch.global_}: "
+                f"lower batch.global, e.g. batch.global={_power_of_two_below(train_images)} batch.slices=1"
+            )
+        self.total_steps = recipe.schedule.epochs * self.steps_per_epoch
+        self.warmup_steps = recipe.schedule.warmup_epochs * self.steps_per_epoch
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, to which optimizer step `step`, from 0, belongs."""
+        return step // self.steps_per_epoch
+
+    def lr(self, step: int) -> float:
+        """Learning rate of step `step`, from 0: linear warm-up from exactly 0 to the peak, then cosine or steps.
+
+        The last step of the warm-up and the first after it both have the peak, as in ConvNeXt's code.
+        """
+        peak, schedule = self.recipe.optimizer.lr, self.recipe.schedule
+        if step < self.warmup_steps:
+            return peak * step / max(1, self.warmup_steps - 1)
+        if schedule.shape == "step":
+            return peak * 0.1 ** (self.epoch(step) // schedule.step_epochs)
+        progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        return schedule.min_lr + 0.5 * (peak - schedule.min_lr) * (1 + math.cos(math.pi * progress))
+
+    def warnings(self) -> list[str]:
+        """What does not fit between this recipe and this much data, one sentence each with the number to change."""
+        found = []
+        decay = self.recipe.ema.decay
+        if decay is not None and 1 / (1 - decay) > self.total_steps:
+            found.append(
+                f"the EMA looks back {round(1 / (1 - decay)):,} steps but the run has {self.total_steps:,}: "
+                f"it will lag behind; try ema.decay={1 - 5 / max(self.total_steps, 10):.4g}"
+            )
+        if self.total_steps < 200:
+            found.append(
+                f"the run has only {self.total_steps:,} optimizer steps: a smaller batch.global or more schedule.epochs gives more"
+            )
+        dropped = self.train_images % self.recipe.batch.global_
+        if dropped > 0.2 * self.train_images:
+            found.append(
+                f"every epoch leaves out {dropped:,} of {self.train_images:,} images, which do not fill a global batch: "
+                f"another batch.global leaves out fewer"
+            )
+        return found
+
+
+def _power_of_two_below(number: int) -> int:
+    return 1 << max(0, number.bit_length() - 1)
