@@ -1,0 +1,90 @@
+"""BatchNorm over a statistics batch that the recipe names, whatever the micro-batch.
+
+Plain BatchNorm takes mean and variance over the micro-batch, so its output changes with the cut. Here they are taken over
+every `statistics_size` consecutive positions of the global batch, which a micro-batch must hold whole; one statistics
+batch was one GPU's share in the runs of the literature. The running averages move once per optimizer step, by the mean
+over all statistics batches of the step (upstream keeps those of rank 0 only, which depend on the cut).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recipes.errors import UserError
+
+
+class StatisticsBatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` with the same parameters and buffers, over fixed statistics batches in training mode."""
+
+    def __init__(self, num_features: int, statistics_size: int, eps: float, momentum: float):
+        super().__init__(num_features, eps=eps, momentum=momentum)
+        self.statistics_size = statistics_size
+        self.seen: list[Tensor] = []
+        self.total: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        parts, seen = [], []
+        for part in x.split(self.statistics_size):
+            statistics = torch.zeros(2, self.num_features, dtype=torch.float32, device=x.device)
+            parts.append(
+                F.batch_norm(part, statistics[0], statistics[1], self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+            )
+            seen.append(statistics)
+        self.seen = seen  # assigned, not added: recomputing activations must not count twice
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def attach(model: nn.Module, statistics_size: int) -> "RunningStatistics | None":
+    """Replace every BatchNorm2d of `model`; return the object that moves their running averages, None where there are none.
+
+    Raises:
+        UserError: the model has BatchNorm layers of a kind that cannot be replaced.
+    """
+    places = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    layers = []
+    for name, module in places:
+        if type(module) is not nn.BatchNorm2d:
+            raise UserError(
+                f"the model's layer {name} is a {type(module).__name__}, whose statistics cannot be kept independent of the "
+                f"micro-batch: choose a model with plain BatchNorm2d or LayerNorm"
+            )
+        layer = StatisticsBatchNorm2d(module.num_features, statistics_size, module.eps, module.momentum)
+        layer.load_state_dict(module.state_dict())
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+        layers.append(layer)
+    return RunningStatistics(layers) if layers else None
+
+
+class RunningStatistics:
+    """Moves the running mean and variance of all layers once per optimizer step."""
+
+    def __init__(self, layers: list[StatisticsBatchNorm2d]):
+        self.layers = layers
+        self._batches = 0
+
+    def add(self, real_batches: int) -> None:
+        """Count the first `real_batches` statistics batches of the micro-batch just passed; the rest were padding."""
+        for layer in self.layers:
+            for statistics in layer.seen[:real_batches]:
+                layer.total = statistics if layer.total is None else layer.total + statistics
+            layer.seen = []
+        self._batches += real_batches
+
+    def update(self, sum_over_processes: Callable[[Tensor], Tensor]) -> None:
+        """End the step: move the running averages by the mean over the statistics batches of all processes."""
+        device = self.layers[0].running_mean.device
+        totals = [layer.total if layer.total is not None else torch.zeros(2, layer.num_features, device=device) for layer in self.layers]
+        flat = torch.cat([total.flatten() for total in totals] + [torch.tensor([float(self._batches)], device=device)])
+        flat = sum_over_processes(flat)
+        means = (flat[:-1] / flat[-1]).split([2 * layer.num_features for layer in self.layers])
+        for layer, mean in zip(self.layers, means):
+            layer.running_mean.lerp_(mean[: layer.num_features], layer.momentum)
+            layer.running_var.lerp_(mean[layer.num_features :], layer.momentum)
+            layer.num_batches_tracked += 1
+            layer.total = None
+        self._batches = 0

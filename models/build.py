@@ -1,0 +1,62 @@
+"""A model by name, initialised from the seed alone."""
+
+import difflib
+
+import timm
+import torch
+from torch import nn
+
+from recipes.errors import UserError
+from recipes.keys import key
+from recipes.schema import Recipe
+
+
+def build(recipe: Recipe, classes: int) -> nn.Module:
+    """Return the recipe's model with `classes` outputs, on the CPU (or the default device, e.g. meta), float32.
+
+    Its weights are a pure function of the recipe's seed and of each parameter's name.
+
+    Raises:
+        UserError: timm has no model of that name, or the model has no layer scale to set.
+    """
+    wanted = recipe.model
+    if not timm.is_model(wanted.name):
+        near = difflib.get_close_matches(wanted.name, timm.list_models(), n=1, cutoff=0)
+        raise UserError(f"model.name={wanted.name!r} is not a timm model; did you mean {near[0]!r}?")
+    options = {"num_classes": classes, "drop_path_rate": wanted.drop_path}
+    if timm.models.get_pretrained_cfg_value(wanted.name, "fixed_input_size"):
+        options["img_size"] = recipe.input.size
+    if wanted.layer_scale is not None:
+        if not wanted.name.startswith("convnext"):
+            raise UserError(f"model {wanted.name} has no layer scale: add model.layer_scale=null")
+        options["ls_init_value"] = wanted.layer_scale
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(recipe.seed, "init"))
+        model = timm.create_model(wanted.name, **options)
+    if wanted.init_std is not None:
+        _truncated_normal(model, wanted.init_std, recipe.seed)
+    return model
+
+
+def scale_head(model: nn.Module, factor: float) -> None:
+    """Multiply the classifier's weight and bias by `factor`.
+
+    To be called after weights are loaded: ConvNeXt's code does it before, which has no effect on a loaded head.
+    """
+    head = model.get_classifier()
+    with torch.no_grad():
+        head.weight.mul_(factor)
+        head.bias.mul_(factor)
+
+
+def _truncated_normal(model: nn.Module, std: float, seed: int) -> None:
+    """Weights of convolutions and linear layers ~ N(0, std) cut at +-2, biases 0 (ConvNeXt's code)."""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if module.weight.is_meta:
+            continue
+        generator = torch.Generator().manual_seed(key(seed, f"init {name}"))
+        nn.init.trunc_normal_(module.weight, std=std, generator=generator)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
