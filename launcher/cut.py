@@ -1,0 +1,71 @@
+"""How the recipe's global batch is cut: processes × micro-batch × accumulation steps, padded where that does not divide.
+
+Process ``r`` takes the positions from ``r * share`` to ``(r + 1) * share`` of the global batch, in micro-batches of
+consecutive positions. Positions beyond the batch have weight zero: the loss stays the sum over the recipe's batch.
+"""
+
+from dataclasses import dataclass
+
+from recipes.errors import UserError
+from recipes.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One way to cut a global batch."""
+
+    global_batch: int
+    world_size: int
+    micro_batch: int
+    accumulation: int
+
+    @property
+    def share(self) -> int:
+        """Positions per process, padding included."""
+        return self.micro_batch * self.accumulation
+
+    @property
+    def padding(self) -> int:
+        return self.world_size * self.share - self.global_batch
+
+    def first_position(self, rank: int) -> int:
+        return rank * self.share
+
+    def __str__(self) -> str:
+        processes = "1 process" if self.world_size == 1 else f"{self.world_size} processes"
+        steps = "1 accumulation step" if self.accumulation == 1 else f"{self.accumulation} accumulation steps"
+        padding = f" − {self.padding} padding" if self.padding else ""
+        return f"{self.global_batch} = {processes} × {self.micro_batch} × {steps}{padding}"
+
+
+def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest: int, statistics_size: int = 1) -> Cut:
+    """Cut the recipe's batch over `world_size` processes.
+
+    Args:
+        micro_batch: images per forward pass; None: the largest up to `largest` that needs the least padding.
+        statistics_size: a micro-batch must hold a whole number of these (BatchNorm's statistics batch; 1 without).
+
+    Raises:
+        UserError: no cut, or not the one asked for, is possible.
+    """
+    batch = recipe.batch.global_
+    parts = batch // statistics_size
+    what = "images" if statistics_size == 1 else f"statistics batches of {statistics_size}"
+    if world_size > parts:
+        raise UserError(f"a global batch of {batch} has {parts} {what}, too few for {world_size} processes: start at most {parts}")
+    share = -(-parts // world_size) * statistics_size
+    if micro_batch is not None:
+        if micro_batch < 1 or micro_batch > share:
+            raise UserError(
+                f"--micro-batch {micro_batch} is impossible: each of {world_size} processes has {share} of the {batch} images of a step; "
+                f"use 1 to {share}"
+            )
+        if micro_batch % statistics_size:
+            raise UserError(
+                f"--micro-batch {micro_batch} would change what BatchNorm computes: it must hold whole statistics batches; "
+                f"use a multiple of {statistics_size} (batch.statistics)"
+            )
+    else:
+        candidates = range(statistics_size, max(min(largest, share), statistics_size) + 1, statistics_size)
+        micro_batch = min(candidates, key=lambda size: (-(-share // size) * size, -size))
+    return Cut(batch, world_size, micro_batch, -(-share // micro_batch))
