@@ -42,7 +42,7 @@ def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest:
     """Cut the recipe's batch over `world_size` processes.
 
     Args:
-        micro_batch: images per forward pass; None: the largest up to `largest` that needs the least padding.
+        micro_batch: images per forward pass; None: as few accumulation steps as `largest` allows, then the least padding.
         statistics_size: a micro-batch must hold a whole number of these (BatchNorm's statistics batch; 1 without).
 
     Raises:
@@ -66,6 +66,7 @@ def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest:
                 f"use a multiple of {statistics_size} (batch.statistics)"
             )
     else:
-        candidates = range(statistics_size, max(min(largest, share), statistics_size) + 1, statistics_size)
-        micro_batch = min(candidates, key=lambda size: (-(-share // size) * size, -size))
+        units, largest_units = share // statistics_size, max(1, largest // statistics_size)
+        accumulation = -(-units // largest_units)
+        micro_batch = -(-units // accumulation) * statistics_size
     return Cut(batch, world_size, micro_batch, -(-share // micro_batch))

@@ -26,9 +26,16 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) -> Reci
     """
     values = _with_base(name_or_file, seen=())
     values.setdefault("name", Path(name_or_file).stem)
-    for override in overrides:
-        _set(values, *_parse(override))
-    return validate(values)
+    return _overridden(values, overrides)
+
+
+def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
+    """Return the recipe with ``section.key=value`` overrides applied.
+
+    Raises:
+        UserError: as `load`.
+    """
+    return _overridden(recipe.to_dict(), overrides)
 
 
 def validate(values: dict) -> Recipe:
@@ -46,6 +53,12 @@ def validate(values: dict) -> Recipe:
 def keys() -> list[str]:
     """Every key that a recipe or an override may name, dotted."""
     return list(_dotted(Recipe))
+
+
+def _overridden(values: dict, overrides: list[str] | tuple[str, ...]) -> Recipe:
+    for text in overrides:
+        _set(values, *_parse(text))
+    return validate(values)
 
 
 def _dotted(section: type[BaseModel], prefix: str = ""):

@@ -1,0 +1,186 @@
+"""The `bigbatch` command. Each command imports what it needs when it runs, so that `--help` is instant."""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recipes.errors import UserError
+
+_INTERRUPTED = 130  # the shell's code for Ctrl-C
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Large-batch image-classification recipes: the batch belongs to the recipe, the hardware only decides how it is cut.",
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A name from `bigbatch recipes`, or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, e.g. optimizer.lr=2e-3.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of shards made by `bigbatch shard`.")]
+MicroBatch = Annotated[int | None, typer.Option(help="Images per forward pass; changes speed and memory, never the result.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that prepare images, per training process; 0: none.", min=0)]
+
+
+@app.command(epilog="Example: bigbatch recipes convnext_tiny_in1k optimizer.lr=2e-3")
+def recipes(name: Annotated[str | None, typer.Argument(help="A recipe, to print it in full.")] = None, overrides: Overrides = None):
+    """List the recipes, or print one in full with every default spelled out."""
+    from launcher.catalogue_view import print_recipe, print_table
+
+    print_recipe(name, overrides or []) if name else print_table()
+
+
+@app.command(epilog="Example: bigbatch shard digits runs/digits")
+def shard(
+    source: Annotated[str, typer.Argument(help="A folder with a folder per class, a zip or tar of one, Kaggle's cats-vs-dogs zip, or `digits`.")],
+    destination: Annotated[Path, typer.Argument(help="The folder to make.")],
+    val_fraction: Annotated[float, typer.Option(help="Share kept for validation where the source has no split.", min=0, max=0.9)] = 0.1,
+    shard_size: Annotated[int, typer.Option(help="Size of a shard in MiB, about.", min=1)] = 256,
+    workers: Annotated[int | None, typer.Option(help="Processes; all CPUs if not given.", min=1)] = None,
+):
+    """Turn photographs into WebDataset shards with an index. Interrupted, it goes on where it stopped."""
+    from data.sharding import shard as write_shards
+
+    write_shards(source, destination, val_fraction=val_fraction, shard_size=shard_size * 2**20, workers=workers)
+
+
+@app.command(epilog="Example: bigbatch verify runs/digits")
+def verify(folder: Annotated[Path, typer.Argument(help="A folder made by `bigbatch shard`.")]):
+    """Read every shard again and name what is broken; exits with 1 if anything is."""
+    from data.verify import verify as find_problems
+
+    problems = find_problems(folder)
+    for problem in problems:
+        print(problem)
+    print(f"{folder}: {f'{len(problems)} problems' if problems else 'everything is as it was written'}")
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command(epilog="Example: bigbatch train demo --data runs/digits --procs 2 schedule.epochs=2")
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    data: DataOption = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run is kept; if there is one, it goes on. Default: runs/RECIPE.")] = None,
+    procs: Annotated[int | None, typer.Option(help="Processes on this machine. Default: one per GPU.", min=1)] = None,
+    micro_batch: MicroBatch = None,
+    workers: Workers = None,
+):
+    """Train a recipe, or go on with its run at the exact step. Ctrl-C saves first."""
+    resolved = _load(recipe, overrides, data)
+    run_path = run_dir or Path("runs") / resolved.name
+    if "WORLD_SIZE" in os.environ:
+        if procs is not None:
+            raise UserError("--procs starts processes, but a launcher (torchrun, accelerate) started this one already: leave it out")
+        procs = 1
+    elif procs is None:
+        import torch
+
+        procs = max(1, torch.cuda.device_count())
+    if procs > 1:
+        from launcher.processes import run_processes
+
+        options = {"--data": data, "--run-dir": run_dir, "--micro-batch": micro_batch, "--workers": workers}
+        given = [str(part) for option, value in options.items() if value is not None for part in (option, value)]
+        code = run_processes("launcher.train", [recipe, *(overrides or []), *given], procs)
+    else:
+        from launcher.train import train as train_here
+
+        code = 0 if train_here(resolved, run_path, micro_batch, workers) else _INTERRUPTED
+    if code == _INTERRUPTED and "RANK" not in os.environ:
+        print(f"go on with: {shlex.join(['bigbatch', *sys.argv[1:]])}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command(epilog="Example: bigbatch evaluate runs/demo --data runs/digits")
+def evaluate(
+    weights: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run directory, or a weights file.")],
+    overrides: Overrides = None,
+    data: DataOption = None,
+    recipe: Annotated[str | None, typer.Option(help="The recipe of a weights file that does not say it itself.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Only the raw weights of a run, not the averaged ones.")] = False,
+    workers: Workers = None,
+):
+    """Accuracy over the whole validation split, every image once."""
+    from launcher.evaluate import evaluate_weights
+
+    evaluate_weights(weights, recipe, _with_data(overrides, data), averaged=not raw, workers=workers)
+
+
+@app.command(epilog="Example: bigbatch export runs/demo runs/demo.safetensors")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    destination: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
+    raw: Annotated[bool, typer.Option("--raw", help="The raw weights instead of the averaged ones.")] = False,
+):
+    """Write a run's weights for `timm.create_model(name, num_classes=...).load_state_dict(...)`."""
+    from launcher.saved_weights import export as write_weights
+
+    write_weights(run, destination, averaged=not raw)
+    print(f"wrote {destination}")
+
+
+@app.command(epilog="Example: bigbatch report runs/demo --out runs/report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or more run directories.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write. Default: report.html in the first run.")] = None,
+):
+    """Write one self-contained HTML page: curves, recipe, and a comparison where there are several runs."""
+    from launcher.report import write_report
+
+    print(f"wrote {write_report(runs, out or runs[0] / 'report.html')}")
+
+
+@app.command(epilog="Example: bigbatch fingerprint demo --data runs/digits --procs 3 --micro-batch 20 --steps 2")
+def fingerprint(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    data: DataOption = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps to print.", min=1)] = 3,
+    start: Annotated[int, typer.Option("--from-step", help="The first of them.", min=0)] = 0,
+    procs: Annotated[int, typer.Option(help="As if cut over so many processes.", min=1)] = 1,
+    micro_batch: MicroBatch = None,
+    workers: Workers = 0,
+):
+    """Print a digest of all inputs of each step: the same on any machine, at any cut."""
+    from launcher.fingerprint import fingerprints
+
+    for step, digest in fingerprints(_load(recipe, overrides, data), range(start, start + steps), procs, micro_batch, workers):
+        print(f"step {step}  {digest}", flush=True)
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one sentence on stderr and exit code 2."""
+    _run(app)
+
+
+def main_train() -> None:
+    """``python -m launcher.train``: the train command alone."""
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command()(train)
+    _run(alone)
+
+
+def _run(command: typer.Typer) -> None:
+    try:
+        command()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0" or str(error).startswith("[rank"):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _load(recipe: str, overrides: list[str] | None, data: Path | None):
+    from recipes.load import load
+
+    return load(recipe, _with_data(overrides, data))
+
+
+def _with_data(overrides: list[str] | None, data: Path | None) -> list[str]:
+    return [*(overrides or []), *([f"data.path={json.dumps(str(data))}"] if data else [])]

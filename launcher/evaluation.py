@@ -1,0 +1,57 @@
+"""Accuracy over a whole split, every image counted exactly once at any number of processes."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.batches import EvalBatches, load_evaluation
+from data.on_device import Finisher
+from data.shards import Split
+from recipes.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Over `images` images: shares in 0..1 and the mean cross-entropy; `top5` is None where there are five classes or fewer."""
+
+    images: int
+    top1: float
+    top5: float | None
+    loss: float
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator, batch_size: int, workers: int) -> Accuracy:
+    """Evaluate `model` on `split` with all processes of `accelerator`, each taking a contiguous share.
+
+    Nothing is padded and no process waits for another inside, so shares may differ in size. The sums are exact counts.
+    """
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    first, stop = len(split) * rank // world, len(split) * (rank + 1) // world
+    finisher = Finisher(recipe, device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), accelerator.autocast():
+            for pixels, labels in load_evaluation(EvalBatches(split, recipe, first, stop, batch_size), workers, device.type == "cuda"):
+                logits = model(finisher.normalised(pixels.to(device, non_blocking=True))).float()
+                sums += _counts(logits, labels.to(device, non_blocking=True))
+    finally:
+        model.train(was_training)
+    images, top1, top5, loss = accelerator.reduce(sums, reduction="sum").tolist()
+    many_classes = model.num_classes > 5
+    return Accuracy(int(images), top1 / images, top5 / images if many_classes else None, loss / images)
+
+
+def _counts(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Images, right at the first guess, right among five guesses, summed cross-entropy: float64 ``[4]``."""
+    guesses = logits.topk(min(5, logits.shape[1])).indices
+    right = guesses == labels[:, None]
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    counts = [labels.new_tensor(len(labels)), right[:, 0].sum(), right.sum(), loss]
+    return torch.stack([count.double() for count in counts])

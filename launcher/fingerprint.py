@@ -1,0 +1,56 @@
+"""A digest of everything that enters each optimizer step, so that two machines or two cuts can be compared."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from data.batches import MicroBatches, load_steps
+from data.on_device import Finisher
+from launcher.cut import cut_batch
+from launcher.train import open_shards
+from models import batch_norm, stochastic_depth
+from models.build import build
+from recipes.schema import Recipe
+
+
+def fingerprints(
+    recipe: Recipe, steps: range, world_size: int, micro_batch: int | None, workers: int
+) -> Iterator[tuple[int, str]]:
+    """Yield (step, digest) as the processes of that cut would be fed, one after another in this process.
+
+    The digest covers, position by position of the global batch: sample, label, partner's label, lambda, the bits of
+    the finished float32 pixels, and the scale of every residual branch. Padding is left out: it has no weight.
+
+    Raises:
+        UserError: shards are missing or the cut is impossible.
+    """
+    shards = open_shards(recipe)
+    split = shards.split("train")
+    with torch.device("meta"):
+        model = build(recipe, len(shards.classes))
+    depth = stochastic_depth.attach(model, recipe.seed)
+    statistics = batch_norm.attach(model, recipe.batch.statistics_size)
+    size = recipe.batch.statistics_size if statistics else 1
+    cut = cut_batch(recipe, world_size, micro_batch, largest=32, statistics_size=size)
+    finisher = Finisher(recipe, torch.device("cpu"))
+    feeds = [
+        load_steps(MicroBatches(split, recipe, cut.first_position(rank), cut.micro_batch), steps, cut.accumulation, workers, pin=False)
+        for rank in range(world_size)
+    ]
+    for step in steps:
+        digest = hashlib.sha256()
+        for feed in feeds:
+            for _ in range(cut.accumulation):
+                _add(digest, next(feed), finisher, depth, recipe.batch.global_)
+        yield step, digest.hexdigest()
+
+
+def _add(digest, batch, finisher: Finisher, depth: stochastic_depth.StochasticDepth, global_batch: int) -> None:
+    images = finisher.images(batch)
+    scales = depth.draw(batch.step, batch.positions)
+    facts = torch.stack([batch.positions, batch.samples, batch.labels, batch.partner_labels], dim=1).numpy()
+    for row in range(int((batch.positions < global_batch).sum())):
+        for part in (facts[row], batch.lam[row].numpy(), images[row].numpy(), scales[:, row].numpy()):
+            digest.update(np.ascontiguousarray(part).tobytes())

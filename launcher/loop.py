@@ -1,0 +1,200 @@
+"""The training loop: step after step of a recipe on an engine, from any step on.
+
+Everything that happens at a step follows from the step's number: the samples, their augmentation, the masks, the learning
+rate, whether to evaluate or save. So the loop has no state but the engine's and the step.
+"""
+
+import math
+import signal
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.batches import MicroBatch, MicroBatches, load_steps
+from data.on_device import Finisher
+from data.shards import ShardSet
+from launcher.checkpoint import CheckpointWriter
+from launcher.cut import Cut
+from launcher.engine import Engine
+from launcher.evaluation import evaluate
+from launcher.progress import RunProgress
+from launcher.run_directory import RunDirectory
+from models.batch_norm import RunningStatistics
+from models.stochastic_depth import StochasticDepth
+from recipes.errors import UserError
+from recipes.schedule import Timetable
+
+_REPLACED_NAMED = 20  # unreadable photographs named in the log of one process; all are counted
+
+
+@dataclass
+class Training:
+    """All that a run needs, put together by `launcher.train`."""
+
+    engine: Engine
+    depth: StochasticDepth
+    statistics: RunningStatistics | None
+    timetable: Timetable
+    cut: Cut
+    shards: ShardSet
+    run: RunDirectory
+    writer: CheckpointWriter
+    workers: int
+
+    def __post_init__(self):
+        self.recipe = self.engine.recipe
+        self.finisher = Finisher(self.recipe, self.engine.accelerator.device)
+        self.replaced = 0
+
+    def train(self, step: int) -> int:
+        """Train from `step` finished steps to the end of the schedule, or until interrupted; return the steps finished.
+
+        Raises:
+            UserError: the loss is not finite, or a checkpoint cannot be written.
+        """
+        engine, recipe, total = self.engine, self.recipe, self.timetable.total_steps
+        rank, on_gpu = engine.accelerator.process_index, engine.accelerator.device.type == "cuda"
+        dataset = MicroBatches(self.shards.split("train"), recipe, self.cut.first_position(rank), self.cut.micro_batch)
+        batches = load_steps(dataset, range(step, total), self.cut.accumulation, self.workers, pin=on_gpu)
+        with RunProgress(total, step, engine.is_main) as progress, _StopRequest(progress) as stop:
+            while True:
+                if self._evaluation_is_due(step):
+                    self._evaluate(step, progress)
+                if step == total or stop.agreed:
+                    break
+                stop.agreed = self._step(step, batches, progress, stop.wanted)
+                step += 1
+                if step == total or stop.agreed or step % recipe.run.save_every == 0:
+                    self._save(step)
+            self.writer.wait()
+        return step
+
+    def _step(self, step: int, batches, progress: RunProgress, stop_wanted: bool) -> bool:
+        """Do optimizer step `step`; return whether any process was asked to stop."""
+        engine, started, waited = self.engine, time.perf_counter(), 0.0
+        lr = self.timetable.lr(step)
+        device = engine.accelerator.device
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        replaced: list[str] = []
+        for number in range(self.cut.accumulation):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            replaced += batch.replaced
+            loss_sum += self._micro_batch(batch.to(device), last=number == self.cut.accumulation - 1)
+        if self.statistics:
+            self.statistics.update(engine.sum)
+        # One exchange tells every process the loss, whether one was asked to stop, and what could not be read.
+        news = torch.stack([loss_sum, loss_sum.new_tensor(float(stop_wanted)), loss_sum.new_tensor(float(len(replaced)))])
+        loss, stops, replaced_now = engine.sum(news).tolist()
+        loss /= self.recipe.batch.global_
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss of step {step} is {loss}: the weights were not touched; a lower optimizer.lr, a longer warm-up or "
+                f"optimizer.clip_grad=1 usually helps"
+            )
+        engine.update(lr)
+        self._report_replaced(replaced, int(replaced_now), progress)
+        seconds = time.perf_counter() - started
+        self._report_step(step + 1, loss, lr, seconds, waited, progress)
+        return stops > 0
+
+    def _micro_batch(self, batch: MicroBatch, last: bool) -> Tensor:
+        """Add one micro-batch's gradient; return the sum of its losses, float64 on the device."""
+        engine = self.engine
+        self.depth.draw(batch.step, batch.positions)
+        with engine.micro_batch(last_of_step=last):
+            logits = engine.model(self.finisher.images(batch))
+            losses = mixed_cross_entropy(logits, batch, self.recipe.loss.smoothing)
+            engine.backward(engine.loss(losses))
+        if self.statistics:
+            real = int((batch.positions < self.recipe.batch.global_).sum())
+            self.statistics.add(real // self.recipe.batch.statistics_size)
+        return losses.detach().double().sum()
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        if "val" not in self.shards.splits or step == 0:
+            return False
+        steps_between = self.timetable.steps_per_epoch * self.recipe.run.evaluate_every
+        if step % steps_between and step != self.timetable.total_steps:
+            return False
+        # A run killed while evaluating left a checkpoint but no result: then it is made up for. The main process decides.
+        done = torch.zeros(1, device=self.engine.accelerator.device)
+        if self.engine.is_main:
+            done += any(event["event"] == "evaluation" and event["step"] == step for event in self.run.metrics())
+        return self.engine.sum(done).item() == 0
+
+    def _evaluate(self, step: int, progress: RunProgress) -> None:
+        engine, split = self.engine, self.shards.split("val")
+        arguments = (engine.module, split, self.recipe, engine.accelerator, max(32, self.cut.micro_batch), self.workers)
+        raw = evaluate(*arguments)
+        values = raw.to_dict() | {"ema_top1": None, "ema_top5": None}
+        line = f"epoch {step / self.timetable.steps_per_epoch:g}  top-1 {raw.top1:.2%}"
+        if self.recipe.ema.decay is not None:
+            with engine.averaged_weights():
+                averaged = evaluate(*arguments)
+            values |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
+            line += f"  with averaged weights {averaged.top1:.2%}"
+        progress.say(f"{line}  ({raw.images:,} images)")
+        self._log("evaluation", step, **values)
+
+    def _save(self, step: int) -> None:
+        engine = self.engine
+        stall = self.writer.save(step, engine.updates, self.recipe.identity(), self.shards.digest, engine.state())
+        self._log("checkpoint", step, stall_seconds=round(stall, 4))
+
+    def _report_step(self, step: int, loss: float, lr: float, seconds: float, waited: float, progress: RunProgress) -> None:
+        speed, wait = self.recipe.batch.global_ / seconds, waited / seconds
+        self._log("step", step, loss=loss, lr=lr, images_per_second=round(speed, 2), data_wait=round(wait, 4))
+        progress.step(step, step / self.timetable.steps_per_epoch, loss, lr, speed, wait)
+
+    def _report_replaced(self, names: list[str], everywhere: int, progress: RunProgress) -> None:
+        for name in names[: max(0, _REPLACED_NAMED - self.replaced)]:
+            progress.say(f"unreadable, another photograph takes its place: {name}")
+        self.replaced += everywhere
+
+    def _log(self, event: str, step: int, **values) -> None:
+        if not self.engine.is_main:
+            return
+        self.run.log(event, step=step, epoch=round(step / self.timetable.steps_per_epoch, 4), **values)
+        numbers = {f"{event}/{name}": value for name, value in values.items() if value is not None}
+        self.engine.accelerator.log(numbers, step=step)
+
+
+def mixed_cross_entropy(logits: Tensor, batch: MicroBatch, smoothing: float) -> Tensor:
+    """Loss of each image, float32 ``[n]``, zero for padding: cross-entropy with the mixed and smoothed label.
+
+    The target is ``lam`` of the own label and ``1 - lam`` of the partner's, smoothed to ``smoothing / classes``
+    everywhere: the numbers of timm's `mixup_target`, without writing the target out.
+    """
+    log_probabilities = F.log_softmax(logits.float(), dim=-1)
+    own = log_probabilities.gather(1, batch.labels[:, None])[:, 0]
+    others = log_probabilities.gather(1, batch.partner_labels[:, None])[:, 0]
+    likelihood = batch.lam * own + (1 - batch.lam) * others
+    return -batch.weights * ((1 - smoothing) * likelihood + smoothing * log_probabilities.mean(dim=-1))
+
+
+class _StopRequest:
+    """Ctrl-C and SIGTERM ask to stop after the step at hand; a second Ctrl-C stops at once, without saving."""
+
+    def __init__(self, progress: RunProgress):
+        self.progress = progress
+        self.wanted = False
+        self.agreed = False
+
+    def __enter__(self) -> "_StopRequest":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame) -> None:
+        if self.wanted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.wanted = True
+        self.progress.say("stopping after this step, then saving; Ctrl-C again stops at once")

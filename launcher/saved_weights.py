@@ -1,0 +1,86 @@
+"""Weights by what a user calls them: a run, a file, or timm's pretrained ones; and the way out, to a safetensors file."""
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from launcher import checkpoint
+from launcher.engine import BUFFERS, BUFFERS_EMA, WEIGHTS
+from launcher.optimizer import EMA
+from launcher.run_directory import RunDirectory
+from models.weights import fit_weights, read_weights, timm_pretrained
+from recipes.errors import UserError
+from recipes.load import validate
+from recipes.schema import Recipe
+
+
+def load_weights(model: nn.Module, recipe: Recipe) -> list[str]:
+    """Load what `model.weights` names into the model; return a note for each thing that was not loaded.
+
+    Raises:
+        UserError: it cannot be found or does not fit.
+    """
+    origin = recipe.model.weights
+    if origin == "timm":
+        weights = timm_pretrained(recipe.model.name)
+    elif Path(origin).is_dir():
+        weights = run_weights(RunDirectory(Path(origin)), averaged=True)
+    else:
+        weights = read_weights(Path(origin))
+    return fit_weights(model, weights, origin)
+
+
+def run_weights(run: RunDirectory, averaged: bool) -> dict[str, Tensor]:
+    """The weights of a run's newest checkpoint under timm's names: averaged ones if asked for and the run has them, else raw.
+
+    Raises:
+        UserError: there is no run, or it has no whole checkpoint yet.
+    """
+    run.recipe()
+    newest = checkpoint.newest_whole(run.checkpoints)
+    if newest is None:
+        raise UserError(f"{run.path} has no checkpoint yet: train it first")
+    state = newest.read({WEIGHTS, BUFFERS, EMA, BUFFERS_EMA})
+    weights = state[WEIGHTS] | state.get(BUFFERS, {})
+    if averaged:
+        weights |= state.get(EMA, {}) | state.get(BUFFERS_EMA, {})
+    return weights
+
+
+def export(run_path: Path, destination: Path, averaged: bool) -> None:
+    """Write a run's weights as one safetensors file that timm's model of that name loads strictly.
+
+    Recipe and classes go along in the file's metadata, so that `bigbatch evaluate` needs nothing else.
+
+    Raises:
+        UserError: no such run, no checkpoint, or the file cannot be written.
+    """
+    run = RunDirectory(run_path)
+    weights = run_weights(run, averaged)
+    metadata = {
+        "format": "pt",
+        "recipe": json.dumps(run.recipe().to_dict()),
+        "classes": json.dumps(run.facts()["dataset"]["classes"]),
+    }
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary = destination.with_name(f".{destination.name}.unfinished")
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata)
+        temporary.rename(destination)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{destination} cannot be written ({error}): choose another file") from None
+
+
+def described_by(weights: Path) -> Recipe | None:
+    """The recipe in an exported file's metadata; None where there is none."""
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        return None
+    try:
+        with safetensors.safe_open(weights, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError:
+        return None
+    return validate(json.loads(metadata["recipe"])) if "recipe" in metadata else None

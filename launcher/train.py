@@ -1,0 +1,182 @@
+"""One process of a training run, however it was started: put the parts together, find where to start, train.
+
+    bigbatch train RECIPE
+    accelerate launch -m launcher.train RECIPE
+    torchrun -m launcher.train RECIPE
+"""
+
+import os
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from data.shards import ShardSet
+from launcher import checkpoint
+from launcher.cut import cut_batch
+from launcher.engine import Engine, make_accelerator
+from launcher.loop import Training
+from launcher.run_directory import RunDirectory
+from launcher.saved_weights import load_weights
+from models import batch_norm, stochastic_depth
+from models.build import build, scale_head
+from recipes.errors import UserError
+from recipes.schedule import Timetable
+from recipes.schema import Recipe
+
+_LARGEST_MICRO_BATCH = {"cpu": 32, "cuda": 64}  # used where the user names none
+
+
+def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, workers: int | None = None) -> bool:
+    """Train the recipe, or go on with the run in that directory, in this process and its peers; return whether it is finished.
+
+    Weights are initialised in this order: the run's own newest whole checkpoint; else `model.weights`; else from the seed.
+
+    Args:
+        run_path: where the run is kept.
+        micro_batch: images per forward and backward pass; None: 64 on a GPU, 32 on a CPU, or fewer where the share is small.
+        workers: processes that prepare images, per training process; None: what the CPUs allow; 0: none.
+
+    Raises:
+        UserError: anything the user can put right, before the first step wherever that is possible.
+    """
+    shards = open_shards(recipe)
+    timetable = Timetable(recipe, len(shards.split("train")))
+    run = RunDirectory(run_path)
+    run.check_is_free_for(recipe)
+    run.check_data(shards.digest)
+
+    accelerator = make_accelerator(recipe, tracking=run.tensorboard)
+    say = accelerator.print
+    model = build(recipe, len(shards.classes))
+    depth = stochastic_depth.attach(model, recipe.seed)
+    statistics = batch_norm.attach(model, recipe.batch.statistics_size)
+    cut = cut_batch(
+        recipe,
+        accelerator.num_processes,
+        micro_batch,
+        largest=_LARGEST_MICRO_BATCH[accelerator.device.type],
+        statistics_size=recipe.batch.statistics_size if statistics else 1,
+    )
+
+    newest = _newest_checkpoint(accelerator, run)
+    if newest is None and recipe.model.weights:
+        for note in load_weights(model, recipe):
+            say(f"weights: {note}")
+    if newest is None and recipe.model.head_init_scale is not None:
+        scale_head(model, recipe.model.head_init_scale)
+
+    engine = Engine(recipe, model, accelerator)
+    step = 0
+    if newest is not None:
+        step = newest.step
+        engine.load_state(newest.read(), newest.updates)
+
+    if engine.is_main:
+        run.write_description(recipe, _facts(recipe, shards, timetable, model))
+        run.forget_after(step)
+        run.log("start", step=step, cut=str(cut), device=_device_name(accelerator.device), precision=_precision(accelerator))
+    accelerator.init_trackers("curves", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+    say(f"{recipe.name}: {recipe.model.name}, {timetable.total_steps:,} steps of {cut}")
+    if step:
+        say(f"continues at step {step} of {timetable.total_steps}")
+    for warning in timetable.warnings():
+        say(f"warning: {warning}")
+
+    writer = checkpoint.CheckpointWriter(
+        run.checkpoints,
+        recipe.run.keep,
+        accelerator.process_index,
+        accelerator.num_processes,
+        attempt=broadcast_object_list([checkpoint.new_attempt()])[0],
+        continued_step=step if newest else None,
+    )
+    accelerator.wait_for_everyone()
+    workers = default_workers() if workers is None else workers
+    training = Training(engine, depth, statistics, timetable, cut, shards, run, writer, workers)
+    engine.model.train()
+    started = time.monotonic()
+    try:
+        reached = training.train(step)
+    except UserError as error:
+        raise UserError(str(error) if engine.is_main else f"[rank {accelerator.process_index}] {error}") from None
+    finished = reached == timetable.total_steps
+    if training.replaced:
+        say(f"{training.replaced} unreadable photographs were replaced; `bigbatch verify {shards.root}` names them")
+    if engine.is_main and finished:
+        run.log("finish", step=reached, seconds=round(time.monotonic() - started, 1))
+    say(f"{'finished' if finished else f'stopped and saved at step {reached} of {timetable.total_steps}'}: {run_path}")
+    accelerator.end_training()
+    return finished
+
+
+def open_shards(recipe: Recipe) -> ShardSet:
+    """Open the recipe's shards.
+
+    Raises:
+        UserError: no path is named, there are none, or they have another number of classes.
+    """
+    if recipe.data.path is None:
+        raise UserError(f"recipe {recipe.name} names no shards: add --data FOLDER, a folder made by `bigbatch shard SOURCE FOLDER`")
+    shards = ShardSet.open(recipe.data.path)
+    if recipe.data.classes not in (None, len(shards.classes)):
+        raise UserError(
+            f"{recipe.data.path} has {len(shards.classes)} classes and recipe {recipe.name} is for {recipe.data.classes}: "
+            f"other shards, or data.classes={len(shards.classes)}"
+        )
+    return shards
+
+
+def default_workers() -> int:
+    """Loader processes per training process: the CPUs divided among the processes of this machine, less the trainer's own."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(16, len(os.sched_getaffinity(0)) // processes - 1))
+
+
+def _newest_checkpoint(accelerator, run: RunDirectory) -> checkpoint.Checkpoint | None:
+    """The main process looks and checks; all take its choice."""
+    found = None
+    if accelerator.is_main_process:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = checkpoint.newest_whole(run.checkpoints)
+        for warning in caught:
+            accelerator.print(f"warning: {warning.message}")
+    return broadcast_object_list([found])[0]
+
+
+def _facts(recipe: Recipe, shards: ShardSet, timetable: Timetable, model: nn.Module) -> dict:
+    return {
+        "name": recipe.name,
+        "recipe": recipe.name,
+        "identity": recipe.identity(),
+        "dataset": {
+            "name": recipe.data.name,
+            "digest": shards.digest,
+            "train_images": len(shards.split("train")),
+            "val_images": len(shards.splits["val"]) if "val" in shards.splits else 0,
+            "classes": list(shards.classes),
+        },
+        "model": {"name": recipe.model.name, "parameters": sum(parameter.numel() for parameter in model.parameters())},
+        "steps_per_epoch": timetable.steps_per_epoch,
+        "total_steps": timetable.total_steps,
+        "versions": {name: version(name) for name in ("bigbatch", "torch", "timm", "accelerate")},
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _precision(accelerator) -> str:
+    return {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+
+
+if __name__ == "__main__":
+    from launcher.cli import main_train
+
+    main_train()
