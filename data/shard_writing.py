@@ -1,0 +1,110 @@
+"""Writing one shard in a worker process: decode every image once, write the tar, read it back, record it as finished."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.durable import flush, rename_durably, write_durably
+from data.inspection import Unreadable, inspect
+from data.parallel import Worker
+from data.shards import INDEX_DTYPE
+from data.sources.base import Source
+from data.tar_samples import tar_samples
+
+_NAME_BYTES = 80  # of a photograph's name; the name in a tar header has 100 with number and extension
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to write: its file name, its split, the place of its first sample in the split, and its samples."""
+
+    file: str
+    split: str
+    first: int
+    samples: np.ndarray
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all workers share: where images come from, where shards go, and where finished shards are recorded."""
+
+    source: Source
+    dest: Path
+    work: Path
+
+
+def write_shard(worker: Worker, plan: ShardPlan) -> None:
+    """Write one shard and, last of all, the record that it is finished."""
+    from webdataset import TarWriter
+
+    job: Job = worker.shared
+    temporary = job.work / f"{plan.file}.{os.getpid()}.partial"
+    skipped, odd = [], {}
+    with temporary.open("wb") as stream:
+        # A fixed time, and no encoder between the photograph's bytes and the tar.
+        with TarWriter(stream, encoder=False, mtime=0) as writer:
+            for place, sample in enumerate(plan.samples.tolist(), plan.first):
+                name = job.source.listing.names[sample]
+                try:
+                    photograph = inspect(_read(job.source, sample, name))
+                except Unreadable as damage:
+                    skipped.append({"name": name, "reason": damage.reason})
+                    kinds = damage.odd
+                else:
+                    kinds = photograph.odd
+                    label = str(job.source.listing.labels[sample]).encode()
+                    writer.write({"__key__": sample_key(place, name), photograph.extension: photograph.data, "cls": label})
+                for kind in kinds:
+                    odd[kind] = odd.get(kind, 0) + 1
+                worker.advance()
+        flush(stream)
+    rename_durably(temporary, job.dest / plan.file)
+    _record(job, plan, {"skipped": skipped, "odd": odd})
+
+
+def sample_key(place: int, name: str) -> str:
+    """Return a sample's WebDataset key: its place in the split, and its photograph's name without dots."""
+    stem = os.path.splitext(name)[0]
+    plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in stem)
+    return f"{place:08d}-" + plain.encode()[-_NAME_BYTES:].decode(errors="ignore")
+
+
+def read_rows(path: Path) -> np.ndarray:
+    """Read a shard back and return its rows, dtype `INDEX_DTYPE`, in the order of the tar; the shard number is left 0."""
+    rows = [(0, sample.offset, sample.size, int(sample.labels["cls"])) for sample in tar_samples(path)]
+    return np.array(rows, INDEX_DTYPE)
+
+
+def recorded(job: Job, plan: ShardPlan) -> dict | None:
+    """Return the record of a finished shard: counts, bytes, checksum, skipped images; None where it is yet to be made."""
+    record = job.work / f"{plan.file}.json"
+    if not record.exists():
+        return None
+    values, path = json.loads(record.read_text()), job.dest / plan.file
+    return values if path.exists() and path.stat().st_size == values["bytes"] else None
+
+
+def recorded_rows(job: Job, file: str) -> np.ndarray:
+    """Return the rows of a finished shard, as `read_rows` did."""
+    return np.fromfile(job.work / f"{file}.rows", INDEX_DTYPE)
+
+
+def _read(source: Source, sample: int, name: str) -> bytes:
+    try:
+        return source.read(sample)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), f"{name} of {source.name}") from None
+
+
+def _record(job: Job, plan: ShardPlan, found: dict) -> None:
+    path = job.dest / plan.file
+    rows = read_rows(path)
+    write_durably(job.work / f"{plan.file}.rows", rows.tobytes())
+    with path.open("rb") as stream:
+        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+    record = {"samples": len(rows), "bytes": path.stat().st_size, "sha256": checksum, **found}
+    write_durably(job.work / f"{plan.file}.json", json.dumps(record).encode())

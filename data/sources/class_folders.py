@@ -1,0 +1,103 @@
+"""Labels from folder names: one folder per class, in a folder, a zip or a tar, with or without split folders above.
+
+Recognised are ``<class>/…/photo.jpg`` and ``train/<class>/…`` beside ``val/<class>/…``, below any number of folders that
+hold everything.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.sources.base import TRAIN, VAL, Listing, Names, Source, held_out, require_classes
+from data.sources.files import Files, hidden
+from recipes.errors import UserError
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+VALIDATION_FOLDERS = ("val", "valid", "validation", "test", "testing")  # the first one present counts
+
+
+class FileSource(Source):
+    """A source whose images are some of the files of a folder or an archive, at the rows `rows` of `files`."""
+
+    def __init__(self, kind: str, name: str, files: Files, rows: np.ndarray, listing: Listing):
+        self.kind, self.name, self.files, self.rows, self.listing = kind, name, files, rows, listing
+
+    def read(self, i: int) -> bytes:
+        return self.files.read(int(self.rows[i]))
+
+
+def image_paths(files: Files) -> tuple[np.ndarray, list[str]]:
+    """Return the rows of `files` that have an image's ending, and their paths below the folders common to all.
+
+    Raises:
+        UserError: there is no image.
+    """
+    rows, paths = [], []
+    for row, path in enumerate(files.names):
+        if path.lower().endswith(IMAGE_ENDINGS) and not hidden(path):
+            rows.append(row)
+            paths.append(path)
+    if not rows:
+        raise UserError(f"{files.place} holds no images ({', '.join(IMAGE_ENDINGS[:4])}, …): check the path")
+    return np.array(rows, np.int64), _below_common_folders(paths)
+
+
+def class_folders(files: Files, name: str, val_fraction: float) -> Source:
+    """Return the source of a class-per-folder tree.
+
+    Raises:
+        UserError: there are no images, or not at least two class folders.
+    """
+    rows, paths = image_paths(files)
+    folders = {path.partition("/")[0].lower() for path in paths if path.count("/") >= 2}
+    validation = next((folder for folder in VALIDATION_FOLDERS if folder in folders), None)
+    if "train" in folders and validation:
+        keep, labels, splits, classes = _split_tree(paths, validation)
+    else:
+        keep, labels, classes = _tree(paths)
+        splits = None
+    require_classes(classes, files.place)
+    names = [paths[row] for row in keep]
+    labels = np.array(labels, np.int32)
+    if splits is None:
+        splits = held_out(names, labels, val_fraction)
+    notes = []
+    if left_out := len(paths) - len(keep):
+        notes.append(f"left out {left_out:,} images that are in no class folder of the splits used")
+    rows = rows[keep]
+    listing = Listing(np.asarray(splits, np.uint8), labels, files.sizes[rows], Names(names), classes, notes)
+    return FileSource("class folders", name, files, rows, listing)
+
+
+def _split_tree(paths: Sequence[str], validation: str) -> tuple[list[int], list[int], list[int], list[str]]:
+    keep, folders, splits = [], [], []
+    for row, path in enumerate(paths):
+        parts = path.split("/")
+        if len(parts) >= 3 and parts[0].lower() in ("train", validation):
+            keep.append(row)
+            folders.append(parts[1])
+            splits.append(TRAIN if parts[0].lower() == "train" else VAL)
+    labels, classes = _numbered(folders)
+    return keep, labels, splits, classes
+
+
+def _tree(paths: Sequence[str]) -> tuple[list[int], list[int], list[str]]:
+    keep = [row for row, path in enumerate(paths) if "/" in path]
+    labels, classes = _numbered([paths[row].partition("/")[0] for row in keep])
+    return keep, labels, classes
+
+
+def _numbered(folders: Sequence[str]) -> tuple[list[int], list[str]]:
+    classes = sorted(set(folders))
+    number = {folder: i for i, folder in enumerate(classes)}
+    return [number[folder] for folder in folders], classes
+
+
+def _below_common_folders(paths: list[str]) -> list[str]:
+    first, last = min(paths).split("/"), max(paths).split("/")
+    depth = 0
+    while depth < min(len(first), len(last)) - 2 and first[depth] == last[depth]:
+        depth += 1
+    if depth == 0:
+        return paths
+    return [path.split("/", depth)[depth] for path in paths]

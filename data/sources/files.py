@@ -1,0 +1,285 @@
+"""Files in a folder, a zip or a tar, listed once and then read singly from any process, nothing unpacked to the disk.
+
+Archives are read by position, so that a forked process never moves another's place in a shared file.
+"""
+
+import io
+import os
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+
+from data.inspection import Unreadable
+from data.sources.base import Names
+from recipes.errors import UserError
+
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+
+
+class Files(ABC):
+    """Named files in a fixed order, sorted by name.
+
+    Attributes:
+        place: what to call it in messages.
+        names: relative paths with forward slashes.
+        sizes: int64, bytes.
+    """
+
+    place: str
+    names: Names
+    sizes: np.ndarray
+
+    @abstractmethod
+    def read(self, i: int) -> bytes:
+        """Return file `i`, whole.
+
+        Raises:
+            Unreadable: its stored bytes are damaged.
+            OSError: the folder or archive cannot be read.
+        """
+
+
+def open_files(path: Path) -> Files:
+    """Return the files of a folder, a zip or a tar, compressed or not.
+
+    Raises:
+        UserError: there is no such path, it is none of these, or it is damaged.
+    """
+    try:
+        if path.is_dir():
+            return FolderFiles(path)
+        if not path.exists():
+            raise UserError(f"there is no {path}: give a folder, a zip or a tar of images, or the word `digits`")
+        if path.name.lower().endswith(".zip"):
+            return ZipFiles(path)
+        if path.name.lower().endswith(TAR_ENDINGS):
+            return TarFiles(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
+    raise UserError(f"{path} is no folder, zip or tar: sources of other kinds are not known")
+
+
+def hidden(path: str) -> bool:
+    """Whether a file is the operating system's own: dot files, and the twins that macOS puts into archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+class FolderFiles(Files):
+    """The files below a folder; links are followed."""
+
+    def __init__(self, root: Path):
+        self.place, self.root = str(root), root
+        found = sorted(_walk(str(root), ""))
+        self.names = Names(name for name, _ in found)
+        self.sizes = np.array([size for _, size in found], np.int64)
+
+    def read(self, i: int) -> bytes:
+        return (self.root / self.names[i]).read_bytes()
+
+
+def _walk(folder: str, prefix: str):
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, f"{prefix}{entry.name}/")
+            elif entry.is_file():  # false for a link to nowhere
+                yield prefix + entry.name, entry.stat().st_size
+
+
+class ZipFiles(Files):
+    """The members of a zip, or of a zip that is itself a member of a zip.
+
+    Args:
+        path: of the zip.
+        inside: name of the inner zip; it is unpacked to an unnamed temporary file unless it is stored uncompressed.
+    """
+
+    def __init__(self, path: Path, inside: str | None = None):
+        self.place = str(path) if inside is None else f"{inside} in {path}"
+        self._archive = _Archive(path) if inside is None else ZipFiles(path).member(inside)
+        try:
+            with zipfile.ZipFile(self._archive.stream()) as archive:
+                members = sorted(archive.infolist(), key=lambda member: member.filename)
+        except (zipfile.BadZipFile, EOFError, ValueError, struct.error) as error:
+            raise UserError(f"{self.place} is not a whole zip ({error}): download it again") from None
+        members = [member for member in members if not member.is_dir()]
+        self.names = Names(member.filename for member in members)
+        self.sizes = np.array([member.file_size for member in members], np.int64)
+        self._stored = np.array([member.compress_size for member in members], np.int64)
+        self._headers = np.array([member.header_offset for member in members], np.int64)
+        self._methods = np.array([member.compress_type for member in members], np.uint16)
+        self._encrypted = np.array([member.flag_bits & 1 for member in members], bool)
+        self._checksums = np.array([member.CRC for member in members], np.uint32)
+
+    def read(self, i: int) -> bytes:
+        found = self._archive.read(self._start(i), int(self._stored[i]))
+        try:
+            if self._methods[i] == zipfile.ZIP_DEFLATED:
+                found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(found, int(self.sizes[i]) + 1)
+        except zlib.error:
+            raise Unreadable("its compressed bytes in the zip are damaged") from None
+        if zlib.crc32(found) != self._checksums[i]:
+            raise Unreadable("its checksum in the zip is wrong")
+        return found
+
+    def _start(self, i: int) -> int:
+        """Where the bytes of a member begin: its own header decides, the directory at the end of a zip does not say."""
+        if self._encrypted[i]:
+            raise Unreadable("it is encrypted in the zip")
+        if self._methods[i] not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Unreadable("it is compressed in a way that only newer zip programs read")
+        header = self._archive.read(int(self._headers[i]), _LOCAL_HEADER.size)
+        if len(header) < _LOCAL_HEADER.size or header[:4] != zipfile.stringFileHeader:
+            raise Unreadable("its header in the zip is damaged")
+        _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+        return int(self._headers[i]) + _LOCAL_HEADER.size + name_length + extra_length
+
+    def member(self, name: str) -> "_Archive":
+        """The member of that name as an archive of its own."""
+        i = list(self.names).index(name)
+        try:
+            if self._methods[i] == zipfile.ZIP_STORED:
+                return self._archive.section(self._start(i), int(self.sizes[i]))
+            return _Unpacked(self._archive.path, name)
+        except Unreadable as damage:
+            raise UserError(f"{name} in {self.place} cannot be read: {damage}; download it again") from None
+
+
+class TarFiles(Files):
+    """The members of a tar; a compressed one is first unpacked to an unnamed temporary file."""
+
+    def __init__(self, path: Path):
+        self.place = str(path)
+        self._archive = _Archive(path) if path.name.lower().endswith(".tar") else _Unpacked(path, None)
+        found = []
+        try:
+            with tarfile.open(fileobj=self._archive.stream(), mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    if member.isreg():
+                        found.append((member.name.removeprefix("./"), member.size, member.offset_data))
+                    archive.members = []  # else a tar of a million files is a million objects
+        except (tarfile.TarError, EOFError) as error:
+            raise UserError(f"{path} is not a whole tar ({error}): download it again") from None
+        found.sort()
+        self.names = Names(name for name, _, _ in found)
+        self.sizes = np.array([size for _, size, _ in found], np.int64)
+        self._offsets = np.array([offset for _, _, offset in found], np.int64)
+
+    def read(self, i: int) -> bytes:
+        found = self._archive.read(int(self._offsets[i]), int(self.sizes[i]))
+        if len(found) != self.sizes[i]:
+            raise Unreadable("the tar ends inside it")
+        return found
+
+
+class _Archive:
+    """A part of a file, read by position; each process opens the file for itself when it first reads."""
+
+    def __init__(self, path: Path, start: int = 0, size: int | None = None):
+        self.path, self._start = path, start
+        self.size = path.stat().st_size if size is None else size
+        self._file = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_file": None}
+
+    def read(self, offset: int, size: int) -> bytes:
+        if self._file is None:
+            self._file = self._opened()
+        size = max(0, min(size, self.size - offset))
+        return os.pread(self._file.fileno(), size, self._start + offset)
+
+    def section(self, offset: int, size: int) -> "_Archive":
+        return _Archive(self.path, self._start + offset, size)
+
+    def stream(self) -> io.BufferedReader:
+        """The same bytes as a seekable stream, for the standard library's readers."""
+        return io.BufferedReader(_Stream(self), 1 << 16)
+
+    def _opened(self):
+        return self.path.open("rb", buffering=0)
+
+
+class _Unpacked(_Archive):
+    """A compressed file, unpacked into a temporary file that has no name and so leaves with its last process.
+
+    Forked processes share it. A process that got this by pickle unpacks it again.
+    """
+
+    def __init__(self, path: Path, member: str | None):
+        self.path, self._start, self._member = path, 0, member
+        self._file = self._opened()
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def section(self, offset: int, size: int) -> "_Archive":
+        raise UserError(f"{self.path} has zips inside zips inside zips: unpack it first")
+
+    def _opened(self):
+        unpacked = tempfile.TemporaryFile()
+        try:
+            if self._member is None:
+                self._decompress(unpacked)
+            else:
+                with zipfile.ZipFile(self.path) as archive, archive.open(self._member) as packed:
+                    _copy(packed, unpacked)
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{self.path} cannot be unpacked into {tempfile.gettempdir()} ({error}): "
+                f"it is damaged or the disk is full"
+            ) from None
+        unpacked.flush()
+        return unpacked
+
+    def _decompress(self, unpacked) -> None:
+        import bz2
+        import gzip
+        import lzma
+
+        name = self.path.name.lower()
+        opener = bz2.open if name.endswith("bz2") else lzma.open if name.endswith("xz") else gzip.open
+        try:
+            with opener(self.path) as packed:
+                _copy(packed, unpacked)
+        except lzma.LZMAError as error:
+            raise OSError(str(error)) from None
+
+
+def _copy(packed, unpacked) -> None:
+    while chunk := packed.read(1 << 20):
+        unpacked.write(chunk)
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, archive: _Archive):
+        self._archive, self._position = archive, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._archive.size}[whence]
+        if base + offset < 0:
+            raise OSError(22, "negative position")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer) -> int:
+        found = self._archive.read(self._position, len(buffer))
+        buffer[: len(found)] = found
+        self._position += len(found)
+        return len(found)
