@@ -28,7 +28,7 @@ from recipes.errors import UserError
 from recipes.schedule import Timetable
 from recipes.schema import Recipe
 
-_LARGEST_MICRO_BATCH = {"cpu": 32, "cuda": 64}  # used where the user names none
+_LARGEST_MICRO_BATCH = 64  # used where the user names none
 
 
 def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, workers: int | None = None) -> bool:
@@ -38,7 +38,7 @@ def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, worker
 
     Args:
         run_path: where the run is kept.
-        micro_batch: images per forward and backward pass; None: 64 on a GPU, 32 on a CPU, or fewer where the share is small.
+        micro_batch: images per forward and backward pass; None: at most 64.
         workers: processes that prepare images, per training process; None: what the CPUs allow; 0: none.
 
     Raises:
@@ -59,7 +59,7 @@ def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, worker
         recipe,
         accelerator.num_processes,
         micro_batch,
-        largest=_LARGEST_MICRO_BATCH[accelerator.device.type],
+        largest=_LARGEST_MICRO_BATCH,
         statistics_size=recipe.batch.statistics_size if statistics else 1,
     )
 

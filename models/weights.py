@@ -55,11 +55,11 @@ def timm_pretrained(name: str) -> dict[str, Tensor]:
         ) from None
 
 
-def fit_weights(model: nn.Module, weights: dict[str, Tensor], origin: str) -> list[str]:
+def fit_weights(model: nn.Module, weights: dict[str, Tensor], origin: str, new_head: bool = True) -> list[str]:
     """Load `weights` into `model`; return a note for each thing that was not loaded.
 
-    Parameter names of ConvNeXt's own code are renamed to timm's. A head for another number of classes is left as it is
-    initialised; everything else must be there in the right shape.
+    Parameter names of ConvNeXt's own code are renamed to timm's. With `new_head`, a head for another number of classes is
+    left as it is initialised; everything else must be there in the right shape.
 
     Raises:
         UserError: a weight is missing or of the wrong shape; names the first one.
@@ -70,7 +70,7 @@ def fit_weights(model: nn.Module, weights: dict[str, Tensor], origin: str) -> li
     head = model.default_cfg["classifier"]
     notes = []
     for name in (f"{head}.weight", f"{head}.bias"):
-        if name in weights and weights[name].shape[0] != own[name].shape[0]:
+        if new_head and name in weights and weights[name].shape[0] != own[name].shape[0]:
             notes.append(f"{name}: {weights[name].shape[0]} classes in {origin}, {own[name].shape[0]} here; a new head is trained")
             weights = {other: value for other, value in weights.items() if other != name} | {name: own[name]}
     for name, value in own.items():
