@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 # Pillow knows formats whose reader starts another program (EPS runs Ghostscript); a data set must not choose one.
-EXTENSIONS = {
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_EXTENSIONS = {
     "JPEG": "jpg",
-    "MPO": "jpg",
+    "MPO": "jpg",  # a JPEG with further pictures behind it, as some cameras write
     "PNG": "png",
     "WEBP": "webp",
     "GIF": "gif",
@@ -69,7 +70,7 @@ def inspect(data: bytes) -> Photograph:
 
 
 def _inspect(data: bytes) -> Photograph:
-    image = Image.open(io.BytesIO(data), formats=list(EXTENSIONS))
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
     odd = []
     if _sixteen_bit(image):
         odd.append("16-bit")
@@ -91,7 +92,7 @@ def _inspect(data: bytes) -> Photograph:
         raise Unreadable("32-bit pixels, whose range is not known")
     if "16-bit" in odd and image.mode != "RGB":
         return Photograph(_eight_bit(image), "png", tuple(odd))
-    return Photograph(data, EXTENSIONS[image.format], tuple(odd))
+    return Photograph(data, _EXTENSIONS[image.format], tuple(odd))
 
 
 def _sixteen_bit(image: Image.Image) -> bool:

@@ -49,17 +49,14 @@ def class_folders(files: Files, name: str, val_fraction: float) -> Source:
         UserError: there are no images, or not at least two class folders.
     """
     rows, paths = image_paths(files)
-    folders = {path.partition("/")[0].lower() for path in paths if path.count("/") >= 2}
-    validation = next((folder for folder in VALIDATION_FOLDERS if folder in folders), None)
-    if "train" in folders and validation:
-        keep, labels, splits, classes = _split_tree(paths, validation)
+    if _has_split_folders(paths):
+        keep, folders, splits = _split_tree(paths)
     else:
-        keep, labels, classes = _tree(paths)
-        splits = None
+        keep, folders, splits = _tree(paths)
+    labels, classes = _numbered(folders)
     require_classes(classes, files.place)
     names = [paths[row] for row in keep]
-    labels = np.array(labels, np.int32)
-    if splits is None:
+    if VAL not in splits:
         splits = held_out(names, labels, val_fraction)
     notes = []
     if left_out := len(paths) - len(keep):
@@ -69,28 +66,36 @@ def class_folders(files: Files, name: str, val_fraction: float) -> Source:
     return FileSource("class folders", name, files, rows, listing)
 
 
-def _split_tree(paths: Sequence[str], validation: str) -> tuple[list[int], list[int], list[int], list[str]]:
+def _has_split_folders(paths: Sequence[str]) -> bool:
+    with_class_folders = {path.partition("/")[0].lower() for path in paths if path.count("/") >= 2}
+    top = {path.partition("/")[0].lower() for path in paths}
+    return "train" in with_class_folders and not top.isdisjoint(VALIDATION_FOLDERS)
+
+
+def _split_tree(paths: Sequence[str]) -> tuple[list[int], list[str], list[int]]:
+    """Return the rows of `paths` below ``train/<class>`` or the validation folder, their class folders and splits."""
+    labelled = {path.partition("/")[0].lower() for path in paths if path.count("/") >= 2}
+    validation = next((folder for folder in VALIDATION_FOLDERS if folder in labelled), None)
+    split_of = {"train": TRAIN, validation: VAL}
     keep, folders, splits = [], [], []
     for row, path in enumerate(paths):
-        parts = path.split("/")
-        if len(parts) >= 3 and parts[0].lower() in ("train", validation):
+        split, *below = path.split("/")
+        if len(below) >= 2 and split.lower() in split_of:
             keep.append(row)
-            folders.append(parts[1])
-            splits.append(TRAIN if parts[0].lower() == "train" else VAL)
-    labels, classes = _numbered(folders)
-    return keep, labels, splits, classes
+            folders.append(below[0])
+            splits.append(split_of[split.lower()])
+    return keep, folders, splits
 
 
-def _tree(paths: Sequence[str]) -> tuple[list[int], list[int], list[str]]:
+def _tree(paths: Sequence[str]) -> tuple[list[int], list[str], list[int]]:
     keep = [row for row, path in enumerate(paths) if "/" in path]
-    labels, classes = _numbered([paths[row].partition("/")[0] for row in keep])
-    return keep, labels, classes
+    return keep, [paths[row].partition("/")[0] for row in keep], []
 
 
-def _numbered(folders: Sequence[str]) -> tuple[list[int], list[str]]:
+def _numbered(folders: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     classes = sorted(set(folders))
     number = {folder: i for i, folder in enumerate(classes)}
-    return [number[folder] for folder in folders], classes
+    return np.array([number[folder] for folder in folders], np.int32), classes
 
 
 def _below_common_folders(paths: list[str]) -> list[str]:
