@@ -13,7 +13,10 @@ import io
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from data.size_limit import SizeLimit, shrink
 
 # Pillow knows formats whose reader starts another program (EPS runs Ghostscript); a data set must not choose one.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -40,15 +43,19 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Photograph:
-    """An image that decodes: its bytes, the file extension of its true format, and what is odd about it."""
+    """An image that decodes, as it is to be stored: bytes, the file extension of its true format, what is odd about it.
+
+    `shrunk`: it was above the size limit.
+    """
 
     data: bytes
     extension: str
     odd: tuple[str, ...]
+    shrunk: bool = False
 
 
-def inspect(data: bytes) -> Photograph:
-    """Decode an image once, completely, and return it as it is to be stored.
+def inspect(data: bytes, limit: SizeLimit = SizeLimit()) -> Photograph:
+    """Decode an image once, completely, and return it as it is to be stored: unchanged, if it is within the limit.
 
     Raises:
         Unreadable: it cannot be decoded.
@@ -57,7 +64,7 @@ def inspect(data: bytes) -> Photograph:
         # Truncated metadata and 89 to 178 million pixels only warn, and neither hurts training.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _inspect(data)
+            return _inspect(data, limit)
     except UnidentifiedImageError:
         raise Unreadable("not an image of a known format" if data else "empty file") from None
     except Image.DecompressionBombError:
@@ -69,49 +76,58 @@ def inspect(data: bytes) -> Photograph:
         raise Unreadable(f"{type(error).__name__}: {error}", odd) from None
 
 
-def _inspect(data: bytes) -> Photograph:
+def _inspect(data: bytes, limit: SizeLimit) -> Photograph:
     image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    odd = []
-    if _sixteen_bit(image):
-        odd.append("16-bit")
-    elif image.mode == "CMYK":
-        odd.append("cmyk")
-    elif image.mode in ("L", "LA", "1"):
-        odd.append("grayscale")
-    elif image.mode in ("P", "PA"):
-        odd.append("palette")
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        odd.append("animated")
-    if image.format == "JPEG":
-        # Reads every coded bit, so finds the same damage as a full decode in less than half the time.
+    odd = _oddities(image)
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise Unreadable("32-bit pixels, whose range is not known")
+    size = limit.allowed(*image.size)
+    stored = image
+    if image.mode.startswith("I"):
+        stored, data, extension = _eight_bit(image)
+    else:
+        extension = _EXTENSIONS[image.format]
+    if size is not None:
+        data, extension = shrink(stored, size, limit.quality), "jpg"
+    elif image.format == "JPEG":
+        # Reads every coded bit, so finds the same damage as a full decode in little more than half the time.
         image.draft(None, (1, 1))
     image.load()
     if _rotated(image):
         odd.append("exif-rotated")
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise Unreadable("32-bit pixels, whose range is not known")
-    if "16-bit" in odd and image.mode != "RGB":
-        return Photograph(_eight_bit(image), "png", tuple(odd))
-    return Photograph(data, _EXTENSIONS[image.format], tuple(odd))
+    return Photograph(data, extension, tuple(odd), shrunk=size is not None)
 
 
-def _sixteen_bit(image: Image.Image) -> bool:
-    if image.mode.startswith("I"):
-        return True
-    return any("16" in str(tile.args) for tile in image.tile if image.format in ("PNG", "TIFF", "PPM"))
+def _oddities(image: Image.Image) -> list[str]:
+    found = []
+    if image.mode.startswith("I") or "16" in _raw_modes(image):
+        found.append("16-bit")
+    elif image.mode == "CMYK":
+        found.append("cmyk")
+    elif image.mode in ("L", "LA", "1"):
+        found.append("grayscale")
+    elif image.mode in ("P", "PA"):
+        found.append("palette")
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        found.append("animated")
+    return found
+
+
+def _raw_modes(image: Image.Image) -> str:
+    """How the file stores pixels, e.g. "RGB;16B", where Pillow's mode says RGB."""
+    return " ".join(str(tile[3]) for tile in image.tile) if image.format in ("PNG", "TIFF") else ""
 
 
 def _rotated(image: Image.Image) -> bool:
-    try:
+    try:  # only once the pixels are read: Pillow looks behind them, and hides damage that it meets on the way
         return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
     except Exception:  # damaged metadata of a good image
         return False
 
 
-def _eight_bit(image: Image.Image) -> bytes:
-    import numpy
-
-    pixels = numpy.asarray(image).astype(numpy.int64).clip(0, 65535) >> 8
+def _eight_bit(image: Image.Image) -> tuple[Image.Image, bytes, str]:
+    pixels = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+    image = Image.fromarray(pixels.astype(np.uint8))
     stored = io.BytesIO()
-    Image.fromarray(pixels.astype(numpy.uint8)).save(stored, "PNG")
-    return stored.getvalue()
+    image.save(stored, "PNG")
+    return image, stored.getvalue(), "png"

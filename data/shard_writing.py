@@ -12,6 +12,7 @@ from data.durable import flush, rename_durably, write_durably
 from data.inspection import Unreadable, inspect
 from data.parallel import Worker
 from data.shards import INDEX_DTYPE
+from data.size_limit import SizeLimit
 from data.sources.base import Source
 from data.tar_samples import tar_samples
 
@@ -30,9 +31,10 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Job:
-    """What all workers share: where images come from, where shards go, and where finished shards are recorded."""
+    """What all workers share: where images come from, their largest size, where shards and records of them go."""
 
     source: Source
+    limit: SizeLimit
     dest: Path
     work: Path
 
@@ -43,19 +45,20 @@ def write_shard(worker: Worker, plan: ShardPlan) -> None:
 
     job: Job = worker.shared
     temporary = job.work / f"{plan.file}.{os.getpid()}.partial"
-    skipped, odd = [], {}
+    skipped, odd, shrunk = [], {}, 0
     with temporary.open("wb") as stream:
         # A fixed time, and no encoder between the photograph's bytes and the tar.
         with TarWriter(stream, encoder=False, mtime=0) as writer:
             for place, sample in enumerate(plan.samples.tolist(), plan.first):
                 name = job.source.listing.names[sample]
                 try:
-                    photograph = inspect(_read(job.source, sample, name))
+                    photograph = inspect(_read(job.source, sample, name), job.limit)
                 except Unreadable as damage:
                     skipped.append({"name": name, "reason": damage.reason})
                     kinds = damage.odd
                 else:
                     kinds = photograph.odd
+                    shrunk += photograph.shrunk
                     label = str(job.source.listing.labels[sample]).encode()
                     writer.write({"__key__": sample_key(place, name), photograph.extension: photograph.data, "cls": label})
                 for kind in kinds:
@@ -63,7 +66,7 @@ def write_shard(worker: Worker, plan: ShardPlan) -> None:
                 worker.advance()
         flush(stream)
     rename_durably(temporary, job.dest / plan.file)
-    _record(job, plan, {"skipped": skipped, "odd": odd})
+    _record(job, plan, {"skipped": skipped, "odd": odd, "shrunk": shrunk})
 
 
 def sample_key(place: int, name: str) -> str:

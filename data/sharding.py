@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from data.parallel import for_each
 from data.progress import say
 from data.shard_writing import Job, ShardPlan, recorded, recorded_rows, write_shard
 from data.shards import FORMAT, INDEX_DTYPE, MANIFEST, ShardSet, read_manifest
+from data.size_limit import SizeLimit
 from data.sources import open_source
 from data.sources.base import SPLITS, Listing
 from data.work_folder import WORK, work_folder
@@ -32,18 +34,25 @@ def shard(
     *,
     val_fraction: float = 0.1,
     shard_size: int = SHARD_SIZE,
+    shortest_side: int | None = None,
+    longest_side: int | None = None,
+    quality: int = 95,
+    class_map: Path | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> ShardSet:
     """Write the images of `source` as a data set into the folder `dest`, or finish what an earlier call began.
 
-    Images are stored as they are, in an order that mixes the classes. What cannot be decoded is left out and named in
-    the manifest.
+    Images are stored as they are, in an order that mixes the classes; only those above a size limit are encoded again.
+    What cannot be decoded is left out and named in the manifest.
 
     Args:
         source: as `data.sources.open_source` takes it.
         val_fraction: share of each class held out for validation where the source has no validation images.
-        shard_size: bytes of images after which the next shard begins.
+        shard_size: bytes of images, as they are in the source, after which the next shard begins.
+        shortest_side, longest_side: pixels above which an image is made smaller.
+        quality: JPEG quality of the images made smaller.
+        class_map: file that gives folders other class names or numbers, see `data.sources.class_map`.
         workers: processes; None: one per usable core.
         progress: show progress and a summary on standard error.
 
@@ -52,11 +61,12 @@ def shard(
     """
     if shard_size < 1:
         raise UserError(f"a shard size of {shard_size} bytes is not possible: give e.g. {SHARD_SIZE}")
-    opened = open_source(source, val_fraction)
+    limit = SizeLimit(shortest_side, longest_side, quality)
+    opened = open_source(source, val_fraction, class_map)
     identity = {
         "kind": opened.kind,
         "listing": opened.listing.digest(),
-        "options": {"val_fraction": val_fraction, "shard_size": shard_size},
+        "options": {"val_fraction": val_fraction, "shard_size": shard_size, "limit": asdict(limit)},
     }
     dest = Path(dest)
     try:
@@ -65,7 +75,7 @@ def shard(
                 say(f"{dest} is complete: nothing to do")
             return ShardSet.open(dest)
         with work_folder(dest, identity) as work:
-            manifest = _write(Job(opened, dest, work), identity, shard_size, workers, progress)
+            manifest = _write(Job(opened, limit, dest, work), identity, shard_size, workers, progress)
     except OSError as error:
         raise UserError(
             f"{error.filename or dest}: {error.strerror or error}; the same command goes on once that is put right"
@@ -113,7 +123,7 @@ def _write(job: Job, identity: dict, shard_size: int, workers: int | None, progr
 
 
 def _manifest(job: Job, identity: dict, plans: list[ShardPlan]) -> dict:
-    splits, skipped, odd = {}, [], {}
+    splits, skipped, odd, shrunk = {}, [], {}, 0
     for split in SPLITS:
         shards = []
         for plan in plans:
@@ -121,6 +131,7 @@ def _manifest(job: Job, identity: dict, plans: list[ShardPlan]) -> dict:
                 continue
             record = recorded(job, plan)
             skipped += record.pop("skipped")
+            shrunk += record.pop("shrunk")
             for kind, count in record.pop("odd").items():
                 odd[kind] = odd.get(kind, 0) + count
             shards.append({"file": plan.file, **record})
@@ -133,6 +144,7 @@ def _manifest(job: Job, identity: dict, plans: list[ShardPlan]) -> dict:
         "splits": splits,
         "skipped": skipped,
         "odd": dict(sorted(odd.items())),
+        "shrunk": shrunk,
         "source": identity,
     }
 
@@ -183,5 +195,9 @@ def _summarise(dest: Path, manifest: dict, notes: list[str]) -> None:
     if skipped := manifest["skipped"]:
         example = f"{skipped[0]['name']} ({skipped[0]['reason']})"
         say(f"left out {len(skipped):,} unreadable images, all named in {dest / MANIFEST}, e.g. {example}")
+    if manifest["odd"]:
+        say("odd images: " + ", ".join(f"{count:,} {kind}" for kind, count in manifest["odd"].items()))
+    if manifest["shrunk"]:
+        say(f"made {manifest['shrunk']:,} images smaller")
     for note in notes:
         say(note)

@@ -1,21 +1,18 @@
-"""Files in a folder, a zip or a tar, listed once and then read singly from any process, nothing unpacked to the disk.
+"""Files in a folder, a zip or a tar, listed once and then read singly from any process."""
 
-Archives are read by position, so that a forked process never moves another's place in a shared file.
-"""
-
-import io
 import os
 import struct
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from data.inspection import Unreadable
+from data.sources.archives import Archive, ArchiveStream, UnpackedArchive
 from data.sources.base import Names
 from recipes.errors import UserError
 
@@ -105,7 +102,7 @@ class ZipFiles(Files):
 
     def __init__(self, path: Path, inside: str | None = None):
         self.place = str(path) if inside is None else f"{inside} in {path}"
-        self._archive = _Archive(path) if inside is None else ZipFiles(path).member(inside)
+        self._archive = Archive(path) if inside is None else ZipFiles(path).member(inside)
         try:
             with zipfile.ZipFile(self._archive.stream()) as archive:
                 members = sorted(archive.infolist(), key=lambda member: member.filename)
@@ -143,13 +140,13 @@ class ZipFiles(Files):
         _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         return int(self._headers[i]) + _LOCAL_HEADER.size + name_length + extra_length
 
-    def member(self, name: str) -> "_Archive":
+    def member(self, name: str) -> Archive:
         """The member of that name as an archive of its own."""
         i = list(self.names).index(name)
         try:
             if self._methods[i] == zipfile.ZIP_STORED:
                 return self._archive.section(self._start(i), int(self.sizes[i]))
-            return _Unpacked(self._archive.path, name)
+            return UnpackedArchive(self._archive.path, name)
         except Unreadable as damage:
             raise UserError(f"{name} in {self.place} cannot be read: {damage}; download it again") from None
 
@@ -159,20 +156,11 @@ class TarFiles(Files):
 
     def __init__(self, path: Path):
         self.place = str(path)
-        self._archive = _Archive(path) if path.name.lower().endswith(".tar") else _Unpacked(path, None)
-        found = []
-        try:
-            with tarfile.open(fileobj=self._archive.stream(), mode="r:") as archive:
-                while (member := archive.next()) is not None:
-                    if member.isreg():
-                        found.append((member.name.removeprefix("./"), member.size, member.offset_data))
-                    archive.members = []  # else a tar of a million files is a million objects
-        except (tarfile.TarError, EOFError) as error:
-            raise UserError(f"{path} is not a whole tar ({error}): download it again") from None
-        found.sort()
-        self.names = Names(name for name, _, _ in found)
-        self.sizes = np.array([size for _, size, _ in found], np.int64)
-        self._offsets = np.array([offset for _, _, offset in found], np.int64)
+        self._archive = Archive(path) if path.name.lower().endswith(".tar") else UnpackedArchive(path, None)
+        members = sorted(tar_members(self._archive, str(path)))
+        self.names = Names(name for name, _, _ in members)
+        self.sizes = np.array([size for _, size, _ in members], np.int64)
+        self._offsets = np.array([offset for _, _, offset in members], np.int64)
 
     def read(self, i: int) -> bytes:
         found = self._archive.read(int(self._offsets[i]), int(self.sizes[i]))
@@ -181,105 +169,18 @@ class TarFiles(Files):
         return found
 
 
-class _Archive:
-    """A part of a file, read by position; each process opens the file for itself when it first reads."""
+def tar_members(archive: Archive, place: str) -> Iterator[tuple[str, int, int]]:
+    """Yield name, size and offset within the archive of each file in an uncompressed tar; reads headers only.
 
-    def __init__(self, path: Path, start: int = 0, size: int | None = None):
-        self.path, self._start = path, start
-        self.size = path.stat().st_size if size is None else size
-        self._file = None
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_file": None}
-
-    def read(self, offset: int, size: int) -> bytes:
-        if self._file is None:
-            self._file = self._opened()
-        size = max(0, min(size, self.size - offset))
-        return os.pread(self._file.fileno(), size, self._start + offset)
-
-    def section(self, offset: int, size: int) -> "_Archive":
-        return _Archive(self.path, self._start + offset, size)
-
-    def stream(self) -> io.BufferedReader:
-        """The same bytes as a seekable stream, for the standard library's readers."""
-        return io.BufferedReader(_Stream(self), 1 << 16)
-
-    def _opened(self):
-        return self.path.open("rb", buffering=0)
-
-
-class _Unpacked(_Archive):
-    """A compressed file, unpacked into a temporary file that has no name and so leaves with its last process.
-
-    Forked processes share it. A process that got this by pickle unpacks it again.
+    Raises:
+        UserError: the tar is damaged; names `place`.
     """
-
-    def __init__(self, path: Path, member: str | None):
-        self.path, self._start, self._member = path, 0, member
-        self._file = self._opened()
-        self.size = os.fstat(self._file.fileno()).st_size
-
-    def section(self, offset: int, size: int) -> "_Archive":
-        raise UserError(f"{self.path} has zips inside zips inside zips: unpack it first")
-
-    def _opened(self):
-        unpacked = tempfile.TemporaryFile()
-        try:
-            if self._member is None:
-                self._decompress(unpacked)
-            else:
-                with zipfile.ZipFile(self.path) as archive, archive.open(self._member) as packed:
-                    _copy(packed, unpacked)
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{self.path} cannot be unpacked into {tempfile.gettempdir()} ({error}): "
-                f"it is damaged or the disk is full"
-            ) from None
-        unpacked.flush()
-        return unpacked
-
-    def _decompress(self, unpacked) -> None:
-        import bz2
-        import gzip
-        import lzma
-
-        name = self.path.name.lower()
-        opener = bz2.open if name.endswith("bz2") else lzma.open if name.endswith("xz") else gzip.open
-        try:
-            with opener(self.path) as packed:
-                _copy(packed, unpacked)
-        except lzma.LZMAError as error:
-            raise OSError(str(error)) from None
-
-
-def _copy(packed, unpacked) -> None:
-    while chunk := packed.read(1 << 20):
-        unpacked.write(chunk)
-
-
-class _Stream(io.RawIOBase):
-    def __init__(self, archive: _Archive):
-        self._archive, self._position = archive, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._archive.size}[whence]
-        if base + offset < 0:
-            raise OSError(22, "negative position")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer) -> int:
-        found = self._archive.read(self._position, len(buffer))
-        buffer[: len(found)] = found
-        self._position += len(found)
-        return len(found)
+    try:
+        # Unbuffered: a buffer would read the photographs between the headers.
+        with tarfile.open(fileobj=ArchiveStream(archive), mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # they would pile up
+                if member.isreg():
+                    yield member.name.removeprefix("./"), member.size, member.offset_data
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{place} is not a whole tar ({error}): download it again") from None

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pictures import contents, encoded, write_tree
 
 from data.shard_writing import sample_key
 from data.sharding import shard
 from data.shards import INDEX_DTYPE, ShardSet
 from recipes.errors import UserError
+from tests.data.pictures import contents, encoded, write_tree
 
 SMALL = 40_000  # bytes of a shard, so that a few dozen images make several
 
@@ -309,3 +309,26 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(tree, tmp_path, caps
 def test_reading_modules_do_not_import_torch():
     command = "import sys, data.sharding, data.shards, data.verify; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", command], check=True)
+
+
+def test_only_images_above_the_size_limit_are_encoded_again(tree, tmp_path):
+    (tree / "ant/large.jpg").write_bytes(encoded("large", size=(400, 300)))
+    found = shard(str(tree), tmp_path / "out", shortest_side=100, val_fraction=0, progress=False)
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["shrunk"] == 1
+    original = {path.read_bytes() for path in tree.rglob("*.jpg")}
+    train = found.split("train")
+    changed = [train.read(i) for i in range(len(train)) if train.read(i) not in original]
+    assert [Image.open(io.BytesIO(data)).size for data in changed] == [(133, 100)]
+    with pytest.raises(UserError, match="other options"):
+        shard(str(tree), tmp_path / "out", val_fraction=0, progress=False)
+
+
+def test_odd_images_are_counted_by_kind(tree, tmp_path, capsys):
+    (tree / "ant/c.jpg").write_bytes(encoded("c", mode="CMYK"))
+    (tree / "ant/p.png").write_bytes(encoded("p", "PNG", mode="P"))
+    (tree / "bee/g.jpg").write_bytes(encoded("g", mode="L"))
+    (tree / "bee/cut.jpg").write_bytes(encoded("g")[:-100])
+    shard(str(tree), tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["odd"] == {"cmyk": 1, "grayscale": 1, "palette": 1, "truncated": 1}
+    assert "1 cmyk, 1 grayscale" in capsys.readouterr().err

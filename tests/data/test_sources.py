@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encoded, write_tree
 
 from data.inspection import inspect
 from data.sources import open_source
 from data.sources.base import SPLITS, TRAIN, VAL, held_out
 from recipes.errors import UserError
+from tests.data.pictures import encoded, write_tree
 
 
 def labelled(source) -> dict[str, tuple[str, str]]:
@@ -212,3 +212,47 @@ def test_a_damaged_archive_is_one_sentence(tmp_path, ending, cut):
 def test_an_impossible_validation_share_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="validation share of 1.5"):
         open_source(str(tmp_path), 1.5)
+
+
+def mapped(tmp_path, text: str, name: str = "map.txt"):
+    write_tree(tmp_path / "tree", each=4)
+    (tmp_path / name).write_text(text)
+    return open_source(str(tmp_path / "tree"), 0.25, tmp_path / name)
+
+
+def test_a_class_map_renames_in_the_order_of_the_folders(tmp_path):
+    found = mapped(tmp_path, "cow domestic cattle, Bos taurus\nant\tworker\nbee honey bee\n")
+    assert found.listing.classes == ["worker", "honey bee", "domestic cattle, Bos taurus"]
+    assert labelled(found)["cow/cow.1.jpg"][1] == "domestic cattle, Bos taurus"
+
+
+def test_a_class_map_joins_classes_and_leaves_out_what_it_does_not_name(tmp_path):
+    write_tree(tmp_path / "tree", classes=("dog",))
+    found = mapped(tmp_path, '{"ant": "insect", "bee": "insect", "cow": "mammal"}', "map.json")
+    assert found.listing.classes == ["insect", "mammal"]
+    assert np.bincount(found.listing.labels).tolist() == [8, 4]
+    assert "left out 10 images of 1 classes" in found.listing.notes[0]
+    assert every_image_reads(found)
+
+
+def test_a_class_map_with_numbers_gives_the_labels(tmp_path):
+    found = mapped(tmp_path, "ant,2\nbee,0\ncow,1\n", "map.csv")
+    assert found.listing.classes == ["bee", "cow", "ant"]
+    assert labelled(found)["ant/ant.0.jpg"][1] == "ant"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("ant\n", "map.txt", "line 1"),
+        ("ant 0\nbee 2\n", "map.txt", "0 to 1 without a gap"),
+        ("ant 0\nbee b\n", "map.txt", "either names or numbers"),
+        ("horse h\n", "map.txt", "none of the classes, which are ant, bee"),
+        ("ant one\n", "map.txt", "only one class"),
+        ("{", "map.json", "not valid JSON"),
+        ('{"ant": ["x"]}', "map.json", "must be of the form"),
+    ],
+)
+def test_an_impossible_class_map_is_one_sentence(tmp_path, text, name, message):
+    with pytest.raises(UserError, match=message):
+        mapped(tmp_path, text, name)

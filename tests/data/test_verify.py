@@ -6,11 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from pictures import write_tree
 
 from data.sharding import shard
 from data.verify import verify
 from recipes.errors import UserError
+from tests.data.pictures import write_tree
 
 
 @pytest.fixture(scope="module")
