@@ -4,23 +4,26 @@ What goes where is decided before the first byte is written, so the files are th
 and however often the work was killed.
 """
 
-import hashlib
 import json
 import shutil
 import tarfile
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from data.durable import flush, rename_durably, write_durably
+from data.durable import write_durably
 from data.parallel import for_each
 from data.progress import say
+from data.referencing import reference
 from data.shard_writing import Job, ShardPlan, recorded, recorded_rows, write_shard
-from data.shards import FORMAT, INDEX_DTYPE, MANIFEST, ShardSet, read_manifest
+from data.shards import FORMAT, MANIFEST, ShardSet, read_manifest
 from data.size_limit import SizeLimit
 from data.sources import open_source
 from data.sources.base import SPLITS, Listing
+from data.sources.webdataset_shards import WebDatasetShards
+from data.split_writing import write_split
 from data.work_folder import WORK, work_folder
 from recipes.errors import UserError
 from recipes.keys import key
@@ -62,26 +65,28 @@ def shard(
     if shard_size < 1:
         raise UserError(f"a shard size of {shard_size} bytes is not possible: give e.g. {SHARD_SIZE}")
     limit = SizeLimit(shortest_side, longest_side, quality)
-    opened = open_source(source, val_fraction, class_map)
-    identity = {
-        "kind": opened.kind,
-        "listing": opened.listing.digest(),
-        "options": {"val_fraction": val_fraction, "shard_size": shard_size, "limit": asdict(limit)},
-    }
     dest = Path(dest)
     try:
+        opened = open_source(source, val_fraction, class_map, workers, progress)
+        options = {"val_fraction": val_fraction, "shard_size": shard_size, "limit": asdict(limit)}
+        identity = {"kind": opened.kind, "listing": opened.digest(), "options": options}
         if _is_finished(dest, identity):
             if progress:
                 say(f"{dest} is complete: nothing to do")
             return ShardSet.open(dest)
         with work_folder(dest, identity) as work:
-            manifest = _write(Job(opened, limit, dest, work), identity, shard_size, workers, progress)
+            if isinstance(opened, WebDatasetShards):
+                contents = _index(opened, limit, dest, work, val_fraction, workers, progress)
+            else:
+                contents = _write(Job(opened, limit, dest, work), shard_size, workers, progress)
+            manifest = {"format": FORMAT, "name": opened.name, **contents, "source": identity}
+            write_durably(dest / MANIFEST, json.dumps(manifest, indent=1).encode())
     except OSError as error:
         raise UserError(
             f"{error.filename or dest}: {error.strerror or error}; the same command goes on once that is put right"
         ) from None
     if progress:
-        _summarise(dest, manifest, opened.listing.notes)
+        _summarise(dest, manifest, opened.notes)
     return ShardSet.open(dest)
 
 
@@ -109,7 +114,15 @@ def _is_finished(dest: Path, identity: dict) -> bool:
     return True
 
 
-def _write(job: Job, identity: dict, shard_size: int, workers: int | None, progress: bool) -> dict:
+def _index(
+    shards: WebDatasetShards, limit: SizeLimit, dest: Path, work: Path, val_fraction: float, workers: int | None, progress: bool
+) -> dict:
+    if limit.shortest_side or limit.longest_side:
+        raise UserError(f"{shards.name} is WebDataset shards, which are not rewritten: leave out the limits of the sides")
+    return reference(shards, dest, work, val_fraction, workers, progress)
+
+
+def _write(job: Job, shard_size: int, workers: int | None, progress: bool) -> dict:
     import webdataset  # noqa: F401  it imports torch: once here rather than once per worker
 
     plans = plan_shards(job.source.listing, shard_size)
@@ -117,73 +130,28 @@ def _write(job: Job, identity: dict, shard_size: int, workers: int | None, progr
     total = sum(len(plan.samples) for plan in to_do)
     for _ in for_each(write_shard, to_do, job, workers, f"sharding {job.source.name}", total, "images", progress):
         pass
-    manifest = _manifest(job, identity, plans)
-    write_durably(job.dest / MANIFEST, json.dumps(manifest, indent=1).encode())
-    return manifest
-
-
-def _manifest(job: Job, identity: dict, plans: list[ShardPlan]) -> dict:
-    splits, skipped, odd, shrunk = {}, [], {}, 0
+    splits, skipped, odd, shrunk = {}, [], Counter(), 0
     for split in SPLITS:
         shards = []
         for plan in plans:
-            if plan.split != split:
-                continue
-            record = recorded(job, plan)
-            skipped += record.pop("skipped")
-            shrunk += record.pop("shrunk")
-            for kind, count in record.pop("odd").items():
-                odd[kind] = odd.get(kind, 0) + count
-            shards.append({"file": plan.file, **record})
+            if plan.split == split:
+                record = recorded(job, plan)
+                skipped += record.pop("skipped")
+                odd.update(record.pop("odd"))
+                shrunk += record.pop("shrunk")
+                shards.append({"file": plan.file, **record})
         if shards:
             splits[split] = _split(job, split, shards, skipped)
-    return {
-        "format": FORMAT,
-        "name": job.source.name,
-        "classes": job.source.listing.classes,
-        "splits": splits,
-        "skipped": skipped,
-        "odd": dict(sorted(odd.items())),
-        "shrunk": shrunk,
-        "source": identity,
-    }
+    classes, odd = job.source.listing.classes, dict(sorted(odd.items()))
+    return {"classes": classes, "splits": splits, "skipped": skipped, "odd": odd, "shrunk": shrunk}
 
 
 def _split(job: Job, split: str, shards: list[dict], skipped: list[dict]) -> dict:
-    samples = sum(shard["samples"] for shard in shards)
-    if samples == 0:
+    if not any(shard["samples"] for shard in shards):
         example = f"{skipped[-1]['name']} ({skipped[-1]['reason']})"
         raise UserError(f"none of the {split} images of {job.source.name} can be decoded, e.g. {example}: check the source")
-    index = _write_index(job, split, shards, samples)
-    path = job.dest / f"{split}.index.npy"
-    with path.open("rb") as stream:
-        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {
-        "samples": samples,
-        "per_class": np.bincount(index["label"], minlength=len(job.source.listing.classes)).tolist(),
-        "bytes": sum(shard["bytes"] for shard in shards),
-        "shards": shards,
-        "index": path.name,
-        "index_sha256": checksum,
-    }
-
-
-def _write_index(job: Job, split: str, shards: list[dict], samples: int) -> np.ndarray:
-    """Join the rows of a split's shards into its index and return it, memory-mapped."""
-    path = job.dest / f"{split}.index.npy"
-    temporary = job.work / f"{path.name}.partial"
-    index = np.lib.format.open_memmap(temporary, "w+", INDEX_DTYPE, (samples,))
-    start = 0
-    for number, shard in enumerate(shards):
-        rows = recorded_rows(job, shard["file"])
-        rows["shard"] = number
-        index[start : start + len(rows)] = rows
-        start += len(rows)
-    index.flush()
-    with temporary.open("rb+") as stream:
-        flush(stream)
-    rename_durably(temporary, path)
-    return index
+    rows = (recorded_rows(job, shard["file"]) for shard in shards)
+    return write_split(job.dest, job.work, split, shards, rows, len(job.source.listing.classes))
 
 
 def _summarise(dest: Path, manifest: dict, notes: list[str]) -> None:
@@ -197,7 +165,7 @@ def _summarise(dest: Path, manifest: dict, notes: list[str]) -> None:
         say(f"left out {len(skipped):,} unreadable images, all named in {dest / MANIFEST}, e.g. {example}")
     if manifest["odd"]:
         say("odd images: " + ", ".join(f"{count:,} {kind}" for kind, count in manifest["odd"].items()))
-    if manifest["shrunk"]:
+    if manifest.get("shrunk"):
         say(f"made {manifest['shrunk']:,} images smaller")
     for note in notes:
         say(note)

@@ -2,6 +2,7 @@
 
 import hashlib
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,18 +11,28 @@ import numpy as np
 from data.inspection import Unreadable, inspect
 from data.parallel import Worker, for_each
 from data.shards import INDEX_DTYPE, read_manifest
-from data.tar_samples import tar_samples
+from data.sources.webdataset_shards import label_text
+from data.tar_samples import TarSample, tar_samples
 from recipes.errors import UserError
 
 
 @dataclass(frozen=True)
 class Check:
-    """One shard to read: its path, its record in the manifest, its rows of the index, and the number of classes."""
+    """One shard to read, for one split.
+
+    Attributes:
+        path: of the tar.
+        record: what the manifest says about it.
+        rows: its part of the index; None where the index cannot be read.
+        classes: number of classes.
+        labels: for shards that others wrote, the number of each text that their label members hold; None for our own.
+    """
 
     path: Path
     record: dict
-    rows: np.ndarray | None  # None: the index cannot be read
+    rows: np.ndarray | None
     classes: int
+    labels: dict[str, int] | None
 
 
 def verify(path: str | Path, progress: bool = True, workers: int | None = None) -> list[str]:
@@ -41,66 +52,79 @@ def verify(path: str | Path, progress: bool = True, workers: int | None = None) 
             problems += _counts(root / record["index"], index, record, len(manifest["classes"]))
         for number, shard in enumerate(record["shards"]):
             rows = None if index is None else _rows_of_shard(index, number)
-            checks.append(Check(root / shard["file"], shard, rows, len(manifest["classes"])))
+            labels = manifest.get("labels")
+            checks.append(Check(root / shard["file"], shard, rows, len(manifest["classes"]), labels))
     total = sum(check.record["samples"] for check in checks)
-    found = {}
-    for file, of_shard in for_each(
-        check_shard, checks, None, workers, f"verifying {manifest['name']}", total, "images", progress
-    ):
-        found[file] = of_shard
-    return problems + [problem for check in checks for problem in found[check.path]]
+    tasks, what = list(enumerate(checks)), f"verifying {manifest['name']}"
+    found = dict(for_each(_check_shard, tasks, None, workers, what, total, "images", progress))
+    return problems + [problem for number in range(len(checks)) for problem in found[number]]
 
 
-def check_shard(worker: Worker, check: Check) -> tuple[Path, list[str]]:
-    """Return a shard's path and its problems."""
+def _check_shard(worker: Worker, task: tuple[int, Check]) -> tuple[int, list[str]]:
+    return task[0], _shard_problems(worker, task[1])
+
+
+def _shard_problems(worker: Worker, check: Check) -> list[str]:
     path, record = check.path, check.record
     try:
         with path.open("rb") as stream:
             checksum = hashlib.file_digest(stream, "sha256").hexdigest()
         size = path.stat().st_size
     except OSError as error:
-        return path, [f"shard {path.name} cannot be read: {error.strerror}"]
+        return [f"shard {path.name} cannot be read: {error.strerror}"]
     problems = []
     if size != record["bytes"]:
         problems.append(f"shard {path.name} has {size} bytes, its manifest says {record['bytes']}")
     elif checksum != record["sha256"]:
         problems.append(f"shard {path.name} has other contents than when its manifest was written (checksum)")
-    problems += _sample_problems(worker, check)
-    return path, problems
+    return problems + _sample_problems(worker, check)
 
 
 def _sample_problems(worker: Worker, check: Check) -> list[str]:
-    path, problems, count = check.path, [], 0
+    path, problems, seen = check.path, [], 0
+    row_at = {} if check.rows is None else {int(row["offset"]): row for row in check.rows}
     try:
         with path.open("rb") as stream:
-            for count, sample in enumerate(tar_samples(path), 1):
+            for sample in tar_samples(path):
+                row = row_at.pop(sample.offset, None)
+                if row is None and check.labels is not None:
+                    worker.advance(0)  # of the other split, or left out because it is damaged or has no label
+                    continue
                 worker.advance()
-                name = f"sample {sample.image or sample.key} in {path.name}"
-                try:
-                    label = int(sample.labels["cls"])
-                except (KeyError, ValueError):
-                    label = -1
-                if not 0 <= label < check.classes:
-                    problems.append(f"{name} has no label from 0 to {check.classes - 1}")
-                if check.rows is not None and count <= len(check.rows):
-                    row = check.rows[count - 1]
-                    if (row["offset"], row["size"]) != (sample.offset, sample.size):
-                        problems.append(f"{name} is not where the index says")
-                    if row["label"] != label:
-                        problems.append(f"{name} has label {label}, the index says {row['label']}")
+                seen += 1
                 stream.seek(sample.offset)
-                try:
-                    inspect(stream.read(sample.size))
-                except Unreadable as damage:
-                    problems.append(f"{name} cannot be decoded: {damage.reason}")
+                name = f"sample {sample.image or sample.key} in {path.name}"
+                problems += [f"{name} {problem}" for problem in _problems_of(sample, stream.read(sample.size), row, check)]
     except (tarfile.TarError, EOFError, OSError) as error:
-        problems.append(f"shard {path.name} is not a whole tar after {count} samples: {error}")
-    expected = check.record["samples"]
-    if count != expected:
-        problems.append(f"shard {path.name} has {count} samples, its manifest says {expected}")
-    if check.rows is not None and len(check.rows) != expected:
-        problems.append(f"the index has {len(check.rows)} rows for shard {path.name}, its manifest says {expected}")
+        problems.append(f"shard {path.name} is not a whole tar after {seen} samples: {error}")
+    if seen != check.record["samples"]:
+        problems.append(f"shard {path.name} has {seen} samples, its manifest says {check.record['samples']}")
+    if row_at:
+        problems.append(f"the index says {len(row_at)} samples are in {path.name} where none are")
     return problems
+
+
+def _problems_of(sample: TarSample, image: bytes, row: np.void | None, check: Check) -> Iterator[str]:
+    label = _label(sample, check.labels)
+    if label is None or not 0 <= label < check.classes:
+        yield f"has no label from 0 to {check.classes - 1}"
+    elif row is not None and row["label"] != label:
+        yield f"has label {label}, the index says {row['label']}"
+    if check.rows is not None and row is None:
+        yield "is not in the index"
+    elif row is not None and row["size"] != sample.size:
+        yield f"has {sample.size} bytes, the index says {row['size']}"
+    try:
+        inspect(image)
+    except Unreadable as damage:
+        yield f"cannot be decoded: {damage.reason}"
+
+
+def _label(sample: TarSample, labels: dict[str, int] | None) -> int | None:
+    text = label_text(sample)
+    if labels is not None:
+        return labels.get(text)
+    return int(text) if text is not None and text.isdecimal() else None
 
 
 def _index(path: Path, record: dict, problems: list[str]) -> np.ndarray | None:

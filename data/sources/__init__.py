@@ -4,38 +4,78 @@ from pathlib import Path
 
 from data.sources.base import Source
 from data.sources.cats_dogs import cats_dogs, inner_archive
-from data.sources.class_map import MappedSource
+from data.sources.cifar10 import cifar10
 from data.sources.class_folders import class_folders
+from data.sources.class_map import MappedSource
 from data.sources.digits import Digits
 from data.sources.files import TAR_ENDINGS, open_files
+from data.sources.imagenet import TRAIN_TAR, imagenet
+from data.sources.imagenet_22k import class_tars, imagenet_22k
+from data.sources.imagenet_kaggle import imagenet_kaggle
+from data.sources.torchvision_sets import PREFIX, TorchvisionSet
+from data.sources.webdataset_shards import WebDatasetShards, webdataset_shards
 from recipes.errors import UserError
 
 
-def open_source(source: str, val_fraction: float, class_map: Path | None = None) -> Source:
+def open_source(
+    source: str,
+    val_fraction: float,
+    class_map: Path | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Source | WebDatasetShards:
     """Recognise a source and list its images.
 
     Args:
-        source: a path, or the word `digits`.
+        source: a path, the word `digits`, or ``torchvision:NAME:ROOT``.
         val_fraction: share of each class held out for validation where the source has no validation images.
         class_map: a file as `data.sources.class_map.read_class_map` takes it.
+        workers: processes that list a source of many tars; None: one per usable core.
+        progress: show progress of a long listing.
 
     Raises:
         UserError: nothing is there, nothing in it is known, or it is damaged.
     """
     if not 0 <= val_fraction < 1:
         raise UserError(f"a validation share of {val_fraction} is not possible: give one from 0 to below 1, e.g. 0.1")
-    found = _recognised(source, val_fraction)
+    path = Path(source)
+    if source == "digits":
+        found = Digits(val_fraction)
+    elif source.startswith(PREFIX):
+        found = TorchvisionSet(source, val_fraction)
+    elif shards := _shards(path, class_map):
+        return shards
+    else:
+        found = _tars(path, val_fraction, workers, progress) or _files(path, val_fraction)
     return found if class_map is None else MappedSource(found, class_map)
 
 
-def _recognised(source: str, val_fraction: float) -> Source:
-    if source == "digits":
-        return Digits(val_fraction)
-    path = Path(source)
+def _shards(path: Path, class_map: Path | None) -> WebDatasetShards | None:
+    if path.name == TRAIN_TAR or (path.is_dir() and ((path / TRAIN_TAR).exists() or class_tars(path))):
+        return None
+    return webdataset_shards(path, class_map)
+
+
+def _tars(path: Path, val_fraction: float, workers: int | None, progress: bool) -> Source | None:
+    if path.name == TRAIN_TAR and path.is_file():
+        path = path.parent
+    if not path.is_dir():
+        return None
+    if (path / TRAIN_TAR).exists():
+        return imagenet(path, val_fraction, workers, progress)
+    return imagenet_22k(path, val_fraction, workers, progress) if class_tars(path) else None
+
+
+def _files(path: Path, val_fraction: float) -> Source:
     files = open_files(path)
     files = inner_archive(files) or files
     name = _name(path)
-    return cats_dogs(files, name, val_fraction) or class_folders(files, name, val_fraction)
+    return (
+        cifar10(files, name)
+        or imagenet_kaggle(files, name)
+        or cats_dogs(files, name, val_fraction)
+        or class_folders(files, name, val_fraction)
+    )
 
 
 def _name(path: Path) -> str:

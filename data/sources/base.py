@@ -81,6 +81,13 @@ class Source(ABC):
     name: str
     listing: Listing
 
+    @property
+    def notes(self) -> list[str]:
+        return self.listing.notes
+
+    def digest(self) -> str:
+        return self.listing.digest()
+
     @abstractmethod
     def read(self, i: int) -> bytes:
         """Return the encoded image of row `i` of the listing.

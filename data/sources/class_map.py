@@ -47,30 +47,12 @@ def _from_json(path: Path, text: str) -> dict[str, str | int]:
     return found
 
 
-class MappedSource(Source):
-    """The images of a source whose class is in a class map, under the classes that the map gives."""
+def renumber(old: list[str], given: dict[str, str | int], path: Path) -> tuple[dict[str, int], list[str]]:
+    """Return the new number of each old class that is kept, and the new names in their order.
 
-    def __init__(self, source: Source, class_map: Path):
-        self.kind, self.name, self._source = source.kind, source.name, source
-        old = source.listing
-        number_of, classes = _numbers(old.classes, read_class_map(class_map), class_map)
-        labels = np.array([number_of.get(name, -1) for name in old.classes], np.int32)[old.labels]
-        self._rows = np.flatnonzero(labels >= 0)
-        require_classes(classes, f"{source.name} with {class_map}")
-        notes = list(old.notes)
-        if left_out := len(old.classes) - len(number_of):
-            notes.append(f"left out {len(old) - len(self._rows):,} images of {left_out} classes that {class_map} does not name")
-        names = Names(old.names[row] for row in self._rows.tolist())
-        self.listing = Listing(
-            old.splits[self._rows], labels[self._rows], old.sizes[self._rows], names, classes, notes
-        )
-
-    def read(self, i: int) -> bytes:
-        return self._source.read(int(self._rows[i]))
-
-
-def _numbers(old: list[str], given: dict[str, str | int], path: Path) -> tuple[dict[str, int], list[str]]:
-    """Return the new number of each old class that is kept, and the new names in their order."""
+    Raises:
+        UserError: the map `given`, read from `path`, fits none of the old classes or leaves numbers out.
+    """
     kept = {name: given[name] for name in old if name in given}
     if not kept:
         raise UserError(f"the class map {path} names none of the classes, which are {', '.join(old[:3])}, …")
@@ -86,3 +68,25 @@ def _numbers(old: list[str], given: dict[str, str | int], path: Path) -> tuple[d
         classes = list(dict.fromkeys(kept.values()))  # in the order of the folders
         return {name: classes.index(value) for name, value in kept.items()}, classes
     raise UserError(f"the class map {path} must give either names or numbers, not both")
+
+
+class MappedSource(Source):
+    """The images of a source whose class is in a class map, under the classes that the map gives."""
+
+    def __init__(self, source: Source, class_map: Path):
+        self.kind, self.name, self._source = source.kind, source.name, source
+        old = source.listing
+        number_of, classes = renumber(old.classes, read_class_map(class_map), class_map)
+        labels = np.array([number_of.get(name, -1) for name in old.classes], np.int32)[old.labels]
+        self._rows = np.flatnonzero(labels >= 0)
+        require_classes(classes, f"{source.name} with {class_map}")
+        notes = list(old.notes)
+        if left_out := len(old.classes) - len(number_of):
+            notes.append(f"left out {len(old) - len(self._rows):,} images of {left_out} classes that {class_map} does not name")
+        names = Names(old.names[row] for row in self._rows.tolist())
+        self.listing = Listing(
+            old.splits[self._rows], labels[self._rows], old.sizes[self._rows], names, classes, notes
+        )
+
+    def read(self, i: int) -> bytes:
+        return self._source.read(int(self._rows[i]))

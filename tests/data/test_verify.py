@@ -79,7 +79,7 @@ def test_an_index_row_that_points_elsewhere_is_named(copy):
     index = np.load(copy / "train.index.npy")
     index["offset"][2] += 512
     np.save(copy / "train.index.npy", index)
-    assert any("sample 00000002-" in problem and "not where" in problem for problem in verify(copy, progress=False))
+    assert any("sample 00000002-" in problem and "not in the index" in problem for problem in verify(copy, progress=False))
 
 
 def test_wrong_counts_are_named(copy):

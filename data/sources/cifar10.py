@@ -1,0 +1,133 @@
+"""CIFAR-10 as distributed: the python or the binary tarball, or the folder either unpacks to. Stored as PNG, so unchanged.
+
+The python version is pickled; it is read by an unpickler that knows numbers, text, lists and plain arrays, and nothing
+that could run.
+"""
+
+import io
+import pickle
+import re
+
+import numpy as np
+from PIL import Image
+
+from data.sources.base import TRAIN, VAL, Listing, Names, Source
+from data.sources.files import Files
+from recipes.errors import UserError
+
+_BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+_PIXELS = 3 * 32 * 32
+
+
+class Cifar10(Source):
+    """60,000 images of 32x32 pixels; the test batch is the validation split."""
+
+    kind = "CIFAR-10"
+
+    def __init__(self, name: str, pixels: list[np.ndarray], labels: list[np.ndarray], classes: list[str]):
+        self.name = name
+        self._pixels = np.concatenate(pixels)
+        splits = np.concatenate(
+            [np.full(len(batch), TRAIN if of < len(pixels) - 1 else VAL, np.uint8) for of, batch in enumerate(labels)]
+        )
+        names = Names(f"{batch}/{row:05d}" for batch, rows in zip(_BATCHES, labels) for row in range(len(rows)))
+        sizes = np.full(len(splits), _PIXELS, np.int64)
+        self.listing = Listing(splits, np.concatenate(labels).astype(np.int32), sizes, names, classes)
+
+    def read(self, i: int) -> bytes:
+        stored = io.BytesIO()
+        Image.fromarray(self._pixels[i].reshape(3, 32, 32).transpose(1, 2, 0)).save(stored, "PNG")
+        return stored.getvalue()
+
+
+def cifar10(files: Files, name: str) -> Cifar10 | None:
+    """Return the source, or None where the files are others.
+
+    Raises:
+        UserError: a file is damaged or of another form.
+    """
+    row_of = {path.rpartition("/")[2]: row for row, path in enumerate(files.names)}
+    if all(batch in row_of for batch in (*_BATCHES, "batches.meta")):
+        read, meta, endings = _python_batch, _python_names, ("", "batches.meta")
+    elif all(f"{batch}.bin" in row_of for batch in _BATCHES) and "batches.meta.txt" in row_of:
+        read, meta, endings = _binary_batch, _binary_names, (".bin", "batches.meta.txt")
+    else:
+        return None
+    pixels, labels = [], []
+    try:
+        classes = meta(files.read(row_of[endings[1]]))
+        for batch in _BATCHES:
+            found = read(files.read(row_of[batch + endings[0]]))
+            if found[0].shape != (len(found[1]), _PIXELS) or found[0].dtype != np.uint8:
+                raise ValueError(f"{batch} is an array {found[0].shape} with {len(found[1])} labels")
+            if len(found[1]) and not 0 <= found[1].min() <= found[1].max() < len(classes):
+                raise ValueError(f"{batch} has labels outside 0 to {len(classes) - 1}")
+            pixels.append(found[0])
+            labels.append(found[1])
+    except (pickle.UnpicklingError, ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError) as error:
+        raise UserError(f"{files.place} is not CIFAR-10 as distributed ({error}): download it again") from None
+    return Cifar10(name, pixels, labels, classes)
+
+
+def _binary_batch(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.frombuffer(data, np.uint8).reshape(-1, 1 + _PIXELS)
+    return rows[:, 1:], rows[:, 0]
+
+
+def _binary_names(data: bytes) -> list[str]:
+    return data.decode().split()
+
+
+def _python_batch(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    batch = _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
+    return batch["data"].numpy, np.array(batch["labels"], np.int32)
+
+
+def _python_names(data: bytes) -> list[str]:
+    return [str(name) for name in _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()["label_names"]]
+
+
+class _Dtype:
+    """Stands in for numpy's dtype while unpickling."""
+
+    def __init__(self, code: str, *_):
+        if not re.fullmatch("[<|=]?[iu][1248]", code):
+            raise pickle.UnpicklingError(f"it holds an array of {code!r}, not of whole numbers")
+        self.numpy = np.dtype(code)
+
+    def __setstate__(self, _):
+        pass
+
+
+class _Array:
+    """Stands in for numpy's array while unpickling: remembers the shape and bytes that make one."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran_order, raw = state
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw
+        self.numpy = np.frombuffer(raw, dtype.numpy).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    return text.encode("latin1")
+
+
+_KNOWN = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy", "ndarray"): "an argument that nobody reads",
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encoded,  # bytes, as Python 3 writes them for Python 2
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads containers, numbers, text and arrays of whole numbers; refuses every other class or function by name."""
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array of numbers needs")
+        return _KNOWN[module, name]

@@ -1,0 +1,66 @@
+"""ImageNet-1K in Kaggle's layout: ``ILSVRC/Data/CLS-LOC/train/<wnid>``, a flat ``val``, its labels in a table.
+
+The folder or the zip that holds ``ILSVRC`` and ``LOC_val_solution.csv``.
+"""
+
+import csv
+import re
+
+import numpy as np
+
+from data.sources.base import TRAIN, VAL, Listing, Names, Source, require_classes
+from data.sources.class_folders import IMAGE_ENDINGS, FileSource
+from data.sources.files import Files
+from recipes.errors import UserError
+
+SOLUTION = "LOC_val_solution.csv"
+_TRAIN = re.compile(r"(?:.*/)?CLS-LOC/train/(n\d{8})/([^/]+)")
+_VAL = re.compile(r"(?:.*/)?CLS-LOC/val/(([^/]+)\.[^/.]+)")
+
+
+def imagenet_kaggle(files: Files, name: str) -> Source | None:
+    """Return the source, or None where the files are laid out otherwise.
+
+    Raises:
+        UserError: the table of validation labels is missing or does not fit the images.
+    """
+    rows, names, folders, val_rows, val_names = [], [], [], [], []
+    solution = None
+    for row, path in enumerate(files.names):
+        if not path.lower().endswith(IMAGE_ENDINGS):
+            solution = row if path.rpartition("/")[2] == SOLUTION else solution
+        elif found := _TRAIN.fullmatch(path):
+            rows.append(row)
+            names.append(f"{found[1]}/{found[2]}")
+            folders.append(found[1])
+        elif found := _VAL.fullmatch(path):
+            val_rows.append(row)
+            val_names.append(found)
+    if not rows or not val_rows:
+        return None
+    if solution is None:
+        raise UserError(
+            f"{files.place} has validation images but not {SOLUTION}, their labels: "
+            f"give the folder that holds both it and ILSVRC"
+        )
+    classes = sorted(set(folders))
+    require_classes(classes, files.place)
+    number = {wnid: i for i, wnid in enumerate(classes)}
+    wnid_of = _solution(files.read(solution))
+    labels = [number[folder] for folder in folders]
+    for found in val_names:
+        wnid = wnid_of.get(found[2])
+        if wnid not in number:
+            raise UserError(f"{SOLUTION} in {files.place} does not say which class {found[1]} is: download it again")
+        names.append(f"val/{found[1]}")
+        labels.append(number[wnid])
+    splits = np.repeat(np.array([TRAIN, VAL], np.uint8), [len(rows), len(val_rows)])
+    rows = np.array(rows + val_rows, np.int64)
+    listing = Listing(splits, np.array(labels, np.int32), files.sizes[rows], Names(names), classes)
+    return FileSource("Kaggle ImageNet-1K", name, files, rows, listing)
+
+
+def _solution(table: bytes) -> dict[str, str]:
+    """Map the name of each validation image to its WordNet id; boxes follow the id in the same column."""
+    lines = csv.DictReader(table.decode("utf-8-sig").splitlines())
+    return {line["ImageId"]: line["PredictionString"].split()[0] for line in lines if line.get("PredictionString")}

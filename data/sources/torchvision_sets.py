@@ -1,0 +1,157 @@
+"""Data sets that torchvision knows, already downloaded: ``torchvision:Flowers102:/path/given/as/root``.
+
+Images that torchvision keeps as files are taken as they are; what it keeps as arrays is stored as PNG.
+"""
+
+import inspect
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.sources.base import TRAIN, VAL, Listing, Names, Source, held_out, require_classes
+from recipes.errors import UserError
+
+PREFIX = "torchvision:"
+_TRAIN_SPLITS = ("train", "trainval")
+_VALIDATION_SPLITS = ("val", "valid", "test")
+_FILE_LISTS = ("_image_files", "_images", "data")
+_SAMPLE_LISTS = ("samples", "_samples", "imgs")
+_LABEL_LISTS = ("targets", "_labels", "labels", "y")
+
+
+class TorchvisionSet(Source):
+    """The training images and, where the set has them, the validation or else the test images of a torchvision set.
+
+    Raises:
+        UserError: torchvision has no such set of labelled images, or does not find its files below the root.
+    """
+
+    kind = "torchvision"
+
+    def __init__(self, source: str, val_fraction: float):
+        _, name, root = (source + "::").split(":", 2)
+        root = root.removesuffix("::").removesuffix(":")
+        if not name or not root:
+            raise UserError(f"{source!r} is not of the form torchvision:NAME:ROOT, e.g. torchvision:Flowers102:/data")
+        self.name = name
+        self._parts = _parts(_dataset_class(name), name, Path(root))
+        self._files = [_files(part) for part in self._parts]
+        labels = [_labels(part, files) for part, files in zip(self._parts, self._files)]
+        counts = [len(of_part) for of_part in labels]
+        self._part_of = np.repeat(np.arange(len(counts)), counts)
+        self._row_of = np.concatenate([np.arange(count) for count in counts])
+        classes = _classes(self._parts[0], max((int(of_part.max()) for of_part in labels if len(of_part)), default=-1))
+        require_classes(classes, f"torchvision's {name}")
+        names = Names(self._names(Path(root), counts))
+        sizes = np.array([_size(files, row) for files, count in zip(self._files, counts) for row in range(count)], np.int64)
+        joined = np.concatenate(labels).astype(np.int32)
+        if len(counts) == 2:
+            splits = np.where(self._part_of == 0, TRAIN, VAL).astype(np.uint8)
+        else:
+            splits = held_out(names, joined, val_fraction)
+        self.listing = Listing(splits, joined, sizes, names, classes)
+
+    def read(self, i: int) -> bytes:
+        part, row = int(self._part_of[i]), int(self._row_of[i])
+        if self._files[part] is not None:
+            return self._files[part][row].read_bytes()
+        stored = io.BytesIO()
+        self._parts[part][row][0].save(stored, "PNG")
+        return stored.getvalue()
+
+    def _names(self, root: Path, counts: list[int]):
+        for part, (files, count) in enumerate(zip(self._files, counts)):
+            for row in range(count):
+                if files is None:
+                    yield f"{('train', 'val')[part]}/{row:06d}"
+                else:
+                    path = files[row]
+                    yield str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _dataset_class(name: str) -> type:
+    from torchvision import datasets
+
+    found = getattr(datasets, name, None) if name in datasets.__all__ else None
+    if not (inspect.isclass(found) and issubclass(found, datasets.VisionDataset)) or name == "VisionDataset":
+        raise UserError(f"torchvision has no data set {name!r}: write it as in torchvision.datasets, e.g. Flowers102")
+    return found
+
+
+def _parts(kind: type, name: str, root: Path) -> list:
+    parameters = inspect.signature(kind.__init__).parameters
+    if "split" in parameters:
+        choices = [[{"split": split} for split in splits] for splits in (_TRAIN_SPLITS, _VALIDATION_SPLITS)]
+    elif "train" in parameters:
+        choices = [[{"train": True}], [{"train": False}]]
+    else:
+        choices = [[{}]]
+    parts = [_first(kind, root, tries) for tries in choices]
+    if isinstance(parts[0], Exception):
+        reason = " ".join(str(parts[0]).split())
+        raise UserError(f"torchvision cannot open {name} in {root} ({reason}): download it there first")
+    return [part for part in parts if not isinstance(part, Exception)]
+
+
+def _first(kind: type, root: Path, tries: list[dict]):
+    """The set under the first arguments that it takes, or else the error that says most."""
+    problem = None
+    for arguments in tries:
+        try:
+            return kind(str(root), **arguments)
+        except ValueError as error:  # a split of that name is not known
+            problem = problem or error
+        except Exception as error:  # files are missing, in whatever way the set notices
+            return error
+    return problem
+
+
+def _files(part) -> list[Path] | None:
+    for attribute in _FILE_LISTS:
+        found = getattr(part, attribute, None)
+        if found is not None and len(found) == len(part) and isinstance(found[0], (str, Path)):
+            return [Path(path) for path in found]
+    for attribute in _SAMPLE_LISTS:
+        found = getattr(part, attribute, None)
+        if found is not None and len(found) == len(part) and isinstance(found[0][0], (str, Path)):
+            return [Path(sample[0]) for sample in found]
+    return None
+
+
+def _labels(part, files: list[Path] | None) -> np.ndarray:
+    if files is not None:
+        for attribute in _SAMPLE_LISTS:
+            found = getattr(part, attribute, None)
+            if found is not None and len(found) == len(part):
+                return np.array([sample[1] for sample in found], np.int64)
+    elif not (isinstance(part[0], tuple) and isinstance(part[0][0], Image.Image)):
+        raise _unlabelled(part)
+    for attribute in _LABEL_LISTS:
+        found = getattr(part, attribute, None)
+        if found is not None and len(found) == len(part):
+            return _whole_numbers(part, found)
+    return _whole_numbers(part, [part[row][1] for row in range(len(part))])
+
+
+def _whole_numbers(part, labels) -> np.ndarray:
+    found = np.asarray(labels)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or (len(found) and found.min() < 0):
+        raise _unlabelled(part)
+    return found
+
+
+def _unlabelled(part) -> UserError:
+    return UserError(f"torchvision's {type(part).__name__} does not give each image one class: choose another data set")
+
+
+def _classes(part, highest: int) -> list[str]:
+    names = getattr(part, "classes", None)
+    if isinstance(names, (list, tuple)) and len(names) > highest:
+        return [name if isinstance(name, str) else ", ".join(map(str, name)) for name in names]
+    return [str(number) for number in range(highest + 1)]
+
+
+def _size(files: list[Path] | None, row: int) -> int:
+    return 3072 if files is None else files[row].stat().st_size

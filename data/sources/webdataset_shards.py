@@ -1,0 +1,111 @@
+"""Other people's WebDataset shards: which tars there are, which split each belongs to, and what their labels say."""
+
+import hashlib
+import json
+import re
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.shards import MANIFEST
+from data.sources.class_map import read_class_map
+from data.tar_samples import TarSample, tar_samples
+from recipes.errors import UserError
+
+_SPLIT_WORDS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 1}
+_NUMBER_KEYS = ("label", "cls", "class_index", "class_id", "target")
+_NAME_KEYS = ("class_name", "class", "label_name", "category", "synset", "wnid")
+
+
+@dataclass(frozen=True)
+class WebDatasetShards:
+    """Tars to be indexed where they are.
+
+    Attributes:
+        name: of the data set.
+        paths: absolute, sorted.
+        splits: index into `SPLITS` of each tar, from its name; all None where no name says it is for validation.
+        class_map: a file as `data.sources.class_map.read_class_map` takes it.
+        notes: sentences for the user.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    splits: tuple[int | None, ...]
+    class_map: Path | None
+    notes: tuple[str, ...] = ("the shards stay where they are: the data set points at them",)
+    kind = "WebDataset shards"
+
+    def digest(self) -> str:
+        """SHA-256 in hexadecimal of where the tars are, their sizes, and the class map."""
+        contents = [[str(path), path.stat().st_size] for path in self.paths]
+        class_map = None if self.class_map is None else read_class_map(self.class_map)
+        return hashlib.sha256(json.dumps([contents, self.splits, class_map]).encode()).hexdigest()
+
+
+def webdataset_shards(path: Path, class_map: Path | None) -> WebDatasetShards | None:
+    """Return the shards of a folder and of its ``train``, ``val``, … folders, or of a single tar.
+
+    None where the first tar is no such shard.
+
+    Raises:
+        UserError: only some names say which split a shard is for, or the folder is one that we wrote.
+    """
+    if path.is_dir():
+        folders = [path, *(folder for folder in path.iterdir() if folder.name.lower() in _SPLIT_WORDS and folder.is_dir())]
+        paths = sorted(shard for folder in folders for shard in folder.glob("*.tar"))
+    else:
+        paths = [path] if path.name.endswith(".tar") else []
+    if not paths or not _is_shard(paths[0]):
+        return None
+    if (path / MANIFEST).exists():
+        raise UserError(f"{path} was made by `bigbatch shard` already: train from it as it is")
+    splits = [_split(str(shard.relative_to(path.parent if path.is_file() else path))) for shard in paths]
+    if 1 not in splits:
+        splits = [None] * len(paths)
+    elif None in splits:
+        raise UserError(
+            f"the name of {paths[splits.index(None)]} does not say whether it is for training or validation, "
+            f"as those of other shards in {path} do: name it so, or give a folder of training shards only"
+        )
+    return WebDatasetShards(path.resolve().name, tuple(shard.resolve() for shard in paths), tuple(splits), class_map)
+
+
+def label_text(sample: TarSample) -> str | None:
+    """Return what a sample's label members call its class, a number or a name; None where they do not say.
+
+    The first of ``cls``, ``json`` and ``txt`` that is there decides. In JSON the keys of a number come before those of a
+    name: 'label', 'cls', 'class_index', 'class_id', 'target'; 'class_name', 'class', 'label_name', 'category', 'synset', 'wnid'.
+    """
+    for ending in ("cls", "json", "txt"):
+        if ending in sample.labels:
+            text = sample.labels[ending].decode("utf-8", "replace")
+            found = _from_json(text) if ending == "json" else text.strip()
+            return found or None
+    return None
+
+
+def _from_json(text: str) -> str | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    if isinstance(found, dict):
+        for key in (*_NUMBER_KEYS, *_NAME_KEYS):
+            if isinstance(found.get(key), (int, str)) and not isinstance(found.get(key), bool):
+                return str(found[key]).strip()
+        return None
+    return str(found) if isinstance(found, int) else None
+
+
+def _is_shard(path: Path) -> bool:
+    try:
+        first = next(tar_samples(path), None)
+    except (tarfile.TarError, OSError):
+        return False
+    return first is not None and bool(first.image) and label_text(first) is not None
+
+
+def _split(name: str) -> int | None:
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
