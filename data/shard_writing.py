@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import tarfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,28 +47,39 @@ def write_shard(worker: Worker, plan: ShardPlan) -> None:
 
     job: Job = worker.shared
     temporary = job.work / f"{plan.file}.{os.getpid()}.partial"
-    skipped, odd, shrunk = [], {}, 0
-    with temporary.open("wb") as stream:
-        # A fixed time, and no encoder between the photograph's bytes and the tar.
-        with TarWriter(stream, encoder=False, mtime=0) as writer:
-            for place, sample in enumerate(plan.samples.tolist(), plan.first):
-                name = job.source.listing.names[sample]
-                try:
-                    photograph = inspect(_read(job.source, sample, name), job.limit)
-                except Unreadable as damage:
-                    skipped.append({"name": name, "reason": damage.reason})
-                    kinds = damage.odd
-                else:
-                    kinds = photograph.odd
-                    shrunk += photograph.shrunk
-                    label = str(job.source.listing.labels[sample]).encode()
-                    writer.write({"__key__": sample_key(place, name), photograph.extension: photograph.data, "cls": label})
-                for kind in kinds:
-                    odd[kind] = odd.get(kind, 0) + 1
-                worker.advance()
-        flush(stream)
-    rename_durably(temporary, job.dest / plan.file)
-    _record(job, plan, {"skipped": skipped, "odd": odd, "shrunk": shrunk})
+    try:
+        with temporary.open("wb") as stream:
+            # A fixed time, and no encoder between the photograph's bytes and the tar.
+            with TarWriter(stream, encoder=False, mtime=0) as writer:
+                # It means this format but leaves tarfile's own, which puts a name that is not ASCII into a second header.
+                writer.tarstream.format, writer.tarstream.encoding = tarfile.USTAR_FORMAT, "utf-8"
+                found = _write_samples(worker, plan, writer)
+            flush(stream)
+        rename_durably(temporary, job.dest / plan.file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk, what is unfinished only takes room
+        raise
+    _record(job, plan, found)
+
+
+def _write_samples(worker: Worker, plan: ShardPlan, writer) -> dict:
+    """Write the samples of a shard; return what there is to say about them, for its record."""
+    source, limit = worker.shared.source, worker.shared.limit
+    skipped, odd, shrunk = [], Counter(), 0
+    for place, sample in enumerate(plan.samples.tolist(), plan.first):
+        name = source.listing.names[sample]
+        try:
+            photograph = inspect(_read(source, sample, name), limit)
+        except Unreadable as damage:
+            skipped.append({"name": name, "reason": damage.reason})
+            odd.update(damage.odd)
+        else:
+            odd.update(photograph.odd)
+            shrunk += photograph.shrunk
+            label = str(source.listing.labels[sample]).encode()
+            writer.write({"__key__": sample_key(place, name), photograph.extension: photograph.data, "cls": label})
+        worker.advance()
+    return {"skipped": skipped, "odd": odd, "shrunk": shrunk}
 
 
 def sample_key(place: int, name: str) -> str:

@@ -61,6 +61,21 @@ def test_every_photograph_is_stored_once_byte_for_byte_with_its_label_and_name(t
     assert stored == original
 
 
+def test_names_in_any_script_are_kept_and_read_back_by_plain_webdataset(tmp_path):
+    import webdataset
+
+    for number in range(2):
+        for folder in ("große Tiere", "猫"):
+            (tmp_path / "tree" / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "tree" / folder / f"é.{number}.jpg").write_bytes(encoded(f"{folder}{number}"))
+    found = shard(str(tmp_path / "tree"), tmp_path / "out", val_fraction=0, progress=False)
+    train = found.split("train")
+    names = [train.sample_name(i) for i in range(4)]
+    assert {name[8:] for name in names} >= {"-große_Tiere_é_0.jpg in train-000000.tar", "-猫_é_1.jpg in train-000000.tar"}
+    plain = webdataset.WebDataset(str(train.shard_paths[0]), shardshuffle=False)
+    assert [sample["__key__"] + ".jpg in train-000000.tar" for sample in plain] == names
+
+
 def test_manifest_and_index_have_the_documented_form(tree, tmp_path):
     shard(str(tree), tmp_path / "out", val_fraction=0.2, shard_size=SMALL, progress=False)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
@@ -332,3 +347,23 @@ def test_odd_images_are_counted_by_kind(tree, tmp_path, capsys):
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["odd"] == {"cmyk": 1, "grayscale": 1, "palette": 1, "truncated": 1}
     assert "1 cmyk, 1 grayscale" in capsys.readouterr().err
+
+
+def test_interrupted_by_the_user_it_stops_at_once_and_goes_on_later(dogs_vs_cats_zip, tmp_path):
+    command = (
+        "import sys; from pathlib import Path; from data.sharding import shard;"
+        "shard(sys.argv[1], Path(sys.argv[2]), workers=2, shard_size=16_000_000, progress=False)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, str(dogs_vs_cats_zip), str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
+    )
+    while not list((tmp_path / "out/.work").glob("*.tar.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    _, errors = process.communicate(timeout=10)
+    assert time.monotonic() - asked < 2 and process.returncode != 0
+    assert errors.count("Traceback") == 1 and "KeyboardInterrupt" in errors, "only the command's own, none of the workers'"
+    assert not list((tmp_path / "out/.work").glob("*.partial"))
+    assert not (tmp_path / "out/manifest.json").exists()
