@@ -182,7 +182,7 @@ def new_attempt() -> str:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f"{path.name}.unfinished")
     temporary.write_text(json.dumps(content, indent=1))
     _sync(temporary)
     temporary.rename(path)

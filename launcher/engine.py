@@ -6,6 +6,7 @@ the model. What is trained on, and when, is the loop's.
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
     Raises:
         UserError: the precision cannot be had on this device, or fewer processes found each other than were started.
     """
+    # Accelerate asks for the successor of an option that does not do the same yet; DDP's strides differ only in name.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     on_gpu = torch.cuda.is_available()
     if recipe.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -76,6 +80,20 @@ class Engine:
         Float32. DDP takes the mean of the processes' gradients, so their number is multiplied in.
         """
         return losses.sum() * (self.accelerator.num_processes / self.recipe.batch.global_)
+
+    def settle_gradient_exchange(self, images: Tensor) -> None:
+        """Let DDP do its first gradient exchange, with a gradient of zero, so that all later ones are alike.
+
+        After its first exchange DDP arranges its buckets anew, and with three or more processes the arrangement decides in
+        which order gradients are added up. A run that resumes would start with the first arrangement again, and differ in the
+        last bits from one that was not interrupted.
+
+        Args:
+            images: any images of a micro-batch's shape, float32 ``[n, 3, size, size]`` on the device.
+        """
+        if self.model is not self.module:
+            self.accelerator.backward(self.model(images).float().sum() * 0.0)
+            self.optimizer.zero_grad()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss` to that of the step."""

@@ -58,6 +58,7 @@ class Training:
         engine, recipe, total = self.engine, self.recipe, self.timetable.total_steps
         rank, on_gpu = engine.accelerator.process_index, engine.accelerator.device.type == "cuda"
         dataset = MicroBatches(self.shards.split("train"), recipe, self.cut.first_position(rank), self.cut.micro_batch)
+        self._settle()
         batches = load_steps(dataset, range(step, total), self.cut.accumulation, self.workers, pin=on_gpu)
         with RunProgress(total, step, engine.is_main) as progress, _StopRequest(progress) as stop:
             while True:
@@ -71,6 +72,11 @@ class Training:
                     self._save(step)
             self.writer.wait()
         return step
+
+    def _settle(self) -> None:
+        device, size = self.engine.accelerator.device, self.recipe.input.size
+        self.depth.draw(0, torch.arange(self.cut.micro_batch, device=device))
+        self.engine.settle_gradient_exchange(torch.zeros(self.cut.micro_batch, 3, size, size, device=device))
 
     def _step(self, step: int, batches, progress: RunProgress, stop_wanted: bool) -> bool:
         """Do optimizer step `step`; return whether any process was asked to stop."""

@@ -53,7 +53,7 @@ def attach(model: nn.Module, statistics_size: int) -> "RunningStatistics | None"
                 f"micro-batch: choose a model with plain BatchNorm2d or LayerNorm"
             )
         layer = StatisticsBatchNorm2d(module.num_features, statistics_size, module.eps, module.momentum)
-        layer.load_state_dict(module.state_dict())
+        layer.load_state_dict(module.state_dict(), assign=True)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
         layers.append(layer)

@@ -27,7 +27,7 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
     if timm.models.get_pretrained_cfg_value(wanted.name, "fixed_input_size"):
         options["img_size"] = recipe.input.size
     if wanted.layer_scale is not None:
-        if not wanted.name.startswith("convnext"):
+        if not timm.models.is_model_in_modules(wanted.name, ["convnext"]):
             raise UserError(f"model {wanted.name} has no layer scale: add model.layer_scale=null")
         options["ls_init_value"] = wanted.layer_scale
     with torch.random.fork_rng(devices=[]):

@@ -35,7 +35,8 @@ class StochasticDepth:
             positions: int64 ``[n]``, positions in the global batch, on the device of the model.
         """
         device = positions.device
-        keys = torch.tensor([key(self.seed, "drop path", step, branch) for branch in range(len(self.rates))], device=device)
+        keys = [key(self.seed, "drop path", step, branch) for branch in range(len(self.rates))]
+        keys = torch.tensor(keys, dtype=torch.int64, device=device)
         uniform = _hash(keys[:, None] ^ _hash(positions)[None, :]) & (2**_UNIFORM_BITS - 1)
         kept = uniform >= self._thresholds.to(device)[:, None]
         self.scales = kept * self._kept_scale.to(device)[:, None]

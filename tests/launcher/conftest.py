@@ -1,0 +1,61 @@
+"""What the tests of the launcher share: a small recipe on real digits, and a fresh Accelerate state for every test."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.sharding import shard
+from recipes.load import load
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """Shards of scikit-learn's handwritten digits, made as a user makes them."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    shard("digits", folder, val_fraction=0.2, progress=False)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """Accelerate keeps one global state per process; a test may not inherit another one's."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+SMALL = [
+    "model.name=test_convnext",
+    "model.drop_path=0.3",
+    "batch.global=64",
+    "batch.slices=4",
+    "engine.precision=float32",
+    "engine.deterministic=true",
+    "run.evaluate_every=1000",
+]
+
+
+@pytest.fixture
+def small_recipe(digits):
+    """Make the demo recipe with every ingredient on, a tiny model, 64 images a step, and changes."""
+    return lambda *changes: load("demo", [*SMALL, f"data.path={digits}", *changes])
+
+
+def start_training(digits: Path, run: Path, *arguments: str, launcher=("-m", "launcher", "train"), **options) -> subprocess.Popen:
+    """Start a training of the small recipe as a user would, in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, "demo", *SMALL, "--data", str(digits), "--run-dir", str(run), "--workers", "1", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def train_to_end(digits: Path, run: Path, *arguments: str, **options) -> str:
+    """Run a training to its end and return what it printed."""
+    process = start_training(digits, run, *arguments, **options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output

@@ -1,0 +1,70 @@
+"""A mistake in a recipe is one sentence that names the key, what was wrong, and the nearest right one."""
+
+import pytest
+
+from recipes.errors import UserError
+from recipes.load import load
+
+
+@pytest.mark.parametrize(
+    "override, parts",
+    [
+        ("optimiser.lr=1", ["'optimiser.lr'", "'optimizer.lr'"]),
+        ("lr=1", ["'lr'", "'optimizer.lr'"]),
+        ("mix.mixpu=0", ["'mix.mixup'"]),
+        ("optimizer.lr=fast", ["optimizer.lr='fast'", "number"]),
+        ("optimizer.lr=-1", ["optimizer.lr=-1", "greater than 0"]),
+        ("optimizer.lr=.nan", ["optimizer.lr=nan", "finite"]),
+        ("optimizer.name=adam", ["optimizer.name='adam'", "'adamw'"]),
+        ("batch.global=102", ["batch.global 102", "batch.slices 4"]),
+        ("schedule.warmup_epochs=20", ["schedule.warmup_epochs 20", "schedule.epochs 20"]),
+        ("model.drop_path=1", ["model.drop_path=1", "less than 1"]),
+        ("seed=1.5", ["seed=1.5", "integer"]),
+        ("seed", ["'seed'", "key=value"]),
+    ],
+)
+def test_a_wrong_override_is_one_helpful_sentence(override, parts):
+    with pytest.raises(UserError) as caught:
+        load("demo", [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_overrides_change_what_they_name_and_nothing_else():
+    plain, changed = load("demo"), load("demo", ["optimizer.lr=2e-3", "model.name=convnext_femto", "ema.decay=null"])
+    assert (changed.optimizer.lr, changed.model.name, changed.ema.decay) == (2e-3, "convnext_femto", None)
+    assert changed.model_copy(update={"optimizer": plain.optimizer, "model": plain.model, "ema": plain.ema}) == plain
+
+
+def test_a_file_extends_a_recipe_of_the_catalogue_or_another_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: convnext_tiny_in1k\nbatch: {global: 1024, slices: 8}\n")
+    (tmp_path / "longer.yaml").write_text("base: mine.yaml\nname: my longer run\nschedule: {epochs: 600}\n")
+    recipe = load(str(tmp_path / "longer.yaml"))
+    assert (recipe.name, recipe.batch.global_, recipe.schedule.epochs, recipe.optimizer.lr) == ("my longer run", 1024, 600, 4e-3)
+    assert load(str(tmp_path / "mine.yaml")).name == "mine"
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("base: itself.yaml", "extends itself"),
+        ("- a list", "mapping"),
+        ("batch: {global: [", "not valid YAML"),
+        ("model: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("modle: {name: x}", "'modle'"),
+        ("base: convnext_tinny_in1k", "'convnext_tiny_in1k'"),
+    ],
+)
+def test_a_broken_recipe_file_is_one_sentence(tmp_path, text, part):
+    file = tmp_path / "itself.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=part) as caught:
+        load(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(UserError, match="convnext_base_in1k"):
+        load("convnext_bas_in1k")
