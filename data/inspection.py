@@ -31,6 +31,7 @@ _EXTENSIONS = {
     "PPM": "ppm",
 }
 _ORIENTATION = 0x0112
+_NO_LIMIT = SizeLimit()
 
 
 class Unreadable(Exception):
@@ -54,7 +55,7 @@ class Photograph:
     shrunk: bool = False
 
 
-def inspect(data: bytes, limit: SizeLimit = SizeLimit()) -> Photograph:
+def inspect(data: bytes, limit: SizeLimit = _NO_LIMIT) -> Photograph:
     """Decode an image once, completely, and return it as it is to be stored: unchanged, if it is within the limit.
 
     Raises:

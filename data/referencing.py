@@ -110,12 +110,16 @@ def _classes(shards: WebDatasetShards, records: list[dict]) -> tuple[dict[str, i
         number_of = {text: int(text) for text in sorted(texts)}
     elif len(texts) > max(2, samples // 2):
         example = min(texts)
-        raise UserError(f"the labels of {shards.name} are different for nearly every image, e.g. {example!r}: no classes")
+        raise UserError(
+            f"the labels of {shards.name} are different for nearly every image, e.g. {example!r}: no classes"
+        )
     else:
         classes = sorted(texts)
         number_of = {text: number for number, text in enumerate(classes)}
     if shards.class_map is not None:
-        number_of, classes = renumber(sorted(texts, key=number_of.get), read_class_map(shards.class_map), shards.class_map)
+        number_of, classes = renumber(
+            sorted(texts, key=number_of.get), read_class_map(shards.class_map), shards.class_map
+        )
     require_classes(classes, shards.name)
     return number_of, classes
 
@@ -127,7 +131,9 @@ def _rows(work: Path, number: int, record: dict, number_of: dict[str, int]) -> n
     return rows
 
 
-def _splits(shards: WebDatasetShards, records: list[dict], rows: list[np.ndarray], val_fraction: float) -> list[np.ndarray]:
+def _splits(
+    shards: WebDatasetShards, records: list[dict], rows: list[np.ndarray], val_fraction: float
+) -> list[np.ndarray]:
     if None not in shards.splits:
         return [np.full(len(of_shard), split) for of_shard, split in zip(rows, shards.splits)]
     names = Names(name for record in records for name in record["names"])

@@ -1,4 +1,4 @@
-"""Writing one shard in a worker process: decode every image once, write the tar, read it back, record it as finished."""
+"""Writing one shard in a worker process: decode every image, write the tar, read it back, record it as finished."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def write_shard(worker: Worker, plan: ShardPlan) -> None:
         with temporary.open("wb") as stream:
             # A fixed time, and no encoder between the photograph's bytes and the tar.
             with TarWriter(stream, encoder=False, mtime=0) as writer:
-                # It means this format but leaves tarfile's own, which puts a name that is not ASCII into a second header.
+                # It means this format but leaves tarfile's, which puts a name that is not ASCII into a second header.
                 writer.tarstream.format, writer.tarstream.encoding = tarfile.USTAR_FORMAT, "utf-8"
                 found = _write_samples(worker, plan, writer)
             flush(stream)
@@ -90,13 +90,13 @@ def sample_key(place: int, name: str) -> str:
 
 
 def read_rows(path: Path) -> np.ndarray:
-    """Read a shard back and return its rows, dtype `INDEX_DTYPE`, in the order of the tar; the shard number is left 0."""
+    """Read a shard back and return its rows, dtype `INDEX_DTYPE`, in the order of the tar; shard numbers are left 0."""
     rows = [(0, sample.offset, sample.size, int(sample.labels["cls"])) for sample in tar_samples(path)]
     return np.array(rows, INDEX_DTYPE)
 
 
 def recorded(job: Job, plan: ShardPlan) -> dict | None:
-    """Return the record of a finished shard: counts, bytes, checksum, skipped images; None where it is yet to be made."""
+    """Return the record of a finished shard: counts, bytes, checksum, skipped images; None where it is not made yet."""
     record = job.work / f"{plan.file}.json"
     if not record.exists():
         return None

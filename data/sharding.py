@@ -115,10 +115,18 @@ def _is_finished(dest: Path, identity: dict) -> bool:
 
 
 def _index(
-    shards: WebDatasetShards, limit: SizeLimit, dest: Path, work: Path, val_fraction: float, workers: int | None, progress: bool
+    shards: WebDatasetShards,
+    limit: SizeLimit,
+    dest: Path,
+    work: Path,
+    val_fraction: float,
+    workers: int | None,
+    progress: bool,
 ) -> dict:
     if limit.shortest_side or limit.longest_side:
-        raise UserError(f"{shards.name} is WebDataset shards, which are not rewritten: leave out the limits of the sides")
+        raise UserError(
+            f"{shards.name} is WebDataset shards, which are not rewritten: leave out the limits of the sides"
+        )
     return reference(shards, dest, work, val_fraction, workers, progress)
 
 
@@ -149,7 +157,9 @@ def _write(job: Job, shard_size: int, workers: int | None, progress: bool) -> di
 def _split(job: Job, split: str, shards: list[dict], skipped: list[dict]) -> dict:
     if not any(shard["samples"] for shard in shards):
         example = f"{skipped[-1]['name']} ({skipped[-1]['reason']})"
-        raise UserError(f"none of the {split} images of {job.source.name} can be decoded, e.g. {example}: check the source")
+        raise UserError(
+            f"none of the {split} images of {job.source.name} can be decoded, e.g. {example}: check the source"
+        )
     rows = (recorded_rows(job, shard["file"]) for shard in shards)
     return write_split(job.dest, job.work, split, shards, rows, len(job.source.listing.classes))
 

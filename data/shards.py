@@ -107,8 +107,8 @@ class ShardSet:
             rows = _rows(root, root / record["index"])
             if rows != record["samples"]:
                 raise UserError(
-                    f"{root / record['index']} has {rows} rows but the manifest counts {record['samples']} {split} images: "
-                    f"copy {root} again or remake it with `bigbatch shard`"
+                    f"{root / record['index']} has {rows} rows but the manifest counts {record['samples']} {split} "
+                    f"images: copy {root} again or remake it with `bigbatch shard`"
                 )
         return cls(root, manifest)
 

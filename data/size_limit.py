@@ -41,7 +41,7 @@ class SizeLimit:
 
 
 def shrink(image: Image.Image, size: tuple[int, int], quality: int) -> bytes:
-    """Return an opened, not yet loaded, image as a JPEG of that size in pixels; grey stays grey, all else becomes RGB."""
+    """Return an opened, not yet loaded, image as a JPEG of that size in pixels; grey stays grey, the rest is RGB."""
     image.draft(None, (2 * size[0], 2 * size[1]))  # at twice the size, Lanczos still sees what it needs
     image.load()
     image = image.convert("L" if image.mode in ("L", "LA", "1") else "RGB")

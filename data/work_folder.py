@@ -62,5 +62,6 @@ def _claim(work: Path, identity: dict) -> None:
         write_durably(claim, json.dumps(identity).encode())
     elif json.loads(claim.read_text()) != identity:
         raise UserError(
-            f"{work.parent} holds unfinished shards of another source or other options: finish those, or remove the folder"
+            f"{work.parent} holds unfinished shards of another source or other options: "
+            f"finish those, or remove the folder"
         )

@@ -1,4 +1,4 @@
-"""CIFAR-10 as distributed: the python or the binary tarball, or the folder either unpacks to. Stored as PNG, so unchanged.
+"""CIFAR-10 as distributed: the python or the binary tarball, or what either unpacks to. Stored losslessly, as PNG.
 
 The python version is pickled; it is read by an unpickler that knows numbers, text, lists and plain arrays, and nothing
 that could run.

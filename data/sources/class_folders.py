@@ -1,7 +1,7 @@
 """Labels from folder names: one folder per class, in a folder, a zip or a tar, with or without split folders above.
 
-Recognised are ``<class>/…/photo.jpg`` and ``train/<class>/…`` beside ``val/<class>/…``, below any number of folders that
-hold everything.
+Recognised are ``<class>/…/photo.jpg`` and ``train/<class>/…`` beside ``val/<class>/…``, below any number of folders
+that hold everything.
 """
 
 from collections.abc import Sequence

@@ -82,11 +82,11 @@ class MappedSource(Source):
         require_classes(classes, f"{source.name} with {class_map}")
         notes = list(old.notes)
         if left_out := len(old.classes) - len(number_of):
-            notes.append(f"left out {len(old) - len(self._rows):,} images of {left_out} classes that {class_map} does not name")
+            notes.append(
+                f"left out {len(old) - len(self._rows):,} images of {left_out} classes that {class_map} does not name"
+            )
         names = Names(old.names[row] for row in self._rows.tolist())
-        self.listing = Listing(
-            old.splits[self._rows], labels[self._rows], old.sizes[self._rows], names, classes, notes
-        )
+        self.listing = Listing(old.splits[self._rows], labels[self._rows], old.sizes[self._rows], names, classes, notes)
 
     def read(self, i: int) -> bytes:
         return self._source.read(int(self._rows[i]))

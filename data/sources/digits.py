@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits, real images that come with a dependency: 8x8 pixels, upscaled and stored as JPEG."""
+"""scikit-learn's handwritten digits, real images that come with a dependency: 8x8 pixels, upscaled, stored as JPEG."""
 
 import io
 

@@ -19,7 +19,6 @@ from recipes.errors import UserError
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-_VALIDATION_TAR_NAME = "validation"
 
 
 def imagenet(folder: Path, val_fraction: float, workers: int | None, progress: bool) -> Source:
@@ -39,7 +38,7 @@ def imagenet(folder: Path, val_fraction: float, workers: int | None, progress: b
     notes = []
     if validation.exists():
         wnids = _validation_wnids(folder / DEVKIT)
-        tars.append(ClassTar(_VALIDATION_TAR_NAME, validation, 0, validation.stat().st_size))
+        tars.append(ClassTar("val", validation, 0, validation.stat().st_size))
     else:
         notes.append(f"{folder} has no {VAL_TAR}: validation images were held out of the training images")
     images = TarImages(tars, workers, progress)
@@ -87,6 +86,8 @@ def _labels(names: list[str], wnids: list[str], classes: list[str], validation: 
         found = re.search(r"_(\d+)\.JPEG$", name)
         place = int(found[1]) - 1 if found else -1
         if not 0 <= place < len(wnids) or wnids[place] not in number:
-            raise UserError(f"{DEVKIT} and {TRAIN_TAR} do not say which class {name} of {validation} is: download them again")
+            raise UserError(
+                f"{DEVKIT} and {TRAIN_TAR} do not say which class {name} of {validation} is: download them again"
+            )
         labels.append(number[wnids[place]])
     return labels

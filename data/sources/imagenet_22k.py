@@ -1,4 +1,4 @@
-"""ImageNet-22K as distributed: a folder of one tar per class, ``n01440764.tar`` and 21,840 others. Nothing is unpacked."""
+"""ImageNet-22K as distributed: a folder of one tar per class, ``n01440764.tar`` and 21,840 more. Nothing unpacked."""
 
 import re
 from pathlib import Path

@@ -45,7 +45,9 @@ class TorchvisionSet(Source):
         classes = _classes(self._parts[0], max((int(of_part.max()) for of_part in labels if len(of_part)), default=-1))
         require_classes(classes, f"torchvision's {name}")
         names = Names(self._names(Path(root), counts))
-        sizes = np.array([_size(files, row) for files, count in zip(self._files, counts) for row in range(count)], np.int64)
+        sizes = np.array(
+            [_size(files, row) for files, count in zip(self._files, counts) for row in range(count)], np.int64
+        )
         joined = np.concatenate(labels).astype(np.int32)
         if len(counts) == 2:
             splits = np.where(self._part_of == 0, TRAIN, VAL).astype(np.uint8)

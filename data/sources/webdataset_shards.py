@@ -52,7 +52,10 @@ def webdataset_shards(path: Path, class_map: Path | None) -> WebDatasetShards | 
         UserError: only some names say which split a shard is for, or the folder is one that we wrote.
     """
     if path.is_dir():
-        folders = [path, *(folder for folder in path.iterdir() if folder.name.lower() in _SPLIT_WORDS and folder.is_dir())]
+        folders = [
+            path,
+            *(folder for folder in path.iterdir() if folder.name.lower() in _SPLIT_WORDS and folder.is_dir()),
+        ]
         paths = sorted(shard for folder in folders for shard in folder.glob("*.tar"))
     else:
         paths = [path] if path.name.endswith(".tar") else []
@@ -74,8 +77,8 @@ def webdataset_shards(path: Path, class_map: Path | None) -> WebDatasetShards | 
 def label_text(sample: TarSample) -> str | None:
     """Return what a sample's label members call its class, a number or a name; None where they do not say.
 
-    The first of ``cls``, ``json`` and ``txt`` that is there decides. In JSON the keys of a number come before those of a
-    name: 'label', 'cls', 'class_index', 'class_id', 'target'; 'class_name', 'class', 'label_name', 'category', 'synset', 'wnid'.
+    The first of ``cls``, ``json`` and ``txt`` that is there decides. In JSON it is the first of `_NUMBER_KEYS`, which
+    hold numbers, or else of `_NAME_KEYS`.
     """
     for ending in ("cls", "json", "txt"):
         if ending in sample.labels:

@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 
 
-def encoded(name: str, file_format: str = "JPEG", size: tuple[int, int] = (40, 30), mode: str = "RGB", **options) -> bytes:
+def encoded(
+    name: str, file_format: str = "JPEG", size: tuple[int, int] = (40, 30), mode: str = "RGB", **options
+) -> bytes:
     """Return an image file whose pixels depend on `name` alone."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)

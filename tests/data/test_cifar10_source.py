@@ -145,7 +145,9 @@ def test_nothing_in_a_pickled_batch_is_executed(tmp_path, monkeypatch, kind):
     assert not (tmp_path / "attacked").exists()
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a pickle", pickled({"data": 1, "labels": [1]}, False), pickled([1], False)])
+@pytest.mark.parametrize(
+    "damage", [b"", b"not a pickle", pickled({"data": 1, "labels": [1]}, False), pickled([1], False)]
+)
 def test_a_damaged_batch_is_one_sentence(tmp_path, damage):
     path = tarball(tmp_path / "c.tar.gz", "cifar-10-batches-py", python_files() | {"test_batch": damage})
     with pytest.raises(UserError, match="not CIFAR-10 as distributed") as error:

@@ -56,7 +56,8 @@ def distributed(tmp_path) -> Path:
             add(tar, f"ILSVRC2012_val_{number:08d}.JPEG", validation_image(number))
     fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
     synsets = np.array(
-        [(float(number), wnid, "words", "gloss", float(wnid not in WNIDS)) for wnid, number in DEVKIT_IDS.items()], fields
+        [(float(number), wnid, "words", "gloss", float(wnid not in WNIDS)) for wnid, number in DEVKIT_IDS.items()],
+        fields,
     )
     meta = io.BytesIO()
     savemat(meta, {"synsets": synsets.reshape(-1, 1)})
@@ -67,10 +68,10 @@ def distributed(tmp_path) -> Path:
     return folder
 
 
-def expected(validation_prefix: str) -> dict:
+def expected() -> dict[str, tuple[str, str]]:
     found = {f"{wnid}/{wnid}_{number}.JPEG": ("train", wnid) for wnid in WNIDS for number in range(EACH)}
     for number, wnid in enumerate(VALIDATION, 1):
-        found[f"{validation_prefix}/ILSVRC2012_val_{number:08d}.JPEG"] = ("val", wnid)
+        found[f"val/ILSVRC2012_val_{number:08d}.JPEG"] = ("val", wnid)
     return found
 
 
@@ -79,7 +80,7 @@ def test_imagenet_as_distributed_is_read_without_unpacking(distributed, given):
     path = distributed if given == "folder" else distributed / "ILSVRC2012_img_train.tar"
     found = open_source(str(path), 0.1)
     assert found.listing.classes == WNIDS, "sorted WordNet ids, as torchvision and timm number them"
-    assert labelled(found) == expected("validation")
+    assert labelled(found) == expected()
     for i, name in enumerate(found.listing.names):
         stem = name.rpartition("/")[2].removesuffix(".JPEG")
         wanted = validation_image(int(stem[-8:])) if "_val_" in stem else encoded(stem.replace("_", ""))
@@ -148,8 +149,12 @@ def test_imagenet_in_kaggles_layout(kaggle, tmp_path, form):
     path = kaggle if form == "folder" else zipped(kaggle, tmp_path / "imagenet.zip")
     found = open_source(str(path), 0.1)
     assert found.kind == "Kaggle ImageNet-1K" and found.listing.classes == WNIDS
-    assert labelled(found) == expected("val")
+    assert labelled(found) == expected()
     assert every_image_reads(found)
+
+
+def test_the_tars_and_kaggles_layout_are_the_same_data_set(distributed, kaggle):
+    assert open_source(str(distributed), 0.1).listing.digest() == open_source(str(kaggle), 0.1).listing.digest()
 
 
 def test_kaggles_layout_without_its_table_is_one_sentence(kaggle):

@@ -71,7 +71,10 @@ def test_names_in_any_script_are_kept_and_read_back_by_plain_webdataset(tmp_path
     found = shard(str(tmp_path / "tree"), tmp_path / "out", val_fraction=0, progress=False)
     train = found.split("train")
     names = [train.sample_name(i) for i in range(4)]
-    assert {name[8:] for name in names} >= {"-große_Tiere_é_0.jpg in train-000000.tar", "-猫_é_1.jpg in train-000000.tar"}
+    assert {name[8:] for name in names} >= {
+        "-große_Tiere_é_0.jpg in train-000000.tar",
+        "-猫_é_1.jpg in train-000000.tar",
+    }
     plain = webdataset.WebDataset(str(train.shard_paths[0]), shardshuffle=False)
     assert [sample["__key__"] + ".jpg in train-000000.tar" for sample in plain] == names
 
@@ -364,6 +367,8 @@ def test_interrupted_by_the_user_it_stops_at_once_and_goes_on_later(dogs_vs_cats
     asked = time.monotonic()
     _, errors = process.communicate(timeout=10)
     assert time.monotonic() - asked < 2 and process.returncode != 0
-    assert errors.count("Traceback") == 1 and "KeyboardInterrupt" in errors, "only the command's own, none of the workers'"
+    assert errors.count("Traceback") == 1 and "KeyboardInterrupt" in errors, (
+        "only the command's own, none of the workers'"
+    )
     assert not list((tmp_path / "out/.work").glob("*.partial"))
     assert not (tmp_path / "out/manifest.json").exists()

@@ -118,7 +118,9 @@ def kaggle(tmp_path) -> Path:
     return tmp_path / "kaggle"
 
 
-@pytest.mark.parametrize("form", ["folder", "train folder", "zip", "nested zip", "nested zip, deflated", "unpacked once"])
+@pytest.mark.parametrize(
+    "form", ["folder", "train folder", "zip", "nested zip", "nested zip, deflated", "unpacked once"]
+)
 def test_cats_vs_dogs_as_kaggle_ships_it(kaggle, tmp_path, form):
     path = kaggle
     if form == "train folder":

@@ -40,7 +40,9 @@ def test_a_whole_data_set_has_no_problems(whole):
 
 
 def test_a_flipped_byte_names_its_shard(copy):
-    edit(copy / "train-000001.tar", int(row(copy, len(np.load(copy / "train.index.npy")) // 2)["offset"]) + 400, b"\xa5")
+    edit(
+        copy / "train-000001.tar", int(row(copy, len(np.load(copy / "train.index.npy")) // 2)["offset"]) + 400, b"\xa5"
+    )
     problems = verify(copy, progress=False)
     assert any("train-000001.tar" in problem and "checksum" in problem for problem in problems)
 
@@ -79,7 +81,9 @@ def test_an_index_row_that_points_elsewhere_is_named(copy):
     index = np.load(copy / "train.index.npy")
     index["offset"][2] += 512
     np.save(copy / "train.index.npy", index)
-    assert any("sample 00000002-" in problem and "not in the index" in problem for problem in verify(copy, progress=False))
+    assert any(
+        "sample 00000002-" in problem and "not in the index" in problem for problem in verify(copy, progress=False)
+    )
 
 
 def test_wrong_counts_are_named(copy):

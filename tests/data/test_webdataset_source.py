@@ -57,7 +57,9 @@ def test_labels_in_each_form(tmp_path, form, labels, classes):
     assert found.classes == tuple(classes)
     train = stored(found, "train")
     assert len(train) == 2 * EACH and len(found.split("val")) == len(labels)
-    text = str(labels[0].get("label", labels[0].get("class_name")) if isinstance(labels[0], dict) else labels[0]).strip()
+    text = str(
+        labels[0].get("label", labels[0].get("class_name")) if isinstance(labels[0], dict) else labels[0]
+    ).strip()
     assert train[encoded("train-000.tar0")] == text
     assert contents(source) == before, "nothing is rewritten"
     assert sorted(contents(tmp_path / "out")) == ["manifest.json", "train.index.npy", "val.index.npy"]
@@ -75,7 +77,9 @@ def test_without_split_names_images_of_each_class_are_held_out(tmp_path):
     assert verify(tmp_path / "out", progress=False) == []
 
 
-@pytest.mark.parametrize("layout", ["{split}/{number}.tar", "imagenet22k-{split}-{number}.tar", "my_{split}_{number}.tar"])
+@pytest.mark.parametrize(
+    "layout", ["{split}/{number}.tar", "imagenet22k-{split}-{number}.tar", "my_{split}_{number}.tar"]
+)
 def test_splits_come_from_file_or_folder_names(tmp_path, layout):
     for split in ("train", "validation"):
         for number in range(2):
@@ -94,7 +98,10 @@ def test_a_class_map_names_numbers_and_leaves_classes_out(tmp_path):
     (tmp_path / "names.txt").write_text("2 cow\n0 ant\n")
     found = shard(str(tmp_path / "theirs"), tmp_path / "out", class_map=tmp_path / "names.txt", progress=False)
     assert found.classes == ("ant", "cow") and sum(map(len, found.splits.values())) == 8
-    assert stored(found, "train").items() <= {encoded(f"train-0.tar{i}"): ["ant", "", "cow"][i % 3] for i in range(12)}.items()
+    assert (
+        stored(found, "train").items()
+        <= {encoded(f"train-0.tar{i}"): ["ant", "", "cow"][i % 3] for i in range(12)}.items()
+    )
     assert verify(tmp_path / "out", progress=False) == []
 
 
@@ -129,6 +136,13 @@ def test_verify_names_their_shard_and_sample(tmp_path):
     problems = verify(tmp_path / "out", progress=False)
     assert any("train-0.tar" in problem and "checksum" in problem for problem in problems)
     assert any("folder/train-0_0002.jpg" in problem and "decoded" in problem for problem in problems)
+
+
+def test_verify_names_a_damaged_index_alone(tmp_path):
+    write_shard(tmp_path / "theirs/0.tar", [0, 1] * 4)
+    shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0.25, progress=False)
+    (tmp_path / "out/train.index.npy").write_bytes(b"")
+    assert all("index train.index.npy" in problem for problem in verify(tmp_path / "out", progress=False))
 
 
 @pytest.mark.parametrize(
