@@ -36,18 +36,38 @@ def recipes(name: Annotated[str | None, typer.Argument(help="A recipe, to print 
     print_recipe(name, overrides or []) if name else print_table()
 
 
-@app.command(epilog="Example: bigbatch shard digits runs/digits")
+@app.command(epilog="Example: bigbatch shard digits runs/digits --val-fraction 0.2")
 def shard(
-    source: Annotated[str, typer.Argument(help="A folder with a folder per class, a zip or tar of one, Kaggle's cats-vs-dogs zip, or `digits`.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder with a folder per class or a zip or tar of one, Kaggle's cats-vs-dogs zip, ImageNet or CIFAR-10 as "
+            "distributed, WebDataset shards, `torchvision:NAME:ROOT`, or `digits`."
+        ),
+    ],
     destination: Annotated[Path, typer.Argument(help="The folder to make.")],
     val_fraction: Annotated[float, typer.Option(help="Share kept for validation where the source has no split.", min=0, max=0.9)] = 0.1,
     shard_size: Annotated[int, typer.Option(help="Size of a shard in MiB, about.", min=1)] = 256,
+    shortest_side: Annotated[int | None, typer.Option(help="Shrink images whose shorter side is longer, in pixels.", min=1)] = None,
+    longest_side: Annotated[int | None, typer.Option(help="Shrink images whose longer side is longer, in pixels.", min=1)] = None,
+    quality: Annotated[int, typer.Option(help="JPEG quality of shrunk images.", min=1, max=100)] = 95,
+    class_map: Annotated[Path | None, typer.Option(help="A file that maps folder names to class names or numbers.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; all CPUs if not given.", min=1)] = None,
 ):
     """Turn photographs into WebDataset shards with an index. Interrupted, it goes on where it stopped."""
     from data.sharding import shard as write_shards
 
-    write_shards(source, destination, val_fraction=val_fraction, shard_size=shard_size * 2**20, workers=workers)
+    write_shards(
+        source,
+        destination,
+        val_fraction=val_fraction,
+        shard_size=shard_size * 2**20,
+        shortest_side=shortest_side,
+        longest_side=longest_side,
+        quality=quality,
+        class_map=class_map,
+        workers=workers,
+    )
 
 
 @app.command(epilog="Example: bigbatch verify runs/digits")

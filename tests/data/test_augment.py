@@ -1,0 +1,94 @@
+"""What happens to one photograph is decided by (seed, epoch, sample) and follows timm's distributions."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.random_erasing import RandomErasing
+
+from data.augment import NO_BOX, EvalTransform, TrainTransform
+from data.on_device import Finisher
+from recipes.load import load
+
+
+@pytest.fixture(scope="module")
+def photograph() -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_the_same_key_gives_the_same_pixels_whatever_was_drawn_before(photograph):
+    transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=64"]))
+    first = transform(photograph, 3, 77)
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    again = TrainTransform(load("convnext_tiny_in1k", ["input.size=64"]))(photograph, 3, 77)
+    assert torch.equal(first[0], again[0]) and first[1] == again[1]
+    assert first[0].dtype == torch.uint8 and first[0].shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("changes, epoch, sample", [([], 4, 77), ([], 3, 78), (["seed=1"], 3, 77)])
+def test_another_epoch_sample_or_seed_is_augmented_differently(photograph, changes, epoch, sample):
+    settings = ["input.size=64"]
+    one, _ = TrainTransform(load("convnext_tiny_in1k", settings))(photograph, 3, 77)
+    other, _ = TrainTransform(load("convnext_tiny_in1k", settings + changes))(photograph, epoch, sample)
+    assert not torch.equal(one, other)
+
+
+def test_no_key_makes_randaugment_fail(photograph):
+    """Some versions of the imaging library refuse operations that this policy draws now and then."""
+    transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=32"]))
+    for sample in range(2000):
+        transform(photograph, 0, sample)
+
+
+def test_erased_boxes_have_timms_distribution(photograph):
+    recipe = load("convnext_tiny_in1k", ["input.size=64", "augment.randaugment=null"])
+    transform = TrainTransform(recipe)
+    ours = np.array([box[2] * box[3] / 64**2 for box in (transform(photograph, 0, sample)[1] for sample in range(3000))])
+    random.seed(0)
+    theirs = []
+    erase = RandomErasing(0.25, mode="const", device="cpu")
+    for _ in range(3000):
+        theirs.append((erase(torch.ones(3, 64, 64))[0] == 0).float().mean().item())
+    assert (ours > 0).mean() == pytest.approx(0.25, abs=0.04)
+    assert ours[ours > 0].mean() == pytest.approx(np.mean([area for area in theirs if area]), abs=0.01)
+
+
+def test_erasing_can_be_switched_off(photograph):
+    transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=32", "augment.erasing=0"]))
+    assert all(transform(photograph, 0, sample)[1] == NO_BOX for sample in range(50))
+
+
+def test_the_noise_of_erased_boxes_is_standard_normal_and_keyed():
+    finisher = Finisher(load("demo"), torch.device("cpu"))
+    noise = finisher._noise(12345, 200_000, torch.device("cpu"))
+    assert torch.equal(noise, finisher._noise(12345, 200_000, torch.device("cpu")))
+    assert not torch.equal(noise, finisher._noise(12346, 200_000, torch.device("cpu")))
+    assert noise.mean().item() == pytest.approx(0, abs=0.01) and noise.std().item() == pytest.approx(1, abs=0.01)
+    assert (noise.abs() > 1.959964).float().mean().item() == pytest.approx(0.05, abs=0.003)
+    assert torch.corrcoef(torch.stack([noise[:-1], noise[1:]]))[0, 1].abs() < 0.012
+    neighbours = finisher._noise(12345 + 1, 200_000, torch.device("cpu"))
+    assert torch.corrcoef(torch.stack([noise, neighbours]))[0, 1].abs() < 0.012
+
+
+def test_normalisation_is_that_of_imagenet():
+    finisher = Finisher(load("convnext_tiny_in1k"), torch.device("cpu"))
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16).contiguous()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    torch.testing.assert_close(finisher.normalised(pixels), (pixels.float() / 255 - mean) / std)
+
+
+@pytest.mark.parametrize("size, warped", [(64, False), (384, True)])
+def test_evaluation_crops_below_384_and_warps_from_there_on(size, warped):
+    wide = Image.new("RGB", (800, 400), "black")
+    wide.paste("white", (0, 0, 60, 400))  # a border that a centre crop leaves out and a warp keeps
+    buffer = io.BytesIO()
+    wide.save(buffer, "PNG")
+    view = EvalTransform(load("convnext_tiny_in1k", [f"input.size={size}"]))(buffer.getvalue())
+    assert view.shape == (3, size, size)
+    assert (view[:, size // 2, 0] > 200).all() == warped

@@ -1,0 +1,121 @@
+"""Micro-batches: whole epochs, zero-weight padding, unreadable photographs replaced, no cost of a late start."""
+
+
+import numpy as np
+import pytest
+import torch
+
+from data.batches import EvalBatches, MicroBatches, load_evaluation, load_steps
+from data.sharding import shard
+from data.shards import INDEX_DTYPE, ShardSet
+from recipes.errors import UserError
+from recipes.load import load
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    return shard("digits", folder, val_fraction=0.2, progress=False)
+
+
+@pytest.fixture
+def recipe():
+    return load("demo", ["batch.global=64", "batch.slices=4"])
+
+
+def test_an_epoch_sees_every_sample_once_but_the_remainder(digits, recipe):
+    split = digits.split("train")
+    for epoch in (0, 1):
+        seen = []
+        for rank in range(3):
+            dataset = MicroBatches(split, recipe, rank * 22, 11)
+            for batch in load_steps(dataset, range(epoch * 22, (epoch + 1) * 22), 2, workers=0, pin=False):
+                seen += batch.samples[batch.weights > 0].tolist()
+        assert len(seen) == len(set(seen)) == 22 * 64  # of 1,438
+
+
+def test_positions_beyond_the_global_batch_have_no_weight(digits, recipe):
+    batch = MicroBatches(digits.split("train"), recipe, 48, 32)[(0, 0)]
+    assert batch.weights.tolist() == [1.0] * 16 + [0.0] * 16
+    assert (batch.pixels[16:32] == 0).all() and (batch.samples[16:] == -1).all()
+
+
+def test_a_part_of_a_slice_brings_at_most_the_two_partners_beyond_its_ends(digits, recipe):
+    batch = MicroBatches(digits.split("train"), recipe, 3, 6)[(0, 0)]
+    assert len(batch.labels) == 6 and len(batch.pixels) == 8
+    assert len(MicroBatches(digits.split("train"), recipe, 4, 6)[(0, 0)].pixels) == 6
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Digits of which one in twenty is overwritten inside the shard."""
+    folder = tmp_path / "digits"
+    shard("digits", folder, val_fraction=0.2, progress=False)
+    split = ShardSet.open(folder).split("train")
+    with split.shard_paths[0].open("r+b") as file:
+        for row in split.index[::20]:
+            file.seek(int(row["offset"]))
+            file.write(bytes(int(row["size"])))
+    return ShardSet.open(folder)
+
+
+def test_an_unreadable_photograph_is_named_and_replaced_the_same_way_everywhere(damaged, recipe):
+    split = damaged.split("train")
+    whole = MicroBatches(split, recipe, 0, 64)[(0, 0)]
+    halves = [MicroBatches(split, recipe, first, 32)[(0, 0)] for first in (0, 32)]
+    assert whole.replaced and all(".jpg in train-000000.tar" in line for line in whole.replaced)
+    assert torch.equal(whole.samples, torch.cat([half.samples for half in halves]))
+    assert torch.equal(whole.pixels, torch.cat([half.pixels for half in halves]))
+    assert not set(whole.samples.tolist()) & set(range(0, len(split), 20))
+    assert torch.equal(whole.labels, torch.from_numpy(split.labels[whole.samples].astype(np.int64)))
+
+
+def test_a_damaged_validation_image_is_an_error_that_names_it(tmp_path, recipe):
+    folder = tmp_path / "digits"
+    shard("digits", folder, val_fraction=0.2, progress=False)
+    split = ShardSet.open(folder).split("val")
+    with split.shard_paths[0].open("r+b") as file:
+        file.seek(int(split.index[5]["offset"]))
+        file.write(bytes(50))
+    with pytest.raises(UserError, match=r"val-000000.tar.*bigbatch verify"):
+        list(load_evaluation(EvalBatches(split, recipe, 0, len(split), 32), workers=0, pin=False))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_evaluation_counts_every_image_once(digits, recipe, world_size):
+    split = digits.split("val")
+    labels = []
+    for rank in range(world_size):
+        first, stop = len(split) * rank // world_size, len(split) * (rank + 1) // world_size
+        for _, part in load_evaluation(EvalBatches(split, recipe, first, stop, 32), workers=0, pin=False):
+            labels += part.tolist()
+    assert labels == split.labels.tolist()
+
+
+class _Imagenet:
+    """1.28 million rows that all point at the same few photographs: the index of a large data set, without the data."""
+
+    def __init__(self, split, folder, samples=1_281_167):
+        rows = np.resize(split.index, samples).astype(INDEX_DTYPE)
+        np.save(folder / "index.npy", rows)
+        self.split, self.path, self.samples = split, folder / "index.npy", samples
+        self.labels = np.load(self.path, mmap_mode="r")["label"]
+
+    def __len__(self):
+        return self.samples
+
+    def read(self, sample):
+        return self.split.read(int(sample) % len(self.split))
+
+
+def test_a_late_start_does_the_same_work_as_an_early_one(digits, tmp_path):
+    """Counted, not timed: reads until the first batch of step 100,000 of an ImageNet-sized index; the time is a benchmark."""
+    imagenet = _Imagenet(digits.split("train"), tmp_path)
+    recipe = load("convnext_tiny_in1k", ["schedule.epochs=400", "input.size=32", "batch.global=64", "batch.slices=2"])
+    reads = []
+    original = imagenet.read
+    imagenet.read = lambda sample: reads.append(sample) or original(sample)
+    for first in (0, 100_000):
+        reads.clear()
+        batch = next(load_steps(MicroBatches(imagenet, recipe, 0, 64), range(first, first + 10), 1, workers=0, pin=False))
+        assert batch.step == first and len(reads) == 64
