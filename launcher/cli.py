@@ -82,7 +82,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder made by `bigbat
     raise typer.Exit(1 if problems else 0)
 
 
-@app.command(epilog="Example: bigbatch train demo --data runs/digits --procs 2 schedule.epochs=2")
+@app.command(epilog="Example: bigbatch train demo --data runs/digits --procs 2 optimizer.lr=2e-3")
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
