@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jinja2
 import yaml
+from markupsafe import Markup
 
 from launcher.history import History
 from launcher.line_chart import Chart, Line
@@ -56,6 +57,7 @@ def _environment() -> jinja2.Environment:
         "millions": _millions,
         "moment": lambda unix: f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d %H:%M} UTC",
         "value": _value,
+        "breakable": lambda name: Markup("_<wbr>").join(name.split("_")),
     }
     environment.globals |= {"charts": _charts, "sections": _sections, "yaml": _yaml}
     return environment
