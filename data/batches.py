@@ -48,10 +48,6 @@ class MicroBatch:
     mixes: list[tuple[int, int, SliceMix]]  # rows from, to (exclusive), and how they are mixed
     replaced: list[str] = field(default_factory=list)  # unreadable photographs, and that another took their place
 
-    @property
-    def is_unmixed(self) -> bool:
-        return all(mix == SliceMix(1.0) for _, _, mix in self.mixes)
-
     def to(self, device: torch.device) -> "MicroBatch":
         """The same with all tensors on `device`, copied without waiting where memory is pinned."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))

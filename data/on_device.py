@@ -1,17 +1,22 @@
 """The last part of the input, done on the training device: normalise, erase, mix.
 
 Only additions and multiplications that are rounded one by one and table look-ups, so a CPU and a GPU make the same bits.
+The noise of an erased box is a run of a fixed bank of noise, from a place that the sample's key names: copying it costs
+less than drawing it.
 """
 
 from statistics import NormalDist
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.batches import MicroBatch
+from data.order import hashed
 from recipes.schema import Recipe
 
-_TABLE_BITS = 14
+_NOISE = 2**20  # numbers in the bank of noise that boxes take their runs from
+_QUANTILES = 2**14
 
 
 class Finisher:
@@ -21,47 +26,38 @@ class Finisher:
         mean, std = torch.tensor(recipe.input.mean, dtype=torch.float64), torch.tensor(recipe.input.std, dtype=torch.float64)
         self.scale = (1 / (255 * std)).float().view(3, 1, 1).to(device)
         self.shift = (mean / std).float().view(3, 1, 1).to(device)
-        self.normal = _normal_table().to(device)
+        self.noise = _noise_bank(_NOISE + 3 * recipe.input.size**2).to(device)
 
     def images(self, batch: MicroBatch) -> Tensor:
         """Return the training images of a micro-batch on its device: float32 ``[n, 3, size, size]``."""
         images = self.normalised(batch.pixels)
         for row, (top, left, height, width) in enumerate(batch.erased):
             if height:
-                noise = self._noise(batch.noise_keys[row], 3 * height * width, images.device)
-                images[row, :, top : top + height, left : left + width] = noise.view(3, height, width)
+                first = batch.noise_keys[row] % _NOISE
+                noise = self.noise[first : first + 3 * height * width].view(3, height, width)
+                images[row, :, top : top + height, left : left + width] = noise
         return _mixed(images, batch)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return ``(pixels / 255 - mean) / std``, float32, of uint8 ``[n, 3, height, width]``."""
         return pixels.to(torch.float32).mul_(self.scale).sub_(self.shift)
 
-    def _noise(self, noise_key: int, count: int, device: torch.device) -> Tensor:
-        """Standard normal noise, float32 ``[count]``: hashed counters looked up in a table of the normal quantiles."""
-        counters = torch.arange(count, dtype=torch.int64, device=device)
-        mixed = (counters + noise_key) * -0x61C8864680B583EB
-        mixed = (mixed ^ (mixed >> 30 & (2**34 - 1))) * -0x40A7B892E31B1A47
-        return self.normal[mixed >> 40 & (2**_TABLE_BITS - 1)]
-
 
 def _mixed(images: Tensor, batch: MicroBatch) -> Tensor:
-    """Mix every image of the micro-batch with its partner, which may be one of the extra images after them."""
-    rows = len(batch.labels)
-    if batch.is_unmixed:
-        return images[:rows]
-    result = images[:rows].clone()
+    """Mix every image in place with its partner, which is of the same slice and may be one of the extra images at the end."""
     for first, last, mix in batch.mixes:
-        if mix.lam == 1.0 and mix.box is None:
-            continue
-        others = images[batch.partners[first:last]]
-        if mix.box is None:
-            result[first:last] = images[first:last] * mix.lam + others * (1 - mix.lam)
-        else:
+        partners = batch.partners[first:last]
+        if mix.box is not None:
             top, bottom, left, right = mix.box
-            result[first:last, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
-    return result
+            box = images[:, :, top:bottom, left:right]
+            box[first:last] = box[partners]
+        elif mix.lam != 1.0:
+            others = images[partners].mul_(1 - mix.lam)
+            images[first:last].mul_(mix.lam).add_(others)
+    return images[: len(batch.labels)]
 
 
-def _normal_table() -> Tensor:
-    size = 2**_TABLE_BITS
-    return torch.tensor([NormalDist().inv_cdf((rank + 0.5) / size) for rank in range(size)], dtype=torch.float32)
+def _noise_bank(size: int) -> Tensor:
+    """Standard normal noise, float32 ``[size]``, the same on every machine: hashed counters looked up among the quantiles."""
+    quantiles = np.array([NormalDist().inv_cdf((rank + 0.5) / _QUANTILES) for rank in range(_QUANTILES)], dtype=np.float32)
+    return torch.from_numpy(quantiles[hashed(np.arange(size, dtype=np.uint64) + np.uint64(1)) % np.uint64(_QUANTILES)])

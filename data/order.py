@@ -42,12 +42,12 @@ def _feistel(numbers: np.ndarray, half_bits: int, round_keys: list[np.uint64]) -
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = numbers >> shift, numbers & mask
     for round_key in round_keys:
-        left, right = right, left ^ (_hash(right ^ round_key) & mask)
+        left, right = right, left ^ (hashed(right ^ round_key) & mask)
     return left << shift | right
 
 
-def _hash(numbers: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser, uint64."""
+def hashed(numbers: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: uint64 of any shape, each mixed on its own."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.input_overhead SHARDS [--size 224] [--rounds 7]
 
 Both decode the same images and apply the same recipe on one thread, in alternating rounds; the figure is the ratio of the
-medians per image. Also: seconds to the first batch at step 0 and at step 100,000 of an index of 1,281,167 images, and the
+medians of processor time per image. Also: seconds to the first batch at step 0 and at step 100,000 of an index of 1,281,167 images, and the
 memory of the order of 14 million.
 """
 
@@ -61,12 +61,12 @@ def overhead(shards: ShardSet, size: int, rounds: int) -> None:
     ours, theirs = [], []
     for step in range(2 * rounds):  # the first half warms up caches
         samples = shuffled(0, 0, len(split), np.arange(step * BATCH, (step + 1) * BATCH) % len(split))
-        started = time.perf_counter()
+        started = time.process_time()
         timm_round(split, samples, recipe, transform, mixup, erase, finisher.scale, finisher.shift, branch_input)
-        middle = time.perf_counter()
+        middle = time.process_time()
         our_round(dataset, step, finisher, depth, branch_input)
         theirs.append(middle - started)
-        ours.append(time.perf_counter() - middle)
+        ours.append(time.process_time() - middle)
     ours, theirs = ours[rounds:], theirs[rounds:]
     ratio = statistics.median(ours) / statistics.median(theirs)
     per_image = [statistics.median(values) / BATCH * 1e3 for values in (ours, theirs)]

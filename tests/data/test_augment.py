@@ -10,6 +10,7 @@ from PIL import Image
 from timm.data.random_erasing import RandomErasing
 
 from data.augment import NO_BOX, EvalTransform, TrainTransform
+from data.batches import MicroBatch
 from data.on_device import Finisher
 from recipes.load import load
 
@@ -64,16 +65,27 @@ def test_erasing_can_be_switched_off(photograph):
     assert all(transform(photograph, 0, sample)[1] == NO_BOX for sample in range(50))
 
 
-def test_the_noise_of_erased_boxes_is_standard_normal_and_keyed():
-    finisher = Finisher(load("demo"), torch.device("cpu"))
-    noise = finisher._noise(12345, 200_000, torch.device("cpu"))
-    assert torch.equal(noise, finisher._noise(12345, 200_000, torch.device("cpu")))
-    assert not torch.equal(noise, finisher._noise(12346, 200_000, torch.device("cpu")))
+def test_the_noise_of_erased_boxes_is_standard_normal():
+    noise = Finisher(load("demo"), torch.device("cpu")).noise
     assert noise.mean().item() == pytest.approx(0, abs=0.01) and noise.std().item() == pytest.approx(1, abs=0.01)
     assert (noise.abs() > 1.959964).float().mean().item() == pytest.approx(0.05, abs=0.003)
-    assert torch.corrcoef(torch.stack([noise[:-1], noise[1:]]))[0, 1].abs() < 0.012
-    neighbours = finisher._noise(12345 + 1, 200_000, torch.device("cpu"))
-    assert torch.corrcoef(torch.stack([noise, neighbours]))[0, 1].abs() < 0.012
+    for distance in (1, 2, 32, 1024):
+        assert torch.corrcoef(torch.stack([noise[:-distance], noise[distance:]]))[0, 1].abs() < 0.005
+
+
+def test_exactly_the_box_is_erased_with_noise_that_the_key_decides():
+    def erased(noise_key: int) -> torch.Tensor:
+        row = torch.zeros(1, dtype=torch.int64)
+        pixels, boxes = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [(4, 5, 20, 10)]
+        batch = MicroBatch(0, row, row, torch.ones(1), pixels, boxes, [noise_key], row, row, row, torch.ones(1), mixes=[])
+        return Finisher(load("demo"), torch.device("cpu")).images(batch)[0]
+
+    image = erased(12345)
+    assert torch.equal(image, erased(12345)) and not torch.equal(image, erased(12346))
+    inside = torch.zeros(32, 32, dtype=torch.bool)
+    inside[4:24, 5:15] = True
+    assert torch.equal(image != erased(99), inside.expand(3, -1, -1))
+    assert len(torch.unique(image[:, ~inside])) == 3  # one value a channel: what black is after normalisation
 
 
 def test_normalisation_is_that_of_imagenet():
