@@ -1,16 +1,20 @@
 """Checkpoints: whole or not there.
 
-A checkpoint is a folder ``step-00001234`` with one safetensors file per process that wrote it, tensors named
-``kind/parameter`` (e.g. ``exp_avg/stem.0.weight``), and ``checkpoint.json`` with the step, what the run was, and size and
-SHA-256 of every file. All processes write their share into a hidden folder; when all parts are there, the main process adds
-the JSON and renames the folder. What is killed half-way never gets the final name; what is damaged afterwards does not
-match its checksum, and the checkpoint before it is used.
+A checkpoint is a folder ``step-00001234`` with one safetensors file per process that wrote it and ``checkpoint.json`` with
+the step, what the run was, and size and SHA-256 of every file. Tensors are named ``kind/parameter``, e.g.
+``exp_avg/stem.0.weight``; of a tensor that is shared out among processes, each writes its run of elements under
+``kind/parameter@first``. So nothing is gathered to be saved, and how many processes wrote it, and which part each held, does not
+matter to who reads it.
 
-The state is copied first and written by a thread, so training goes on meanwhile; the copy is the only stall.
+All processes write their share into a hidden folder; when all parts are there, the main process adds the JSON and renames
+the folder. What is killed half-way never gets the final name; what is damaged afterwards does not match its checksum, and
+the checkpoint before it is used. The state is copied first and written by a thread, so training goes on meanwhile; the copy
+is the only stall.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -20,39 +24,100 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from launcher.retention import Retention
 from recipes.errors import UserError
 
 _FORMAT = 1
 _MANIFEST = "checkpoint.json"
+_START = "@"  # stands in no parameter's name
 _PART_TIMEOUT = 1800  # seconds that the main process waits for another one's part
+
+
+class Piece(NamedTuple):
+    """A tensor of the state, or a run of its elements.
+
+    `values` is the whole tensor, or flat: its elements from `start` on, counted in the tensor's row-major order.
+    """
+
+    kind: str
+    name: str
+    values: Tensor
+    start: int | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind}/{self.name}" + ("" if self.start is None else f"{_START}{self.start}")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """A whole checkpoint on disk.
+
+    `numbers` are the state's few scalars, `shapes` the parameters' shapes by name, `about` what the run was: `identity` of
+    its recipe and digest of its `dataset`.
+    """
 
     path: Path
     step: int
-    updates: int
-    identity: str
-    dataset: str
+    numbers: dict[str, float]
+    shapes: dict[str, list[int]]
+    about: dict[str, str]
 
-    def read(self, kinds: Iterable[str] | None = None) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors by kind and name, on the CPU; only of some kinds if given."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for part in sorted(self.path.glob("*.safetensors")):
-            with safetensors.safe_open(part, framework="pt") as file:
-                for label in file.keys():
-                    kind, _, name = label.partition("/")
-                    if kinds is None or kind in kinds:
-                        found.setdefault(kind, {})[name] = file.get_tensor(label)
-        return found
+    def reader(self) -> "CheckpointReader":
+        """Open its files."""
+        return CheckpointReader(self)
+
+
+class CheckpointReader:
+    """The tensors of a checkpoint, by kind and name, whoever wrote them in whatever pieces; read only when asked for."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.numbers = checkpoint.numbers
+        self._shapes = checkpoint.shapes
+        self._pieces: dict[tuple[str, str], list] = {}
+        for part in sorted(checkpoint.path.glob("*.safetensors")):
+            file = safetensors.safe_open(part, framework="pt")
+            for label in file.keys():
+                kind, _, rest = label.partition("/")
+                name, _, start = rest.partition(_START)
+                self._pieces.setdefault((kind, name), []).append((int(start or 0), file, label))
+        for pieces in self._pieces.values():
+            pieces.sort(key=lambda piece: piece[0])
+
+    @property
+    def kinds(self) -> set[str]:
+        return {kind for kind, _ in self._pieces}
+
+    def tensors(self, kind: str) -> dict[str, Tensor]:
+        """All tensors of a kind, by name."""
+        return {name: self.tensor(kind, name) for found, name in self._pieces if found == kind}
+
+    def tensor(self, kind: str, name: str) -> Tensor:
+        """One tensor in its shape, on the CPU."""
+        pieces = self._pieces[kind, name]
+        if _START not in pieces[0][2]:
+            return pieces[0][1].get_tensor(pieces[0][2])
+        shape = self._shapes[name]
+        return self.elements(kind, name, 0, math.prod(shape)).view(shape)
+
+    def elements(self, kind: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` of one tensor, flat, on the CPU."""
+        found = []
+        for first, file, label in self._pieces[kind, name]:
+            if _START not in label:
+                return file.get_tensor(label).flatten()[start:stop]
+            piece = file.get_slice(label)
+            last = first + piece.get_shape()[0]
+            if first < stop and last > start:
+                found.append(piece[max(start - first, 0) : min(stop, last) - first])
+        return torch.cat(found) if len(found) != 1 else found[0]
 
 
 def newest_whole(folder: Path) -> Checkpoint | None:
@@ -63,6 +128,11 @@ def newest_whole(folder: Path) -> Checkpoint | None:
         except UserError as error:
             warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
     return None
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint after that step is."""
+    return folder / f"step-{step:08d}"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -80,22 +150,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
         file = path / name
         if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
             raise UserError(f"checkpoint {path} is damaged: {name} is not what was written")
-    return Checkpoint(path, manifest["step"], manifest["updates"], manifest["identity"], manifest["dataset"])
+    return Checkpoint(path, manifest["step"], manifest["numbers"], manifest["shapes"], manifest["about"])
 
 
 class CheckpointWriter:
     """Writes the checkpoints of one run; every process has one and all call `save` at the same steps."""
 
-    def __init__(self, folder: Path, keep: int, rank: int, world_size: int, attempt: str, continued_step: int | None):
+    def __init__(self, folder: Path, retention: Retention, rank: int, world_size: int, attempt: str, continued_step: int | None):
         """Prepare to write into `folder`.
 
         Args:
-            keep: how many checkpoints stay.
+            retention: which checkpoints stay.
             attempt: a name that all processes of this start share and no other start has (`new_attempt`).
             continued_step: the step of the checkpoint that this start continues, which need not be saved again.
         """
         self.folder = folder
-        self.keep = keep
+        self.retention = retention
         self.rank = rank
         self.world_size = world_size
         self.attempt = attempt
@@ -107,10 +177,12 @@ class CheckpointWriter:
             for leftover in folder.glob(".step-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
-    def save(self, step: int, updates: int, identity: str, dataset: str, state: Iterable[tuple[str, str, Tensor]]) -> float:
-        """Start to save this process's part of the state; return the seconds that training was held up.
+    def save(
+        self, step: int, pieces: Iterable[Piece], numbers: dict[str, float], shapes: dict[str, list[int]], about: dict[str, str]
+    ) -> float | None:
+        """Start to save this process's pieces of the state; return the seconds that training was held up.
 
-        Saving the same step twice does nothing.
+        Saving the same step twice does nothing and returns None. The other arguments are as in `Checkpoint` and the same in every process.
 
         Raises:
             UserError: the save before this one failed, e.g. the disk is full.
@@ -118,12 +190,11 @@ class CheckpointWriter:
         started = time.perf_counter()
         self.wait()
         if step == self._saved_step:
-            return 0.0
+            return None
         self._saved_step = step
-        tensors = {f"{kind}/{name}": value.to("cpu", copy=True).contiguous() for kind, name, value in state}
-        header = {"format": _FORMAT, "step": step, "updates": updates, "identity": identity, "dataset": dataset}
-        header["versions"] = {"torch": torch.__version__}
-        self._thread = threading.Thread(target=self._write, args=(header, tensors), name="checkpoint")
+        tensors = {piece.label: piece.values.detach().to("cpu", copy=True).contiguous() for piece in pieces}
+        manifest = {"format": _FORMAT, "step": step, "numbers": numbers, "about": about, "versions": {"torch": torch.__version__}}
+        self._thread = threading.Thread(target=self._write, args=(manifest | {"shapes": shapes}, tensors), name="checkpoint")
         self._thread.start()
         return time.perf_counter() - started
 
@@ -140,9 +211,8 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise UserError(f"the checkpoint in {self.folder} could not be written: {error}; earlier ones are untouched")
 
-    def _write(self, header: dict, tensors: dict[str, Tensor]) -> None:
-        step = header["step"]
-        unfinished = self.folder / f".step-{step:08d}-{self.attempt}"
+    def _write(self, manifest: dict, tensors: dict[str, Tensor]) -> None:
+        unfinished = self.folder / f".step-{manifest['step']:08d}-{self.attempt}"
         try:
             unfinished.mkdir(exist_ok=True)
             part = unfinished / f"part-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
@@ -151,29 +221,32 @@ class CheckpointWriter:
             entry = {"bytes": part.stat().st_size, "sha256": _sha256(part)}
             _write_json(unfinished / f"{part.name}.json", entry)
             if self.rank == 0:
-                self._complete(unfinished, header)
+                self._complete(unfinished, manifest)
         except BaseException as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)  # where the main process waits, it sees this
             self._error = error
 
-    def _complete(self, unfinished: Path, header: dict) -> None:
-        """Wait for the parts of the other processes, then give the checkpoint its name and remove the oldest."""
+    def _complete(self, unfinished: Path, manifest: dict) -> None:
+        """Wait for the parts of the other processes, then give the checkpoint its name and remove those that need not stay."""
         deadline = time.monotonic() + _PART_TIMEOUT
         while len(entries := sorted(unfinished.glob("*.safetensors.json"))) < self.world_size:
+            if not unfinished.is_dir():
+                raise OSError("another process could not write its part")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"only {len(entries)} of {self.world_size} processes wrote their part")
             time.sleep(0.02)
-        header["files"] = {entry.name.removesuffix(".json"): json.loads(entry.read_text()) for entry in entries}
-        _write_json(unfinished / _MANIFEST, header)
+        manifest["files"] = {entry.name.removesuffix(".json"): json.loads(entry.read_text()) for entry in entries}
+        _write_json(unfinished / _MANIFEST, manifest)
         for entry in entries:
             entry.unlink()
         _sync(unfinished)
-        final = self.folder / f"step-{header['step']:08d}"
+        final = path_of(self.folder, manifest["step"])
         shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be there: a whole one would have been continued
         unfinished.rename(final)
         _sync(self.folder)
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        steps = {int(path.name.removeprefix("step-")): path for path in self.folder.glob("step-*")}
+        for step in steps.keys() - self.retention.kept(list(steps)):
+            shutil.rmtree(steps[step], ignore_errors=True)
 
 
 def new_attempt() -> str:

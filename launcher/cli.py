@@ -138,11 +138,12 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     destination: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
     raw: Annotated[bool, typer.Option("--raw", help="The raw weights instead of the averaged ones.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="Of the best evaluation instead of the newest checkpoint.")] = False,
 ):
     """Write a run's weights for `timm.create_model(name, num_classes=...).load_state_dict(...)`."""
     from launcher.saved_weights import export as write_weights
 
-    write_weights(run, destination, averaged=not raw)
+    write_weights(run, destination, averaged=not raw, best=best)
     print(f"wrote {destination}")
 
 

@@ -1,13 +1,15 @@
-"""The engine: a model, its optimizer and the processes that train it, through Accelerate.
+"""The engine: a model, its optimizer and the processes that train it.
 
 It knows how to take one micro-batch's gradient, how to update, and what its state is, tensor by tensor under the names of
-the model. What is trained on, and when, is the loop's.
+the model. What is trained on, and when, is the loop's. `launcher.data_parallel` holds all of the model in every process,
+`launcher.zero` shares it out.
 """
 
-import contextlib
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from launcher.optimizer import EMA, make_optimizer, set_lr
+from launcher.checkpoint import CheckpointReader, Piece
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
@@ -35,6 +37,7 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
     if recipe.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs, decides no result, and writes every buffer twice
     accelerator = Accelerator(
         cpu=not on_gpu,
         mixed_precision=_mixed_precision(recipe.engine.precision, on_gpu),
@@ -50,22 +53,23 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
 
 def _mixed_precision(wanted: str, on_gpu: bool) -> str:
     if wanted == "auto":
-        return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no"
+        wanted = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "float32"
     if wanted == "fp16" and not on_gpu:
         raise UserError("engine.precision=fp16 needs a GPU: use engine.precision=float32 or bf16 here")
     return "no" if wanted == "float32" else wanted
 
 
-class Engine:
-    """Data-parallel training of one model: every process holds all of it (DDP) and a share of the batch."""
+class Engine(ABC):
+    """Trains one model on all processes, each of which is given its share of every batch."""
+
+    optimizer: torch.optim.Optimizer
 
     def __init__(self, recipe: Recipe, model: nn.Module, accelerator: Accelerator):
         self.recipe = recipe
         self.accelerator = accelerator
         self.module = model.to(accelerator.device)
-        self.model = accelerator.prepare_model(self.module)
-        self.optimizer = accelerator.prepare_optimizer(make_optimizer(self.module, recipe))
         self.names = {parameter: name for name, parameter in self.module.named_parameters()}
+        self.shapes = {name: list(parameter.shape) for parameter, name in self.names.items()}
         averaged = recipe.ema.decay is not None
         self.averaged_buffers = {name: b.clone() for name, b in self._running_averages()} if averaged else {}
         self.updates = 0
@@ -74,102 +78,130 @@ class Engine:
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
-    def loss(self, losses: Tensor) -> Tensor:
-        """The contribution of a micro-batch to the loss of the step: sum of the weighted losses / global batch.
+    @property
+    def micro_batch_weight(self) -> float:
+        """Factor on the summed losses of a micro-batch that makes the step's gradient that of the mean over the global batch.
 
-        Float32. DDP takes the mean of the processes' gradients, so their number is multiplied in.
+        The processes' gradients are averaged, so their number is multiplied in.
         """
-        return losses.sum() * (self.accelerator.num_processes / self.recipe.batch.global_)
-
-    def settle_gradient_exchange(self, images: Tensor) -> None:
-        """Let DDP do its first gradient exchange, with a gradient of zero, so that all later ones are alike.
-
-        After its first exchange DDP arranges its buckets anew, and with three or more processes the arrangement decides in
-        which order gradients are added up. A run that resumes would start with the first arrangement again, and differ in the
-        last bits from one that was not interrupted.
-
-        Args:
-            images: any images of a micro-batch's shape, float32 ``[n, 3, size, size]`` on the device.
-        """
-        if self.model is not self.module:
-            self.accelerator.backward(self.model(images).float().sum() * 0.0)
-            self.optimizer.zero_grad()
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss` to that of the step."""
-        self.accelerator.backward(loss)
-
-    def micro_batch(self, last_of_step: bool):
-        """The context of a forward and backward pass: without gradient exchange unless it is the step's last."""
-        return contextlib.nullcontext() if last_of_step else self.accelerator.no_sync(self.model)
-
-    def update(self, lr: float) -> None:
-        """Apply the accumulated gradient once, average the weights, and forget the gradient."""
-        set_lr(self.optimizer, lr)
-        if self.recipe.optimizer.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.optimizer.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.updates += not self.optimizer.step_was_skipped
-        for name, buffer in self._running_averages() if self.averaged_buffers else ():
-            self.averaged_buffers[name].lerp_(buffer, 1 - self.recipe.ema.decay)
+        return self.accelerator.num_processes / self.recipe.batch.global_
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, on each of them."""
         return self.accelerator.reduce(tensor, reduction="sum")
 
-    @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights."""
-        pairs = [(p, self.optimizer.state[p][EMA]) for p in self.names if EMA in self.optimizer.state[p]]
-        pairs += [(buffer, self.averaged_buffers[name]) for name, buffer in self._running_averages()]
-        raw = [own.detach().clone() for own, _ in pairs]
-        with torch.no_grad():
-            for own, averaged in pairs:
-                own.copy_(averaged)
-            try:
-                yield
-            finally:
-                for (own, _), value in zip(pairs, raw):
-                    own.copy_(value)
+    @abstractmethod
+    def settle_gradient_exchange(self, images: Tensor) -> None:
+        """Do once what the first gradient exchange does differently, with a gradient of zero, so that all later ones are alike.
 
-    def state(self) -> Iterator[tuple[str, str, Tensor]]:
-        """This process's part of the state as (kind, name, tensor): every tensor is yielded by exactly one process.
-
-        Kinds: `weights`, `buffers`, `buffers_ema`, and the optimizer's own (`exp_avg`, `exp_avg_sq`, `ema`, ...).
+        Args:
+            images: any images of a micro-batch's shape, float32 ``[n, 3, size, size]`` on the device.
         """
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        for number, (parameter, name) in enumerate(self.names.items()):
-            if number % world == rank:
-                yield WEIGHTS, name, parameter.detach()
-                for kind, value in self.optimizer.state[parameter].items():
-                    if value.shape == parameter.shape and kind != "step":
-                        yield kind, name, value
-        if rank == 0:
-            yield from ((BUFFERS, name, buffer) for name, buffer in self._saved_buffers())
-            yield from ((BUFFERS_EMA, name, buffer) for name, buffer in self.averaged_buffers.items())
 
-    def load_state(self, read: dict[str, dict[str, Tensor]], updates: int) -> None:
-        """Take over a saved state: tensors by kind and name, as `state` yields them over all processes."""
-        device = self.accelerator.device
-        self.updates = updates
-        optimizer_kinds = read.keys() - {WEIGHTS, BUFFERS, BUFFERS_EMA}
+    @abstractmethod
+    def micro_batch(self, last_of_step: bool) -> AbstractContextManager:
+        """The context of a forward and backward pass; gradients are exchanged in the step's last."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[n, classes]`` of images ``[n, 3, size, size]``, at the engine's precision."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss` to that of the step."""
+
+    @abstractmethod
+    def apply_gradient(self, lr: float) -> bool:
+        """Update the weights and their average with the accumulated gradient at that learning rate, and forget the gradient.
+
+        Returns whether there was an update: with fp16, a gradient that overflows is dropped and the loss scale lowered.
+        """
+
+    def update(self, lr: float) -> None:
+        """End an optimizer step; `updates` counts those that changed the weights."""
+        if not self.apply_gradient(lr):
+            return
+        self.updates += 1
+        for name, buffer in self._running_averages() if self.averaged_buffers else ():
+            self.averaged_buffers[name].lerp_(buffer, 1 - self.recipe.ema.decay)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights; all processes enter and leave together."""
+        buffers = [(buffer, self.averaged_buffers[name]) for name, buffer in self._running_averages()]
+        with torch.no_grad(), exchanged(buffers), self._averaged_parameters():
+            yield
+
+    @abstractmethod
+    def _averaged_parameters(self) -> AbstractContextManager:
+        """Inside, the parameters have their averaged values."""
+
+    def state(self) -> Iterator[Piece]:
+        """This process's part of the state: over all processes, every element of every tensor is yielded exactly once.
+
+        Kinds: `weights`, `buffers`, `buffers_ema`, and the optimizer's own (`exp_avg`, `exp_avg_sq`, `ema`, ...), all float32
+        (integer buffers excepted).
+        """
+        yield from self._parameter_state()
+        if self.is_main:
+            yield from (Piece(BUFFERS, name, buffer) for name, buffer in saved_buffers(self.module))
+            yield from (Piece(BUFFERS_EMA, name, buffer) for name, buffer in self.averaged_buffers.items())
+
+    @abstractmethod
+    def _parameter_state(self) -> Iterator[Piece]:
+        """This process's part of the weights and of the optimizer's state."""
+
+    def numbers(self) -> dict[str, float]:
+        """What else belongs to the state: a few numbers, the same in every process."""
+        return {"updates": self.updates}
+
+    def load_state(self, saved: CheckpointReader) -> None:
+        """Take over the optimizer's state, the averages and the numbers of a checkpoint; the weights are in the model already."""
+        self.updates = int(saved.numbers["updates"])
         with torch.no_grad():
-            for parameter, name in self.names.items():
-                parameter.copy_(read[WEIGHTS][name])
-                state = {kind: read[kind][name].to(device, copy=True) for kind in optimizer_kinds}
-                if state and "exp_avg" in state:
-                    state["step"] = torch.tensor(float(updates), device=device)
-                self.optimizer.state[parameter].clear()
-                self.optimizer.state[parameter].update(state)
-            for name, buffer in self._saved_buffers():
-                buffer.copy_(read[BUFFERS][name])
+            self._load_optimizer_state(saved)
             for name, buffer in self.averaged_buffers.items():
-                buffer.copy_(read[BUFFERS_EMA][name])
+                buffer.copy_(saved.tensor(BUFFERS_EMA, name))
 
-    def _saved_buffers(self) -> list[tuple[str, Tensor]]:
-        persistent = self.module.state_dict().keys()
-        return [(name, buffer) for name, buffer in self.module.named_buffers() if name in persistent]
+    @abstractmethod
+    def _load_optimizer_state(self, saved: CheckpointReader) -> None:
+        """Take over this process's part of the optimizer's state."""
+
+    def close(self) -> None:
+        """Let go of what outlives the object."""
 
     def _running_averages(self) -> list[tuple[str, Tensor]]:
-        return [(name, buffer) for name, buffer in self._saved_buffers() if name.endswith(("running_mean", "running_var"))]
+        return [(name, buffer) for name, buffer in saved_buffers(self.module) if name.endswith(("running_mean", "running_var"))]
+
+
+def load_model(model: nn.Module, saved: CheckpointReader) -> None:
+    """Copy a checkpoint's weights and buffers into a model, before an engine takes it."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(saved.tensor(WEIGHTS, name))
+        for name, buffer in saved_buffers(model):
+            buffer.copy_(saved.tensor(BUFFERS, name))
+
+
+def saved_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The buffers that belong to the model's state."""
+    persistent = model.state_dict(keep_vars=True).keys()
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in persistent]
+
+
+def optimizer_kinds(saved: CheckpointReader) -> set[str]:
+    """The kinds of tensors in a checkpoint that are the optimizer's."""
+    return saved.kinds - {WEIGHTS, BUFFERS, BUFFERS_EMA}
+
+
+@contextmanager
+def exchanged(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Inside, the first tensor of each pair has the values of the second."""
+    kept = [own.detach().clone() for own, _ in pairs]
+    for own, other in pairs:
+        own.copy_(other)
+    try:
+        yield
+    finally:
+        for (own, _), value in zip(pairs, kept):
+            own.copy_(value)

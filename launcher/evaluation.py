@@ -1,5 +1,6 @@
 """Accuracy over a whole split, every image counted exactly once at any number of processes."""
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -28,19 +29,28 @@ class Accuracy:
 def evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator, batch_size: int, workers: int) -> Accuracy:
     """Evaluate `model` on `split` with all processes of `accelerator`, each taking a contiguous share.
 
-    Nothing is padded and no process waits for another inside, so shares may differ in size. The sums are exact counts.
+    Nothing is padded: shares differ by an image where they must, and the sums are exact counts. Every process makes the same
+    number of forward passes, as ZeRO-3 needs; one that has fewer batches repeats its last and does not count it.
     """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     first, stop = len(split) * rank // world, len(split) * (rank + 1) // world
+    batches = EvalBatches(split, recipe, first, stop, batch_size)
+    rounds = math.ceil(math.ceil(len(split) / world) / batch_size)
     finisher = Finisher(recipe, device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), accelerator.autocast():
-            for pixels, labels in load_evaluation(EvalBatches(split, recipe, first, stop, batch_size), workers, device.type == "cuda"):
-                logits = model(finisher.normalised(pixels.to(device, non_blocking=True))).float()
-                sums += _counts(logits, labels.to(device, non_blocking=True))
+        with torch.no_grad(), accelerator.autocast():  # not inference_mode: ZeRO-3 gathers parameters that training goes on with
+            loaded = load_evaluation(batches, workers, device.type == "cuda")
+            images = torch.zeros(1, 3, recipe.input.size, recipe.input.size, device=device)
+            for number in range(rounds):
+                if number < len(batches):
+                    pixels, labels = next(loaded)
+                    images = finisher.normalised(pixels.to(device, non_blocking=True))
+                logits = model(images).float()
+                if number < len(batches):
+                    sums += _counts(logits, labels.to(device, non_blocking=True))
     finally:
         model.train(was_training)
     images, top1, top5, loss = accelerator.reduce(sums, reduction="sum").tolist()

@@ -43,6 +43,7 @@ class Training:
     run: RunDirectory
     writer: CheckpointWriter
     workers: int
+    best_accuracy: float = 0.0  # of the evaluations before this start
 
     def __post_init__(self):
         self.recipe = self.engine.recipe
@@ -68,7 +69,7 @@ class Training:
                     break
                 stop.agreed = self._step(step, batches, progress, stop.wanted)
                 step += 1
-                if step == total or stop.agreed or step % recipe.run.save_every == 0:
+                if step == total or stop.agreed or self._save_is_due(step):
                     self._save(step)
             self.writer.wait()
         return step
@@ -113,13 +114,17 @@ class Training:
         engine = self.engine
         self.depth.draw(batch.step, batch.positions)
         with engine.micro_batch(last_of_step=last):
-            logits = engine.model(self.finisher.images(batch))
+            logits = engine.forward(self.finisher.images(batch))
             losses = mixed_cross_entropy(logits, batch, self.recipe.loss.smoothing)
-            engine.backward(engine.loss(losses))
+            engine.backward(losses.sum() * engine.micro_batch_weight)
         if self.statistics:
             real = int((batch.positions < self.recipe.batch.global_).sum())
             self.statistics.add(real // self.recipe.batch.statistics_size)
         return losses.detach().double().sum()
+
+    def _save_is_due(self, step: int) -> bool:
+        every = self.writer.retention.every
+        return step % self.recipe.run.save_every == 0 or bool(every and step % every == 0)
 
     def _evaluation_is_due(self, step: int) -> bool:
         if "val" not in self.shards.splits or step == 0:
@@ -146,11 +151,17 @@ class Training:
             line += f"  with averaged weights {averaged.top1:.2%}"
         progress.say(f"{line}  ({raw.images:,} images)")
         self._log("evaluation", step, **values)
+        accuracy = max(values["top1"], values["ema_top1"] or 0.0)
+        if accuracy > self.best_accuracy:
+            self.best_accuracy, self.writer.retention.best = accuracy, step
+            self._save(step)
 
     def _save(self, step: int) -> None:
         engine = self.engine
-        stall = self.writer.save(step, engine.updates, self.recipe.identity(), self.shards.digest, engine.state())
-        self._log("checkpoint", step, stall_seconds=round(stall, 4))
+        about = {"identity": self.recipe.identity(), "dataset": self.shards.digest}
+        stall = self.writer.save(step, engine.state(), engine.numbers(), engine.shapes, about)
+        if stall is not None:
+            self._log("checkpoint", step, stall_seconds=round(stall, 4))
 
     def _report_step(self, step: int, loss: float, lr: float, seconds: float, waited: float, progress: RunProgress) -> None:
         speed, wait = self.recipe.batch.global_ / seconds, waited / seconds

@@ -89,6 +89,12 @@ class RunDirectory:
                     break
         return events
 
+    def best_evaluation(self) -> tuple[float, int] | None:
+        """The highest top-1 of raw or averaged weights, and the step at which it was first reached; None without evaluations."""
+        evaluations = [event for event in self.metrics() if event["event"] == "evaluation"]
+        reached = [(max(event["top1"], event["ema_top1"] or 0.0), event["step"]) for event in evaluations]
+        return max(reached, key=lambda one: (one[0], -one[1]), default=None)
+
     def forget_after(self, step: int) -> None:
         """Remove the events of steps after `step`: the run goes on from there."""
         kept = [event for event in self.metrics() if event["step"] <= step]

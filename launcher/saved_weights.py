@@ -33,24 +33,38 @@ def load_weights(model: nn.Module, recipe: Recipe) -> list[str]:
     return fit_weights(model, weights, origin)
 
 
-def run_weights(run: RunDirectory, averaged: bool) -> dict[str, Tensor]:
-    """The weights of a run's newest checkpoint under timm's names: averaged ones if asked for and the run has them, else raw.
+def run_weights(run: RunDirectory, averaged: bool, best: bool = False) -> dict[str, Tensor]:
+    """The weights of a run's checkpoint under timm's names: averaged ones if asked for and the run has them, else raw.
+
+    Args:
+        best: of the checkpoint of the best evaluation instead of the newest.
 
     Raises:
-        UserError: there is no run, or it has no whole checkpoint yet.
+        UserError: there is no run, or it has no such whole checkpoint.
     """
     run.recipe()
-    newest = checkpoint.newest_whole(run.checkpoints)
-    if newest is None:
-        raise UserError(f"{run.path} has no checkpoint yet: train it first")
-    state = newest.read({WEIGHTS, BUFFERS, EMA, BUFFERS_EMA})
-    weights = state[WEIGHTS] | state.get(BUFFERS, {})
+    saved = (_best(run) if best else _newest(run)).reader()
+    weights = saved.tensors(WEIGHTS) | saved.tensors(BUFFERS)
     if averaged:
-        weights |= state.get(EMA, {}) | state.get(BUFFERS_EMA, {})
+        weights |= saved.tensors(EMA) | saved.tensors(BUFFERS_EMA)
     return weights
 
 
-def export(run_path: Path, destination: Path, averaged: bool) -> None:
+def _newest(run: RunDirectory) -> checkpoint.Checkpoint:
+    newest = checkpoint.newest_whole(run.checkpoints)
+    if newest is None:
+        raise UserError(f"{run.path} has no checkpoint yet: train it first")
+    return newest
+
+
+def _best(run: RunDirectory) -> checkpoint.Checkpoint:
+    best = run.best_evaluation()
+    if best is None:
+        raise UserError(f"{run.path} was not evaluated yet, so no checkpoint is the best: leave --best out")
+    return checkpoint.open_checkpoint(checkpoint.path_of(run.checkpoints, best[1]))
+
+
+def export(run_path: Path, destination: Path, averaged: bool, best: bool = False) -> None:
     """Write a run's weights as one safetensors file that timm's model of that name loads strictly.
 
     Recipe and classes go along in the file's metadata, so that `bigbatch evaluate` needs nothing else.
@@ -59,7 +73,7 @@ def export(run_path: Path, destination: Path, averaged: bool) -> None:
         UserError: no such run, no checkpoint, or the file cannot be written.
     """
     run = RunDirectory(run_path)
-    weights = run_weights(run, averaged)
+    weights = run_weights(run, averaged, best)
     metadata = {
         "format": "pt",
         "recipe": json.dumps(run.recipe().to_dict()),

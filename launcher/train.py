@@ -17,13 +17,16 @@ from torch import nn
 
 from data.shards import ShardSet
 from launcher import checkpoint
-from launcher.cut import cut_batch
-from launcher.engine import Engine, make_accelerator
+from launcher.cut import Cut, cut_batch
+from launcher.data_parallel import DataParallel
+from launcher.engine import Engine, load_model, make_accelerator
+from launcher.engine_choice import choose_engine
 from launcher.loop import Training
+from launcher.retention import Retention
 from launcher.run_directory import RunDirectory
 from launcher.saved_weights import load_weights
 from models import batch_norm, stochastic_depth
-from models.build import build, scale_head
+from models.build import build, checkpoint_activations, scale_head
 from recipes.errors import UserError
 from recipes.schedule import Timetable
 from recipes.schema import Recipe
@@ -50,11 +53,14 @@ def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, worker
     run.check_is_free_for(recipe)
     run.check_data(shards.digest)
 
+    recipe = choose_engine(recipe)
     accelerator = make_accelerator(recipe, tracking=run.tensorboard)
     say = accelerator.print
     model = build(recipe, len(shards.classes))
     depth = stochastic_depth.attach(model, recipe.seed)
     statistics = batch_norm.attach(model, recipe.batch.statistics_size)
+    if recipe.engine.checkpoint_activations:
+        checkpoint_activations(model)
     cut = cut_batch(
         recipe,
         accelerator.num_processes,
@@ -64,17 +70,16 @@ def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, worker
     )
 
     newest = _newest_checkpoint(accelerator, run)
-    if newest is None and recipe.model.weights:
-        for note in load_weights(model, recipe):
-            say(f"weights: {note}")
-    if newest is None and recipe.model.head_init_scale is not None:
-        scale_head(model, recipe.model.head_init_scale)
-
-    engine = Engine(recipe, model, accelerator)
+    saved = newest.reader() if newest else None
+    if saved:
+        load_model(model, saved)
+    else:
+        _load_given_weights(model, recipe, say)
+    engine = _make_engine(recipe, model, accelerator, cut)
     step = 0
-    if newest is not None:
+    if saved:
         step = newest.step
-        engine.load_state(newest.read(), newest.updates)
+        engine.load_state(saved)
 
     if engine.is_main:
         run.write_description(recipe, _facts(recipe, shards, timetable, model))
@@ -87,9 +92,10 @@ def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, worker
     for warning in timetable.warnings():
         say(f"warning: {warning}")
 
+    best_accuracy, best_step = broadcast_object_list([engine.is_main and run.best_evaluation()])[0] or (0.0, None)
     writer = checkpoint.CheckpointWriter(
         run.checkpoints,
-        recipe.run.keep,
+        Retention(recipe.run.keep, every=(recipe.run.keep_every or 0) * timetable.steps_per_epoch or None, best=best_step),
         accelerator.process_index,
         accelerator.num_processes,
         attempt=broadcast_object_list([checkpoint.new_attempt()])[0],
@@ -97,8 +103,8 @@ def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, worker
     )
     accelerator.wait_for_everyone()
     workers = default_workers() if workers is None else workers
-    training = Training(engine, depth, statistics, timetable, cut, shards, run, writer, workers)
-    engine.model.train()
+    training = Training(engine, depth, statistics, timetable, cut, shards, run, writer, workers, best_accuracy)
+    engine.module.train()
     started = time.monotonic()
     try:
         reached = training.train(step)
@@ -110,8 +116,25 @@ def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, worker
     if engine.is_main and finished:
         run.log("finish", step=reached, seconds=round(time.monotonic() - started, 1))
     say(f"{'finished' if finished else f'stopped and saved at step {reached} of {timetable.total_steps}'}: {run_path}")
+    engine.close()
     accelerator.end_training()
     return finished
+
+
+def _load_given_weights(model: nn.Module, recipe: Recipe, say) -> None:
+    if recipe.model.weights:
+        for note in load_weights(model, recipe):
+            say(f"weights: {note}")
+    if recipe.model.head_init_scale is not None:
+        scale_head(model, recipe.model.head_init_scale)
+
+
+def _make_engine(recipe: Recipe, model: nn.Module, accelerator, cut: Cut) -> Engine:
+    if recipe.engine.zero == 0:
+        return DataParallel(recipe, model, accelerator)
+    from launcher.zero import Zero  # importing DeepSpeed takes seconds
+
+    return Zero(recipe, model, accelerator, cut)
 
 
 def open_shards(recipe: Recipe) -> ShardSet:

@@ -38,6 +38,18 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
     return model
 
 
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let `model` compute the activations inside its blocks again in the backward pass instead of keeping them.
+
+    Raises:
+        UserError: the model does not offer it.
+    """
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):
+        raise UserError(f"{type(model).__name__} cannot checkpoint activations: add engine.checkpoint_activations=false") from None
+
+
 def scale_head(model: nn.Module, factor: float) -> None:
     """Multiply the classifier's weight and bias by `factor`.
 

@@ -139,15 +139,28 @@ class Ema(Section):
 
 class Engine(Section):
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
-        "auto", description="of the forward and backward pass; auto: bf16 where the GPU has it, else float32"
+        "auto", description="of the forward and backward pass; auto: what `accelerate launch` says, else bf16 where the GPU has it"
     )
     deterministic: bool = Field(False, description="only deterministic kernels: the same cut gives the same bits on a GPU too")
+    zero: Literal["auto", 0, 1, 2, 3] = Field(
+        "auto",
+        description="DeepSpeed ZeRO: share out the optimizer's state (1), gradients too (2), parameters too (3); 0: plain DDP; "
+        "auto: what `accelerate launch` says, else 0",
+    )
+    offload: Literal["auto", "none", "cpu", "nvme"] = Field(
+        "auto",
+        description="where ZeRO keeps the optimizer's state, and with it at stage 3 the parameters on the CPU; "
+        "auto: what `accelerate launch` says, else none",
+    )
+    nvme_path: str | None = Field(None, description="folder on a local disk for engine.offload=nvme")
+    checkpoint_activations: bool = Field(False, description="compute activations again in the backward pass instead of keeping them")
 
 
 class Run(Section):
     evaluate_every: Count = Field(1, description="epochs between evaluations; the last epoch is always evaluated")
     save_every: Count = Field(500, description="optimizer steps between checkpoints; also saved at the end and on Ctrl-C")
-    keep: Count = Field(3, description="checkpoints kept: the last ones")
+    keep: Count = Field(3, description="checkpoints kept: the last ones, and the one of the best evaluation besides")
+    keep_every: Count | None = Field(None, description="epochs between checkpoints that are kept for good; null: none")
 
 
 class Recipe(Section):

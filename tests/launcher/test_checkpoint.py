@@ -3,80 +3,127 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import threading
+import time
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from launcher.checkpoint import CheckpointWriter, new_attempt, newest_whole, open_checkpoint
+from launcher.checkpoint import CheckpointWriter, Piece, new_attempt, newest_whole, open_checkpoint
+from launcher.retention import Retention
 from recipes.errors import UserError
 
 
-def state(step: int, rank: int = 0):
+ABOUT = {"identity": "identity", "dataset": "dataset"}
+
+
+def state(step: int, rank: int = 0) -> list[Piece]:
     generator = torch.Generator().manual_seed(step)
-    for name in (f"a.{rank}", f"b.{rank}"):
-        for kind in ("weights", "exp_avg", "ema"):
-            yield kind, name, torch.randn(100, generator=generator)
+    names, kinds = (f"a.{rank}", f"b.{rank}"), ("weights", "exp_avg", "ema")
+    return [Piece(kind, name, torch.randn(100, generator=generator)) for name in names for kind in kinds]
 
 
-def writer(folder: Path, keep=3, rank=0, world_size=1, attempt="x", continued_step=None) -> CheckpointWriter:
-    return CheckpointWriter(folder, keep, rank, world_size, attempt, continued_step)
+def writer(folder: Path, keep=3, rank=0, world_size=1, attempt="x", continued_step=None, **retention) -> CheckpointWriter:
+    return CheckpointWriter(folder, Retention(keep, **retention), rank, world_size, attempt, continued_step)
+
+
+def start_saving(one: CheckpointWriter, step: int, pieces: list[Piece], shapes: dict | None = None) -> None:
+    one.save(step, pieces, {"updates": step}, shapes or {}, ABOUT)
 
 
 def save(folder: Path, *steps: int, **options) -> None:
     one = writer(folder, **options)
     for step in steps:
-        one.save(step, step, "identity", "dataset", state(step))
+        start_saving(one, step, state(step))
     one.wait()
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir())
 
 
 def test_what_is_saved_is_what_is_read(tmp_path):
     save(tmp_path, 7)
     found = newest_whole(tmp_path)
-    assert (found.step, found.updates, found.identity, found.dataset) == (7, 7, "identity", "dataset")
-    read = found.read()
-    for kind, name, value in state(7):
-        assert torch.equal(read[kind][name], value)
-    assert found.read({"ema"}).keys() == {"ema"}
+    assert (found.step, found.numbers, found.about) == (7, {"updates": 7}, ABOUT)
+    saved = found.reader()
+    assert saved.kinds == {"weights", "exp_avg", "ema"}
+    for kind, name, value, _ in state(7):
+        assert torch.equal(saved.tensor(kind, name), value)
+        assert torch.equal(saved.tensors(kind)[name], value)
+        assert torch.equal(saved.elements(kind, name, 10, 25), value[10:25])
+
+
+@pytest.mark.parametrize("cuts", [[0, 60], [0, 1, 59, 60], [0, 20, 40, 60], [0, 7, 14, 50, 60]])
+def test_a_tensor_written_in_runs_by_several_processes_is_read_whole_or_in_any_other_runs(tmp_path, cuts):
+    whole = torch.randn(3, 4, 5)
+    parts = list(zip(cuts, cuts[1:]))
+    writers = [writer(tmp_path, rank=rank, world_size=len(parts)) for rank in range(len(parts))]
+    for one, (start, stop) in zip(writers, parts):
+        start_saving(one, 1, [Piece("weights", "w", whole.flatten()[start:stop], start)], {"w": [3, 4, 5]})
+    for one in writers:
+        one.wait()
+    saved = newest_whole(tmp_path).reader()
+    assert torch.equal(saved.tensor("weights", "w"), whole)
+    for start in range(0, 60, 7):
+        for stop in range(start + 1, 61, 9):
+            assert torch.equal(saved.elements("weights", "w", start, stop), whole.flatten()[start:stop])
 
 
 def test_training_may_go_on_changing_tensors_while_they_are_written(tmp_path):
     tensor = torch.zeros(1_000_000)
     one = writer(tmp_path)
-    one.save(1, 1, "i", "d", [("weights", "a", tensor)])
+    start_saving(one, 1, [Piece("weights", "a", tensor)])
     tensor.fill_(1)
     one.wait()
-    assert newest_whole(tmp_path).read()["weights"]["a"].sum() == 0
+    assert newest_whole(tmp_path).reader().tensor("weights", "a").sum() == 0
 
 
 def test_parts_of_several_processes_become_one_checkpoint(tmp_path):
     attempt = new_attempt()
     writers = [writer(tmp_path, rank=rank, world_size=3, attempt=attempt) for rank in range(3)]
     for rank in (2, 0, 1):
-        writers[rank].save(5, 5, "i", "d", state(5, rank))
+        start_saving(writers[rank], 5, state(5, rank))
     for one in writers:
         one.wait()
-    assert sorted(newest_whole(tmp_path).read()["weights"]) == ["a.0", "a.1", "a.2", "b.0", "b.1", "b.2"]
+    assert sorted(newest_whole(tmp_path).reader().tensors("weights")) == ["a.0", "a.1", "a.2", "b.0", "b.1", "b.2"]
 
 
 def test_a_checkpoint_without_all_its_parts_gets_no_name(tmp_path):
     first, second = (writer(tmp_path, rank=rank, world_size=2) for rank in (0, 1))
-    first.save(5, 5, "i", "d", state(5, 0))
+    start_saving(first, 5, state(5, 0))
     assert newest_whole(tmp_path) is None
-    second.save(5, 5, "i", "d", state(5, 1))
+    start_saving(second, 5, state(5, 1))
     first.wait(), second.wait()
     assert newest_whole(tmp_path).step == 5
 
 
 def test_the_last_ones_are_kept_and_leftovers_of_a_kill_are_removed(tmp_path):
     save(tmp_path, 1, 2, 3, 4, 5, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
+    assert steps_in(tmp_path) == [4, 5]
     (tmp_path / ".step-00000006-dead").mkdir()
     writer(tmp_path)
     assert not list(tmp_path.glob(".step-*"))
+
+
+def test_the_best_one_and_milestones_are_kept_too(tmp_path):
+    save(tmp_path, *range(1, 13), keep=2, every=5, best=3)
+    assert steps_in(tmp_path) == [3, 5, 10, 11, 12]
+
+
+def test_the_main_process_gives_up_at_once_where_another_could_not_write_its_part(tmp_path):
+    first = writer(tmp_path, world_size=2)
+    start_saving(first, 5, state(5))
+    while not list(tmp_path.glob(".step-*/*.json")):
+        time.sleep(0.01)
+    shutil.rmtree(next(tmp_path.glob(".step-*")))  # what the other one does on a full disk
+    with pytest.raises(UserError, match="another process could not write its part"):
+        first.wait()
+    assert not list(tmp_path.iterdir())
 
 
 def _flip_a_bit(path: Path):

@@ -33,8 +33,8 @@ def losses(run: Path) -> list[float]:
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
-    newest = checkpoint.newest_whole(run / "checkpoints")
-    return {f"{kind}/{name}": value for kind, values in newest.read().items() for name, value in values.items()}
+    saved = checkpoint.newest_whole(run / "checkpoints").reader()
+    return {f"{kind}/{name}": value for kind in saved.kinds for name, value in saved.tensors(kind).items()}
 
 
 def assert_same_curve(run: Path, reference: Path, steps: int = 28) -> None:

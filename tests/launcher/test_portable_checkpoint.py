@@ -1,0 +1,80 @@
+"""A checkpoint belongs to the run, not to the engine or the number of processes that wrote it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher import checkpoint
+from launcher.run_directory import RunDirectory
+from recipes.load import load
+from recipes.schema import Recipe
+from tests.launcher.conftest import SMALL
+from tests.launcher.process_group import Group, train_until
+
+SAVED, FINISHED = 3, 6
+ENGINES = {"ddp": ("engine.zero=0",), **{f"zero {stage}": (f"engine.zero={stage}",) for stage in (1, 2, 3)}}
+
+
+@pytest.fixture(scope="module")
+def recipe(digits):
+    """Make the small recipe with 24 images a step and an engine."""
+    small = [*SMALL, "batch.global=24", "batch.slices=3", "optimizer.layer_decay=0.9", f"data.path={digits}", "schedule.warmup_epochs=0"]
+
+    def of(engine: str, *changes: str) -> Recipe:
+        return load("demo", [*small, *ENGINES[engine], *changes])
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe, tmp_path_factory) -> Path:
+    return until(FINISHED, 1, recipe("ddp"), tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+@pytest.fixture(scope="module")
+def saved_by(recipe, tmp_path_factory):
+    """The run of an engine on so many processes, saved after three steps; each is made once."""
+    made = {}
+
+    def run(engine: str, world_size: int) -> Path:
+        if (engine, world_size) not in made:
+            folder = tmp_path_factory.mktemp("saved") / "run"
+            made[engine, world_size] = until(SAVED, world_size, recipe(engine), folder)
+        return made[engine, world_size]
+
+    return run
+
+
+def until(step: int, world_size: int, recipe: Recipe, run: Path) -> Path:
+    Group(world_size, recipe, run, train_until, step=step, micro_batch=4).finish()
+    return run
+
+
+def losses(run: Path) -> list[float]:
+    return [event["loss"] for event in RunDirectory(run).metrics() if event["event"] == "step"]
+
+
+def assert_same_state(run: Path, reference: Path) -> None:
+    ours, expected = (checkpoint.newest_whole(folder / "checkpoints") for folder in (run, reference))
+    assert (ours.step, ours.numbers, ours.about) == (expected.step, expected.numbers, expected.about)
+    ours, expected = ours.reader(), expected.reader()
+    assert ours.kinds == expected.kinds >= {"weights", "exp_avg", "exp_avg_sq", "ema"}
+    for kind in expected.kinds:
+        theirs = expected.tensors(kind)
+        assert ours.tensors(kind).keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours.tensor(kind, name), value, rtol=1e-4, atol=1e-5, msg=f"{kind}/{name}")
+
+
+@pytest.mark.parametrize("worlds", [(1, 2), (2, 3), (3, 1)], ids="{0[0]} to {0[1]} processes".format)
+@pytest.mark.parametrize("reader", ENGINES)
+@pytest.mark.parametrize("writer", ENGINES)
+def test_what_one_engine_saved_any_other_continues(saved_by, recipe, undisturbed, tmp_path, writer, reader, worlds):
+    """The test that DeepSpeed's own checkpoints do not pass; with layer-wise decay, so with many parameter groups."""
+    shutil.copytree(saved_by(writer, worlds[0]), tmp_path / "run")
+    run = until(FINISHED, worlds[1], recipe(reader), tmp_path / "run")
+    assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-5)
+    assert len(losses(run)) == FINISHED
+    assert_same_state(run, undisturbed)
