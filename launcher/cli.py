@@ -91,10 +91,15 @@ def train(
     procs: Annotated[int | None, typer.Option(help="Processes on this machine. Default: one per GPU.", min=1)] = None,
     micro_batch: MicroBatch = None,
     workers: Workers = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cut of the batch and, with ZeRO, DeepSpeed's JSON.")] = False,
 ):
     """Train a recipe, or go on with its run at the exact step. Ctrl-C saves first."""
     resolved = _load(recipe, overrides, data)
     run_path = run_dir or Path("runs") / resolved.name
+    if dry_run:
+        from launcher.dry_run import print_dry_run
+
+        return print_dry_run(resolved, procs, micro_batch)
     if "WORLD_SIZE" in os.environ:
         if procs is not None:
             raise UserError("--procs starts processes, but a launcher (torchrun, accelerate) started this one already: leave it out")
@@ -183,6 +188,8 @@ def main() -> None:
 
 def main_train() -> None:
     """``python -m launcher.train``: the train command alone."""
+    # The `deepspeed` launcher adds an argument for what LOCAL_RANK says already.
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     alone.command()(train)
     _run(alone)

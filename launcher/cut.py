@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
+_LARGEST_MICRO_BATCH = 64  # where the user names none
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -70,3 +72,13 @@ def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest:
         accumulation = -(-units // largest_units)
         micro_batch = -(-units // accumulation) * statistics_size
     return Cut(batch, world_size, micro_batch, -(-share // micro_batch))
+
+
+def cut_for_model(recipe: Recipe, world_size: int, micro_batch: int | None, has_batch_norm: bool) -> Cut:
+    """Cut the recipe's batch as a model can take it: one with BatchNorm layers needs whole statistics batches.
+
+    Raises:
+        UserError: as `cut_batch`.
+    """
+    statistics_size = recipe.batch.statistics_size if has_batch_norm else 1
+    return cut_batch(recipe, world_size, micro_batch, _LARGEST_MICRO_BATCH, statistics_size)

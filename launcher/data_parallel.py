@@ -16,6 +16,8 @@ from recipes.schema import Recipe
 class DataParallel(Engine):
     """Through Accelerate: devices, processes, mixed precision and, for fp16, the loss scale are its."""
 
+    title = "DDP"
+
     def __init__(self, recipe: Recipe, model: nn.Module, accelerator: Accelerator):
         super().__init__(recipe, model, accelerator)
         self.model = accelerator.prepare_model(self.module)

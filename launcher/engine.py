@@ -63,6 +63,7 @@ class Engine(ABC):
     """Trains one model on all processes, each of which is given its share of every batch."""
 
     optimizer: torch.optim.Optimizer
+    title: str  # e.g. "ZeRO-2, off-loaded to the CPU"
 
     def __init__(self, recipe: Recipe, model: nn.Module, accelerator: Accelerator):
         self.recipe = recipe

@@ -8,7 +8,7 @@ import torch
 
 from data.batches import MicroBatches, load_steps
 from data.on_device import Finisher
-from launcher.cut import cut_batch
+from launcher.cut import cut_for_model
 from launcher.train import open_shards
 from models import batch_norm, stochastic_depth
 from models.build import build
@@ -32,8 +32,7 @@ def fingerprints(
         model = build(recipe, len(shards.classes))
     depth = stochastic_depth.attach(model, recipe.seed)
     statistics = batch_norm.attach(model, recipe.batch.statistics_size)
-    size = recipe.batch.statistics_size if statistics else 1
-    cut = cut_batch(recipe, world_size, micro_batch, largest=32, statistics_size=size)
+    cut = cut_for_model(recipe, world_size, micro_batch, has_batch_norm=statistics is not None)
     finisher = Finisher(recipe, torch.device("cpu"))
     feeds = [
         load_steps(MicroBatches(split, recipe, cut.first_position(rank), cut.micro_batch), steps, cut.accumulation, workers, pin=False)

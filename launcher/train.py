@@ -17,7 +17,7 @@ from torch import nn
 
 from data.shards import ShardSet
 from launcher import checkpoint
-from launcher.cut import Cut, cut_batch
+from launcher.cut import Cut, cut_for_model
 from launcher.data_parallel import DataParallel
 from launcher.engine import Engine, load_model, make_accelerator
 from launcher.engine_choice import choose_engine
@@ -30,8 +30,6 @@ from models.build import build, checkpoint_activations, scale_head
 from recipes.errors import UserError
 from recipes.schedule import Timetable
 from recipes.schema import Recipe
-
-_LARGEST_MICRO_BATCH = 64  # used where the user names none
 
 
 def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, workers: int | None = None) -> bool:
@@ -61,13 +59,7 @@ def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, worker
     statistics = batch_norm.attach(model, recipe.batch.statistics_size)
     if recipe.engine.checkpoint_activations:
         checkpoint_activations(model)
-    cut = cut_batch(
-        recipe,
-        accelerator.num_processes,
-        micro_batch,
-        largest=_LARGEST_MICRO_BATCH,
-        statistics_size=recipe.batch.statistics_size if statistics else 1,
-    )
+    cut = cut_for_model(recipe, accelerator.num_processes, micro_batch, has_batch_norm=statistics is not None)
 
     newest = _newest_checkpoint(accelerator, run)
     saved = newest.reader() if newest else None
@@ -84,9 +76,10 @@ def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, worker
     if engine.is_main:
         run.write_description(recipe, _facts(recipe, shards, timetable, model))
         run.forget_after(step)
-        run.log("start", step=step, cut=str(cut), device=_device_name(accelerator.device), precision=_precision(accelerator))
+        device, precision = _device_name(accelerator.device), _precision(accelerator)
+        run.log("start", step=step, cut=str(cut), engine=engine.title, device=device, precision=precision)
     accelerator.init_trackers("curves", init_kwargs={"tensorboard": {"purge_step": step + 1}})
-    say(f"{recipe.name}: {recipe.model.name}, {timetable.total_steps:,} steps of {cut}")
+    say(f"{recipe.name}: {recipe.model.name}, {timetable.total_steps:,} steps of {cut}, {engine.title}")
     if step:
         say(f"continues at step {step} of {timetable.total_steps}")
     for warning in timetable.warnings():

@@ -34,6 +34,9 @@ if not torch.cuda.is_available():
 import deepspeed  # noqa: E402
 
 
+_OFFLOADED = {"none": "", "cpu": ", off-loaded to the CPU", "nvme": ", off-loaded to a disk"}
+
+
 class Run(NamedTuple):
     """Elements `start` to `start + count` of a parameter, which lie in this process's flat tensor from `offset` on."""
 
@@ -51,6 +54,7 @@ class Zero(Engine):
         super().__init__(recipe, model, accelerator)
         _join_deepspeed(accelerator)
         self.stage = recipe.engine.zero
+        self.title = f"ZeRO-{self.stage}{_OFFLOADED[recipe.engine.offload]}"
         self.optimizer = make_optimizer(self.module, recipe)
         self.model, *_ = deepspeed.initialize(
             model=accelerator.prepare_model(self.module, evaluation_mode=True),  # adds autocast, but not DDP

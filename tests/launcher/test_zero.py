@@ -1,5 +1,9 @@
 """ZeRO at every stage is the same run as plain data parallelism: curve, weights, moments, average, evaluation."""
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,8 +11,11 @@ import torch
 
 from launcher import checkpoint
 from launcher.run_directory import RunDirectory
+from recipes.load import load
+from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import train_group
 
+BIN = Path(sys.executable).parent
 STEPS = ["schedule.epochs=2", "schedule.warmup_epochs=1", "batch.global=96", "batch.slices=6", "run.evaluate_every=1"]  # 14 an epoch
 KINDS = ("weights", "ema", "exp_avg", "exp_avg_sq")
 
@@ -38,9 +45,6 @@ def assert_same_run(run: Path, reference: Path) -> None:
 @pytest.fixture(scope="module")
 def train_once(digits, tmp_path_factory):
     """Train a variant of the small recipe once and return its run directory."""
-    from recipes.load import load
-    from tests.launcher.conftest import SMALL
-
     finished = {}
 
     def train(world_size: int, *changes: str, micro_batch: int = 12) -> Path:
@@ -59,3 +63,51 @@ def train_once(digits, tmp_path_factory):
 def test_every_stage_is_the_same_run_as_plain_data_parallelism(train_once, zero, offload):
     """2 processes, 4 accumulation steps, float32, 28 steps, every ingredient of the recipe on."""
     assert_same_run(train_once(2, f"engine.zero={zero}", f"engine.offload={offload}"), train_once(2))
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_activation_checkpointing_draws_the_same_masks_again(train_once, zero):
+    checkpointed = train_once(2, f"engine.zero={zero}", "engine.checkpoint_activations=true", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    assert_same_run(checkpointed, train_once(2, "schedule.epochs=1", "schedule.warmup_epochs=0"))
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_clipping_layer_decay_and_sgd_are_the_same_at_every_stage(train_once, zero):
+    changes = ["optimizer.clip_grad=0.5", "optimizer.layer_decay=0.8", "optimizer.name=sgd", "optimizer.lr=0.05"]
+    changes += ["schedule.epochs=1", "schedule.warmup_epochs=0"]
+    assert_same_run(train_once(2, f"engine.zero={zero}", *changes), train_once(2, *changes))
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_batch_norm_models_have_the_same_statistics_at_every_stage(train_once, zero):
+    changes = ["model.name=test_resnet", "model.layer_scale=null", "model.drop_path=0", "schedule.epochs=1", "schedule.warmup_epochs=0"]
+    assert_same_run(train_once(2, f"engine.zero={zero}", *changes, micro_batch=16), train_once(2, *changes, micro_batch=16))
+
+
+@pytest.mark.parametrize(
+    "launcher, changes",
+    [
+        ([BIN / "bigbatch", "train", "--procs", "2"], ["engine.zero=2"]),
+        ([BIN / "torchrun", "--standalone", "--nproc-per-node", "2", "-m", "launcher.train"], ["engine.zero=2"]),
+        ([BIN / "deepspeed", "--num_gpus", "2", "--master_port", "PORT", "--module", "launcher.train"], ["engine.zero=2"]),
+        (
+            [BIN / "accelerate", "launch", "--use_deepspeed", "--zero_stage", "2", "--num_processes", "2", "--main_process_port", "PORT"]
+            + ["-m", "launcher.train"],
+            [],
+        ),
+    ],
+    ids=["bigbatch train", "torchrun", "deepspeed", "accelerate launch with a config that names DeepSpeed"],
+)
+def test_every_launcher_starts_the_same_zero(digits, tmp_path, train_once, launcher, changes):
+    short = ["schedule.epochs=1", "schedule.warmup_epochs=0"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        command = [str(probe.getsockname()[1]) if part == "PORT" else part for part in launcher]
+    arguments = ["demo", *SMALL, *STEPS, *short, *changes, "--data", digits, "--run-dir", tmp_path / "run", "--workers", "0", "--micro-batch", "12"]
+    done = subprocess.run(
+        [*command, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    start = RunDirectory(tmp_path / "run").metrics()[0]
+    assert (start["engine"], start["cut"]) == ("ZeRO-2", "96 = 2 processes × 12 × 4 accumulation steps")
+    assert_same_run(tmp_path / "run", train_once(2, *short))

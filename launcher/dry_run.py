@@ -1,0 +1,37 @@
+"""`bigbatch train --dry-run`: what would run, without data, weights or a GPU."""
+
+import json
+import os
+
+import torch
+
+from launcher.cut import cut_for_model
+from launcher.deepspeed_config import deepspeed_config
+from launcher.engine_choice import choose_engine
+from models import batch_norm
+from models.build import build
+from recipes.errors import UserError
+from recipes.schema import Recipe
+
+
+def print_dry_run(recipe: Recipe, processes: int | None, micro_batch: int | None) -> None:
+    """Print the cut of the recipe's batch and, where the engine is ZeRO, the JSON that DeepSpeed gets.
+
+    Args:
+        processes: None: as many as a launcher started, or one per GPU of this machine.
+
+    Raises:
+        UserError: the recipe's model, engine or cut is impossible.
+    """
+    recipe = choose_engine(recipe)
+    if recipe.data.classes is None:
+        raise UserError(f"recipe {recipe.name} leaves the number of classes to the shards: add data.classes=NUMBER")
+    with torch.device("meta"):
+        model = build(recipe, recipe.data.classes)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    has_batch_norm = batch_norm.attach(model, recipe.batch.statistics_size) is not None
+    processes = processes or int(os.environ.get("WORLD_SIZE", max(1, torch.cuda.device_count())))
+    cut = cut_for_model(recipe, processes, micro_batch, has_batch_norm)
+    print(f"{recipe.name}: {recipe.model.name}, {parameters:,} parameters, {cut}")
+    if recipe.engine.zero:
+        print(json.dumps(deepspeed_config(recipe, cut, parameters), indent=2))

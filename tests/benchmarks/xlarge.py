@@ -1,0 +1,69 @@
+"""ConvNeXt-XL for real: one optimizer step, save, resume and export under DDP and under ZeRO-3 with off-loading.
+
+    python -m tests.benchmarks.xlarge SHARDS [--size 64] [--procs 2]
+
+On a CPU the peak memory of a process says little about a GPU's, since off-loading stays in the same memory; what a process holds of
+the state is printed beside it in bytes of tensors.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from launcher.saved_weights import export
+from recipes.load import load
+from recipes.schema import Recipe
+from tests.launcher.process_group import Group, train_until
+
+ENGINES = {"DDP": ["engine.zero=0"], "ZeRO-3, off-loaded": ["engine.zero=3", "engine.offload=cpu", "engine.checkpoint_activations=true"]}
+
+
+def measured(recipe: Recipe, run: Path, step: int, micro_batch: int) -> None:
+    """What each process runs: train, then print what it took and what it holds."""
+    from launcher.engine import Engine
+    from launcher.zero import Zero
+
+    def report(engine: Engine) -> None:
+        state = sum(piece.values.numel() * piece.values.element_size() for piece in engine.state())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"process {engine.accelerator.process_index}: peak {peak:.1f} GiB resident, holds {state / 2**30:.2f} GiB of the state to save")
+
+    Engine.close = Zero.close = report
+    train_until(recipe, run, step=step, micro_batch=micro_batch)
+
+
+def timed(title: str, action) -> None:
+    started = time.perf_counter()
+    action()
+    print(f"{title}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--procs", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    changes = [f"data.path={arguments.shards.resolve()}", "data.classes=null", f"input.size={arguments.size}"]
+    changes += ["batch.global=8", "batch.slices=2", "engine.precision=float32", "ema.decay=0.9999"]
+    for title, engine in ENGINES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            run, recipe = Path(folder) / "run", load("convnext_xlarge_in22k", [*changes, *engine])
+            print(f"== {title}: {arguments.procs} processes, {arguments.size} px, EMA on")
+
+            def until(step: int) -> None:
+                Group(arguments.procs, recipe, run, measured, step=step, micro_batch=2).finish(seconds=1500)
+
+            timed("start, one step, save", lambda: until(1))
+            timed("resume, one more step, save", lambda: until(2))
+            timed("export", lambda: export(run, Path(folder) / "xlarge.safetensors", averaged=True))
+            print("\n".join(line for line in run.with_name("run.log").read_text().splitlines() if line.startswith(("process", "conv"))))
+
+
+if __name__ == "__main__":
+    main()
