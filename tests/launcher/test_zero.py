@@ -13,7 +13,7 @@ from launcher import checkpoint
 from launcher.run_directory import RunDirectory
 from recipes.load import load
 from tests.launcher.conftest import SMALL
-from tests.launcher.process_group import train_group
+from tests.launcher.process_group import Group, train_group, train_until
 
 BIN = Path(sys.executable).parent
 STEPS = ["schedule.epochs=2", "schedule.warmup_epochs=1", "batch.global=96", "batch.slices=6", "run.evaluate_every=1"]  # 14 an epoch
@@ -79,9 +79,19 @@ def test_clipping_layer_decay_and_sgd_are_the_same_at_every_stage(train_once, ze
 
 
 @pytest.mark.parametrize("zero", [1, 3])
-def test_batch_norm_models_have_the_same_statistics_at_every_stage(train_once, zero):
-    changes = ["model.name=test_resnet", "model.layer_scale=null", "model.drop_path=0", "schedule.epochs=1", "schedule.warmup_epochs=0"]
-    assert_same_run(train_once(2, f"engine.zero={zero}", *changes, micro_batch=16), train_once(2, *changes, micro_batch=16))
+def test_batch_norm_models_have_the_same_statistics_at_every_stage(digits, tmp_path, zero):
+    """Four steps: at this size a channel that is nearly constant makes BatchNorm multiply rounding errors by 300 at every step."""
+    changes = ["model.name=test_resnet", "model.layer_scale=null", "model.drop_path=0", "optimizer.name=sgd", "optimizer.lr=0.005"]
+    for stage in (0, zero):
+        recipe = load("demo", [*SMALL, *STEPS, f"data.path={digits}", *changes, f"engine.zero={stage}"])
+        Group(2, recipe, tmp_path / f"zero {stage}", train_until, step=4, micro_batch=16).finish()
+    run, reference = tmp_path / f"zero {zero}", tmp_path / "zero 0"
+    assert losses(run) == pytest.approx(losses(reference), rel=1e-5) and len(losses(run)) == 4
+    ours, expected = (checkpoint.newest_whole(folder / "checkpoints").reader() for folder in (run, reference))
+    for kind in ("buffers", "buffers_ema"):
+        for name, value in expected.tensors(kind).items():
+            torch.testing.assert_close(ours.tensor(kind, name), value, rtol=1e-5, atol=1e-6, msg=name)
+        assert any(name.endswith("running_var") for name in expected.tensors(kind))
 
 
 @pytest.mark.parametrize(
