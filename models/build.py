@@ -6,6 +6,7 @@ import timm
 import torch
 from torch import nn
 
+from models import roadmap  # noqa: F401  its import makes the steps of the road timm models
 from recipes.errors import UserError
 from recipes.keys import key
 from recipes.schema import Recipe
@@ -17,22 +18,19 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
     Its weights are a pure function of the recipe's seed and of each parameter's name.
 
     Raises:
-        UserError: timm has no model of that name, or the model has no layer scale to set.
+        UserError: timm has no model of that name, or the model cannot have the recipe's layer scale, stochastic depth or
+            input size.
     """
     wanted = recipe.model
     if not timm.is_model(wanted.name):
         near = difflib.get_close_matches(wanted.name, timm.list_models(), n=1, cutoff=0)
         raise UserError(f"model.name={wanted.name!r} is not a timm model; did you mean {near[0]!r}?")
-    options = {"num_classes": classes, "drop_path_rate": wanted.drop_path}
-    if timm.models.get_pretrained_cfg_value(wanted.name, "fixed_input_size"):
-        options["img_size"] = recipe.input.size
-    if wanted.layer_scale is not None:
-        if not timm.models.is_model_in_modules(wanted.name, ["convnext"]):
-            raise UserError(f"model {wanted.name} has no layer scale: add model.layer_scale=null")
-        options["ls_init_value"] = wanted.layer_scale
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(recipe.seed, "init"))
-        model = timm.create_model(wanted.name, **options)
+        try:
+            model = timm.create_model(wanted.name, num_classes=classes, **_options(recipe))
+        except (TypeError, AssertionError, ValueError) as error:  # what timm's models raise for options they do not know
+            raise UserError(_refusal(recipe, error)) from None
     if wanted.init_std is not None:
         _truncated_normal(model, wanted.init_std, recipe.seed)
     return model
@@ -54,11 +52,38 @@ def scale_head(model: nn.Module, factor: float) -> None:
     """Multiply the classifier's weight and bias by `factor`.
 
     To be called after weights are loaded: ConvNeXt's code does it before, which has no effect on a loaded head.
+
+    Raises:
+        UserError: the model's classifier is not one linear layer.
     """
     head = model.get_classifier()
+    if not isinstance(head, nn.Linear | nn.Conv2d):
+        raise UserError(f"the classifier of {type(model).__name__} is not one layer to be scaled: add model.head_init_scale=null")
     with torch.no_grad():
         head.weight.mul_(factor)
-        head.bias.mul_(factor)
+        if head.bias is not None:
+            head.bias.mul_(factor)
+
+
+def _options(recipe: Recipe) -> dict:
+    """What timm's model is told beside the number of classes; only what the recipe asks for."""
+    wanted, options = recipe.model, {}
+    if wanted.drop_path > 0:
+        options["drop_path_rate"] = wanted.drop_path
+    if timm.models.get_pretrained_cfg_value(wanted.name, "fixed_input_size"):
+        options["img_size"] = recipe.input.size
+    if wanted.layer_scale is not None:
+        if not timm.models.is_model_in_modules(wanted.name, ["convnext", "roadmap"]):
+            raise UserError(f"model {wanted.name} has no layer scale: add model.layer_scale=null")
+        options["ls_init_value"] = wanted.layer_scale
+    return options
+
+
+def _refusal(recipe: Recipe, error: Exception) -> str:
+    name = recipe.model.name
+    if "drop_path_rate" in str(error):
+        return f"model {name} has no stochastic depth: add model.drop_path=0"
+    return f"timm cannot build {name} for {recipe.input.size} pixels ({' '.join(str(error).split())}): choose another model.name or input.size"
 
 
 def _truncated_normal(model: nn.Module, std: float, seed: int) -> None:

@@ -27,7 +27,8 @@ class ParameterGroup:
 def parameter_groups(model: nn.Module, settings: Optimizer) -> list[ParameterGroup]:
     """Return the groups of all trainable parameters, from stem to head; every parameter is in exactly one.
 
-    Biases and other 1-d parameters (norms, layer scale) get no weight decay.
+    Biases and other 1-d parameters (norms, layer scale) get no weight decay, nor what the model itself excludes (Swin's
+    relative position biases).
 
     Raises:
         UserError: layer-wise decay is asked of a model family whose layers are not numbered here.
@@ -35,9 +36,10 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[ParameterGro
     shapes = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = layer_of_parameters(model) if settings.layer_decay is not None else dict.fromkeys(shapes, 0)
     last = max(layers.values())
+    undecayed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     members: dict[tuple[int, bool], list[str]] = {}
     for name, shape in shapes.items():
-        decays = len(shape) > 1 and not name.endswith(".bias")
+        decays = len(shape) > 1 and not name.endswith(".bias") and name not in undecayed
         members.setdefault((layers[name], decays), []).append(name)
     return [
         ParameterGroup(
@@ -53,7 +55,7 @@ def layer_of_parameters(model: nn.Module) -> dict[str, int]:
     """Return each parameter's layer number, 0 for the stem and the largest for the head.
 
     Raises:
-        UserError: not a ConvNeXt, ResNet, ResNeXt or Swin.
+        UserError: not a ConvNeXt, a step on the road to it, a ResNet, ResNeXt or Swin.
     """
     names = [name for name, _ in model.named_parameters()]
     if hasattr(model, "stages") and hasattr(model, "stem"):

@@ -33,7 +33,7 @@ class Model(Section):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="stochastic depth of the last block; rises linearly from 0"
     )
-    layer_scale: Positive | None = Field(1e-6, description="initial layer scale; null: the model has none")
+    layer_scale: Positive | None = Field(1e-6, description="initial layer scale of a ConvNeXt; null: the model's own, if it has any")
     head_init_scale: Positive | None = Field(
         None, description="factor on the head's weight and bias, applied after weights are loaded"
     )

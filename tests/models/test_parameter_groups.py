@@ -59,7 +59,8 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay(name, layer_dec
     shapes = {member: parameter.ndim for member, parameter in model.named_parameters()}
     for group in groups:
         for member in group.names:
-            assert group.weight_decay == (0.0 if shapes[member] <= 1 or member.endswith(".bias") else 0.05), member
+            undecayed = shapes[member] <= 1 or member.endswith((".bias", "relative_position_bias_table"))
+            assert group.weight_decay == (0.0 if undecayed else 0.05), member
     assert layer_decay or len(groups) == 2
 
 
