@@ -27,7 +27,7 @@ table 5 without EMA), beside what torch counts for these networks (convolutions 
 
 The paper's 4.46 for LayerNorm is a slip: replacing a norm changes no convolution, its own figure 2 prints 4.2 at that step,
 and its table 11 (the same road from ResNet-200) has 14.81 before and after it. 4.46 is what the *next* step counts. That one
-is printed as 4.49 there, 0.8 % more, while table 11 has 15.35 for ConvNeXt-B, which is what convolutions and linear layers
+is printed as 4.49 there, 0.8% more, while table 11 has 15.35 for ConvNeXt-B, which is what convolutions and linear layers
 alone give; so 4.46 follows the paper's own way of counting and 4.49 does not.
 
 Where the paper leaves it open: the stem keeps ResNet's norm and activation until the steps that leave one of each in a

@@ -50,6 +50,78 @@ def _assert_common(recipe, model):
     assert recipe.loss.smoothing == 0.1
 
 
+# Table 6 and the released commands: drop path, slices at 224 and at 384 (nodes x GPUs); no code for T and S.
+IN22K_IN1K = {"tiny": (0.0, 16, 32), "small": (0.1, 16, 32), "base": (0.2, 16, 32), "large": (0.3, 16, 32), "xlarge": (0.4, 32, 64)}
+IN1K_384 = {"base": 0.8, "large": 0.95}
+
+
+@pytest.mark.parametrize("size", IN22K_IN1K)
+@pytest.mark.parametrize("pixels", [224, 384])
+def test_fine_tuning_from_22k_has_the_values_of_the_papers_table_6(size, pixels):
+    recipe = load(f"convnext_{size}_in22k_in1k" + ("_384" if pixels == 384 else ""))
+    _assert_fine_tuning(recipe, f"convnext_{size}.fb_in22k", pixels, layer_decay=0.8)
+    drop_path, *slices = IN22K_IN1K[size]
+    assert (recipe.model.drop_path, recipe.batch.slices) == (drop_path, slices[pixels == 384])
+    assert recipe.ema.decay == (0.9999 if size == "xlarge" else None)
+
+
+@pytest.mark.parametrize("size", IN1K_384)
+def test_fine_tuning_from_1k_has_the_values_of_the_papers_table_6(size):
+    recipe = load(f"convnext_{size}_in1k_384")
+    _assert_fine_tuning(recipe, f"convnext_{size}.fb_in1k", 384, layer_decay=0.7)
+    assert (recipe.model.drop_path, recipe.batch.slices, recipe.ema.decay) == (IN1K_384[size], 16, None)
+
+
+def _assert_fine_tuning(recipe, model, pixels, layer_decay):
+    assert (recipe.model.name, recipe.model.weights, recipe.model.head_init_scale) == (model, "timm", 0.001)
+    assert (recipe.data.name, recipe.data.classes, recipe.input.size) == ("imagenet-1k", 1000, pixels)
+    assert (recipe.batch.global_, recipe.schedule.epochs, recipe.schedule.warmup_epochs, recipe.schedule.shape) == (512, 30, 0, "cosine")
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.layer_decay) == ("adamw", 5e-5, 1e-8, layer_decay)
+    assert (recipe.mix.mixup, recipe.mix.cutmix, recipe.loss.smoothing) == (0, 0, 0.1)
+    assert (recipe.augment.randaugment, recipe.augment.erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
+
+
+@pytest.mark.parametrize("model", ["resnet50", "resnext50_32x4d"])
+def test_classic_recipes_are_torchvisions(model):
+    recipe = load(f"{model}_in1k_classic")
+    assert (recipe.model.name, recipe.model.init_std, recipe.model.drop_path, recipe.model.weights) == (model, None, 0, None)
+    assert (recipe.batch.global_, recipe.batch.statistics_size) == (256, 32)
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == ("sgd", 0.1, 0.9, 1e-4)
+    schedule = recipe.schedule
+    assert (schedule.epochs, schedule.warmup_epochs, schedule.shape, schedule.step_epochs) == (90, 0, "step", 30)
+    assert (recipe.augment.randaugment, recipe.augment.color_jitter, recipe.augment.erasing) == (None, None, 0)
+    assert (recipe.mix.mixup, recipe.mix.cutmix, recipe.loss.smoothing, recipe.ema.decay) == (0, 0, 0, None)
+    assert recipe.input.interpolation == "bilinear"
+
+
+def test_swin_has_its_own_papers_values():
+    recipe = load("swin_tiny_in1k")
+    assert (recipe.batch.global_, recipe.optimizer.lr, recipe.schedule.min_lr, recipe.optimizer.clip_grad) == (1024, 1e-3, 1e-5, 5.0)
+    assert (recipe.model.drop_path, recipe.schedule.epochs, recipe.schedule.warmup_epochs, recipe.ema.decay) == (0.2, 300, 20, None)
+
+
+def test_all_steps_of_the_road_and_modern_resnets_have_one_recipe():
+    """The paper's: that of ConvNeXt-T, without EMA. Only the network differs."""
+    steps = [load(name) for name in names() if name.startswith("roadmap_")]
+    assert [recipe.model.name for recipe in steps] == [recipe.name for recipe in steps] and len(steps) == 16
+    tiny = load("convnext_tiny_in1k", ["ema.decay=null"])
+    for recipe in steps:
+        assert recipe.model_copy(update={"model": tiny.model}).trajectory() == tiny.trajectory()
+        assert recipe.model == tiny.model.model_copy(update={"name": recipe.name})
+    for name in ("resnet50_in1k_modern", "resnext50_32x4d_in1k_modern"):
+        modern = load(name)
+        assert modern.model_copy(update={"model": tiny.model}).trajectory() == tiny.trajectory()
+
+
+def test_every_family_is_fine_tuned_on_cats_and_dogs_and_on_cifar_10():
+    for family in ("convnext_tiny", "resnet50", "resnext50_32x4d"):
+        for data, classes in (("cats_dogs", 2), ("cifar10", 10)):
+            recipe = load(f"{family}_{data}")
+            assert recipe.model.name.partition(".")[0] == family and recipe.model.weights == "timm"
+            assert (recipe.data.classes, recipe.mix.mixup, recipe.mix.cutmix) == (classes, 0, 0)
+
+
 def test_the_cats_and_dogs_recipe_fine_tunes_as_the_code_does():
     recipe = load("convnext_tiny_cats_dogs")
     assert (recipe.batch.global_, recipe.optimizer.lr, recipe.optimizer.weight_decay) == (512, 5e-5, 1e-8)
