@@ -138,6 +138,33 @@ def evaluate(
     evaluate_weights(weights, recipe, _with_data(overrides, data), averaged=not raw, workers=workers)
 
 
+@app.command(epilog="Example: bigbatch predict runs/demo photograph.jpg --json")
+def predict(
+    weights: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run directory, or a weights file.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...|FOLDER", help="Photographs, or folders of them.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with the five likeliest classes.")] = False,
+    recipe: Annotated[str | None, typer.Option(help="The recipe of a weights file that does not say it itself.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The raw weights of a run instead of the averaged ones.")] = False,
+    workers: Workers = None,
+):
+    """Class and probability of photographs. Exits with 1 if any could not be read; the others are predicted all the same."""
+    from launcher.predict import predict as predict_images
+
+    predictions = predict_images(weights, images, recipe, averaged=not raw, workers=workers)
+    unreadable = [prediction for prediction in predictions if prediction.error is not None]
+    for prediction in predictions:
+        if as_json:
+            print(json.dumps(prediction.to_dict(), ensure_ascii=False))
+        elif prediction.error is None:
+            label, probability = prediction.likeliest[0]
+            print(f"{probability:7.2%}  {label}  {prediction.image}")
+    for prediction in unreadable:
+        print(f"unreadable: {prediction.image} ({prediction.error})", file=sys.stderr)
+    if unreadable:
+        print(f"{len(unreadable):,} of {len(predictions):,} photographs could not be read", file=sys.stderr)
+    raise typer.Exit(1 if unreadable else 0)
+
+
 @app.command(epilog="Example: bigbatch export runs/demo runs/demo.safetensors")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],

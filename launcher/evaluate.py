@@ -4,14 +4,13 @@ from pathlib import Path
 
 from launcher.engine import make_accelerator
 from launcher.evaluation import evaluate
+from launcher.mistakes import Guesses, write_mistakes
 from launcher.run_directory import RunDirectory
-from launcher.saved_weights import described_by, run_weights
+from launcher.saved_weights import recipe_of, run_weights
 from launcher.train import default_workers, open_shards
 from models.build import build
 from models.weights import fit_weights, read_weights
-from recipes.errors import UserError
-from recipes.load import load, override
-from recipes.schema import Recipe
+from recipes.load import override
 
 _BATCH_SIZE = 64
 
@@ -19,33 +18,30 @@ _BATCH_SIZE = 64
 def evaluate_weights(origin: Path, recipe_name: str | None, overrides: list[str], averaged: bool, workers: int | None) -> None:
     """Print top-1 and top-5 of a run's raw and averaged weights, or of a file's, over the validation split.
 
+    What a run's weights get wrong is kept in its directory for `bigbatch report`: of the averaged ones if it has them.
+
     Raises:
         UserError: weights, recipe or shards are missing or do not fit each other.
     """
-    if origin.is_dir():
-        run = RunDirectory(origin)
+    run = RunDirectory(origin) if origin.is_dir() else None
+    if run:
         recipe = override(run.recipe(), overrides)
         candidates = {"raw": run_weights(run, averaged=False)}
         if averaged and recipe.ema.decay is not None:
             candidates["averaged"] = run_weights(run, averaged=True)
     else:
         candidates = {origin.name: read_weights(origin)}
-        recipe = _recipe_of(origin, recipe_name, overrides)
+        recipe = recipe_of(origin, recipe_name, overrides)
     shards = open_shards(recipe)
+    split = shards.split("val")
     accelerator = make_accelerator(recipe)
+    workers = default_workers() if workers is None else workers
     for label, weights in candidates.items():
         model = build(recipe, len(shards.classes))
         fit_weights(model, weights, str(origin), new_head=False)
-        workers = default_workers() if workers is None else workers
-        result = evaluate(model.to(accelerator.device), shards.split("val"), recipe, accelerator, _BATCH_SIZE, workers)
+        guesses = Guesses()
+        result = evaluate(model.to(accelerator.device), split, recipe, accelerator, _BATCH_SIZE, workers, guesses)
         top5 = f"  top-5 {result.top5:.4%}" if result.top5 is not None else ""
         accelerator.print(f"{label}: top-1 {result.top1:.4%}{top5}  loss {result.loss:.4f}  ({result.images:,} images)")
-
-
-def _recipe_of(weights: Path, recipe_name: str | None, overrides: list[str]) -> Recipe:
-    if recipe_name is not None:
-        return load(recipe_name, overrides)
-    described = described_by(weights)
-    if described is None:
-        raise UserError(f"{weights} does not say which recipe it belongs to: add --recipe NAME")
-    return override(described, overrides)
+    if run and accelerator.num_processes == 1:  # with more, each has seen a share only
+        write_mistakes(run, label, shards.classes, guesses.compared_with(split))

@@ -1,6 +1,7 @@
 """Accuracy over a whole split, every image counted exactly once at any number of processes."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -26,11 +27,22 @@ class Accuracy:
         return asdict(self)
 
 
-def evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator, batch_size: int, workers: int) -> Accuracy:
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    recipe: Recipe,
+    accelerator,
+    batch_size: int,
+    workers: int,
+    watch: Callable[[torch.Tensor], None] = lambda logits: None,
+) -> Accuracy:
     """Evaluate `model` on `split` with all processes of `accelerator`, each taking a contiguous share.
 
     Nothing is padded: shares differ by an image where they must, and the sums are exact counts. Every process makes the same
     number of forward passes, as ZeRO-3 needs; one that has fewer batches repeats its last and does not count it.
+
+    Args:
+        watch: is shown the logits of every batch of this process, float32 ``[n, classes]``, in the order of the split.
     """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     first, stop = len(split) * rank // world, len(split) * (rank + 1) // world
@@ -50,6 +62,7 @@ def evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator, batch_
                     images = finisher.normalised(pixels.to(device, non_blocking=True))
                 logits = model(images).float()
                 if number < len(batches):
+                    watch(logits)
                     sums += _counts(logits, labels.to(device, non_blocking=True))
     finally:
         model.train(was_training)

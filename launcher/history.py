@@ -1,5 +1,6 @@
 """What happened in a run so far, put together from its directory."""
 
+import json
 import statistics
 from collections.abc import Iterable
 from functools import cached_property
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from launcher.run_directory import RunDirectory
 from recipes.errors import UserError
+
+_CONFUSIONS = 20  # shown where there are too many classes for a matrix
 
 
 class History:
@@ -25,6 +28,7 @@ class History:
         self.starts = self._of_kind("start")
         self.steps = self._of_kind("step")
         self.evaluations = self._of_kind("evaluation")
+        self.mistakes = _read_json(run.mistakes_file)
         if not self.steps:
             raise UserError(f"{path} has no finished step to report: let `bigbatch train` do some first")
 
@@ -84,5 +88,27 @@ class History:
         reached = [(value, epoch) for name in names for epoch, value in zip(*self.curve("evaluation", name))]
         return max(reached, key=lambda pair: (pair[0], -pair[1]), default=None)
 
+    @cached_property
+    def confusion(self) -> list[list[int]]:
+        """How many images of each class (rows) were taken for each (columns), at the last `bigbatch evaluate`."""
+        counts = [[0] * len(self.mistakes["classes"]) for _ in self.mistakes["classes"]]
+        for label, guess, count in self.mistakes["confusion"]:
+            counts[label][guess] = count
+        return counts
+
+    @property
+    def confusions(self) -> list[tuple[int, int, int]]:
+        """The most frequent mistakes: class, what it was taken for, how often."""
+        wrong = [tuple(entry) for entry in self.mistakes["confusion"] if entry[0] != entry[1]]
+        return sorted(wrong, key=lambda entry: -entry[2])[:_CONFUSIONS]
+
     def _of_kind(self, kind: str) -> list[dict]:
         return [event for event in self.events if event["event"] == kind]
+
+
+def _read_json(path: Path) -> dict | None:
+    """The contents of a file that may not be there."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -17,6 +17,7 @@ _REFERENCE = "convnext_tiny_in1k"
 _ABOUT = ("name", "summary", "source")  # say what a recipe is, not what it does
 _SMALL = {"width": 350, "height": 210}
 _CLASSES_SHOWN = 20
+_MATRIX_CLASSES = 20  # more do not fit the page
 
 
 def write_report(runs: list[Path], destination: Path) -> Path:
@@ -34,6 +35,7 @@ def write_report(runs: list[Path], destination: Path) -> Path:
         comparison=_comparison_charts(histories, _labels(histories, runs)) if len(runs) > 1 else [],
         differences=_differences([history.recipe for history in histories]),
         classes_shown=_CLASSES_SHOWN,
+        matrix_classes=_MATRIX_CLASSES,
     )
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +57,7 @@ def _environment() -> jinja2.Environment:
         "percent": _percent,
         "duration": _duration,
         "millions": _millions,
+        "gflops": _gflops,
         "moment": lambda unix: f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d %H:%M} UTC",
         "value": _value,
         "breakable": lambda name: Markup("_<wbr>").join(name.split("_")),
@@ -164,6 +167,10 @@ def _share(share: float) -> str:
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
+
+
+def _gflops(multiply_adds: int | None) -> str:
+    return "–" if multiply_adds is None else f"{multiply_adds / 1e9:.3g}"
 
 
 def _duration(seconds: float) -> str:

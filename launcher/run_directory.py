@@ -13,13 +13,14 @@ from recipes.schema import Recipe
 
 
 class RunDirectory:
-    """``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoints/`` and ``tensorboard/`` under one path."""
+    """``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``mistakes.json``, ``checkpoints/`` and ``tensorboard/`` under one path."""
 
     def __init__(self, path: Path):
         self.path = path
         self.recipe_file = path / "recipe.yaml"
         self.facts_file = path / "run.json"
         self.metrics_file = path / "metrics.jsonl"
+        self.mistakes_file = path / "mistakes.json"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
 

@@ -13,7 +13,7 @@ from launcher.optimizer import EMA
 from launcher.run_directory import RunDirectory
 from models.weights import fit_weights, read_weights, timm_pretrained
 from recipes.errors import UserError
-from recipes.load import validate
+from recipes.load import load, override, validate
 from recipes.schema import Recipe
 
 
@@ -88,13 +88,31 @@ def export(run_path: Path, destination: Path, averaged: bool, best: bool = False
         raise UserError(f"{destination} cannot be written ({error}): choose another file") from None
 
 
-def described_by(weights: Path) -> Recipe | None:
-    """The recipe in an exported file's metadata; None where there is none."""
+def recipe_of(weights: Path, recipe_name: str | None, overrides: list[str]) -> Recipe:
+    """The recipe that was named, or else the one in the metadata of an exported file, with overrides.
+
+    Raises:
+        UserError: none is named and the file does not say.
+    """
+    if recipe_name is not None:
+        return load(recipe_name, overrides)
+    metadata = _metadata(weights)
+    if "recipe" not in metadata:
+        raise UserError(f"{weights} does not say which recipe it belongs to: add --recipe NAME")
+    return override(validate(json.loads(metadata["recipe"])), overrides)
+
+
+def classes_of(weights: Path) -> list[str] | None:
+    """The names of the classes in the metadata of an exported file; None where there are none."""
+    metadata = _metadata(weights)
+    return json.loads(metadata["classes"]) if "classes" in metadata else None
+
+
+def _metadata(weights: Path) -> dict[str, str]:
     if weights.suffix != ".safetensors" or not weights.is_file():
-        return None
+        return {}
     try:
         with safetensors.safe_open(weights, framework="pt") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
     except safetensors.SafetensorError:
-        return None
-    return validate(json.loads(metadata["recipe"])) if "recipe" in metadata else None
+        return {}

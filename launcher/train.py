@@ -27,6 +27,7 @@ from launcher.run_directory import RunDirectory
 from launcher.saved_weights import load_weights
 from models import batch_norm, stochastic_depth
 from models.build import build, checkpoint_activations, scale_head
+from models.cost import multiply_adds
 from recipes.errors import UserError
 from recipes.schedule import Timetable
 from recipes.schema import Recipe
@@ -177,11 +178,25 @@ def _facts(recipe: Recipe, shards: ShardSet, timetable: Timetable, model: nn.Mod
             "val_images": len(shards.splits["val"]) if "val" in shards.splits else 0,
             "classes": list(shards.classes),
         },
-        "model": {"name": recipe.model.name, "parameters": sum(parameter.numel() for parameter in model.parameters())},
+        "model": {
+            "name": recipe.model.name,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "multiply_adds": _cost(recipe, len(shards.classes)),
+        },
         "steps_per_epoch": timetable.steps_per_epoch,
         "total_steps": timetable.total_steps,
         "versions": {name: version(name) for name in ("bigbatch", "torch", "timm", "accelerate")},
     }
+
+
+def _cost(recipe: Recipe, classes: int) -> int | None:
+    """Multiply-adds for one image, for the report; None for a model whose shapes alone cannot be passed through it."""
+    with torch.device("meta"):
+        model = build(recipe, classes)
+    try:
+        return multiply_adds(model, recipe.input.size)
+    except Exception:  # whatever a model does with a tensor that has no values; no run may end for a figure in its report
+        return None
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,5 +1,6 @@
 """The command line: it teaches, its examples run, and a mistake is one sentence and exit code 2."""
 
+import json
 import re
 import subprocess
 import sys
@@ -117,7 +118,8 @@ def test_every_command_has_help_with_an_example():
 def test_the_examples_of_the_help_run(digits, tmp_path):
     """In a folder where nothing is but what the examples themselves make, in the order a user meets them."""
     commands = get_command(cli.app).commands
-    order = ["recipes", "shard", "verify", "train", "evaluate", "export", "report", "fingerprint"]
+    order = ["recipes", "shard", "verify", "train", "evaluate", "predict", "export", "report", "fingerprint"]
+    Image.new("RGB", (40, 30)).save(tmp_path / "photograph.jpg")  # the one thing a user brings
     local = [name for name in order if name in commands]
     for name in local:
         example = re.search(r"Example: bigbatch (.*)", commands[name].epilog)[1].split()
@@ -139,6 +141,8 @@ def test_evaluate_export_and_plain_timm_agree(bigbatch, digits, run_directory, t
     assert bigbatch("export", run_directory, file)[0] == 0
     code, of_run, _ = bigbatch("evaluate", run_directory, "--data", digits)
     assert code == 0
+    mistakes = json.loads(RunDirectory(run_directory).mistakes_file.read_text())  # what the report shows
+    assert f"averaged: top-1 {1 - mistakes['wrong'] / mistakes['images']:.4%}" in of_run and mistakes["weights"] == "averaged"
     ours = re.search(r"averaged: top-1 ([\d.]+)%  top-5 ([\d.]+)%", of_run).groups()
     code, of_file, _ = bigbatch("evaluate", file, "--data", digits)
     assert code == 0 and f"top-1 {ours[0]}%" in of_file and f"top-5 {ours[1]}%" in of_file

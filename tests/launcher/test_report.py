@@ -14,7 +14,7 @@ from launcher.run_directory import RunDirectory
 from recipes.errors import UserError
 from recipes.load import load
 
-VOID = {"meta", "path", "circle", "wbr", "br"}
+VOID = {"meta", "path", "circle", "wbr", "br", "img"}
 
 
 class Page(HTMLParser):
