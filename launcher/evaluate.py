@@ -44,4 +44,7 @@ def evaluate_weights(origin: Path, recipe_name: str | None, overrides: list[str]
         top5 = f"  top-5 {result.top5:.4%}" if result.top5 is not None else ""
         accelerator.print(f"{label}: top-1 {result.top1:.4%}{top5}  loss {result.loss:.4f}  ({result.images:,} images)")
     if run and accelerator.num_processes == 1:  # with more, each has seen a share only
-        write_mistakes(run, label, shards.classes, guesses.compared_with(split))
+        try:
+            write_mistakes(run, label, shards.classes, guesses.compared_with(split))
+        except OSError as error:  # a run that is only to be read is evaluated all the same
+            accelerator.print(f"warning: {run.mistakes_file} cannot be written ({error.strerror}): the report will not show the mistakes")

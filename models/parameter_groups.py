@@ -3,7 +3,8 @@
 Layer-wise decay numbers the layers from the stem, 0, to the head; a parameter of layer ``l`` learns at
 ``decay ** (last - l)`` times the rate. ConvNeXt's numbering is that of its code: the blocks of the third stage in groups of
 three, which gives S, B, L and XL the paper's 12 groups between stem and head. That code refuses T; here the same rule
-runs on without a gap, so T (9 blocks in the third stage) has 6 groups, and any other depth works too.
+runs on without a gap, so T (9 blocks in the third stage) has 6 groups, and any other depth works too: the steps on the
+road from ResNet-50 (`models.roadmap`) are numbered by it.
 """
 
 import re

@@ -1,6 +1,8 @@
 """Every recipe of the catalogue can be run: model, parameter groups, cut and timetable; some of each kind do train."""
 
 
+import re
+
 import pytest
 import timm
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from data.sharding import shard
 from launcher import checkpoint
+from launcher.catalogue_view import print_recipe
 from launcher.cut import cut_batch
 from launcher.run_directory import RunDirectory
 from launcher.train import train
@@ -47,6 +50,16 @@ def test_a_recipe_builds_its_model_and_can_be_cut_and_timed(name):
     timetable = Timetable(recipe, recipe.data.train_images or 2000)
     assert timetable.lr(timetable.total_steps - 1) < 0.3 * recipe.optimizer.lr
     assert recipe.data.train_images is None or not timetable.warnings()
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_page_of_a_recipe_ends_with_its_source_and_accuracy(name, capsys):
+    print_recipe(name, [])
+    page = capsys.readouterr().out
+    last = page[page.rindex("# source:") :]
+    source = " ".join(line.removeprefix("# ") for line in last.splitlines())
+    assert source == f"source: {load(name).source}"
+    assert re.search(r"[0-9]%|no accuracy is published|^source: ours", source)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,69 @@
+"""A model is built from the recipe alone, or it is said in one sentence which key of the recipe it cannot have."""
+
+import pytest
+import timm
+import torch
+
+from models.build import build, scale_head
+from models.weights import fit_weights
+from recipes.errors import UserError
+from recipes.load import load
+
+
+def recipe(*changes):
+    return load("convnext_tiny_in1k", ["model.layer_scale=null", "model.drop_path=0", *changes])
+
+
+def meta(*changes):
+    with torch.device("meta"):
+        return build(recipe(*changes), 10)
+
+
+@pytest.mark.parametrize(
+    "changes, part",
+    [
+        (["model.name=vgg11", "model.drop_path=0.1"], "model.drop_path=0"),
+        (["model.name=resnet18", "model.layer_scale=1e-6"], "model.layer_scale=null"),
+        (["model.name=roadmap_02_patchfy"], "'roadmap_02_patchify'"),
+    ],
+)
+def test_what_a_model_cannot_have_is_refused_with_the_key_to_change(changes, part):
+    with pytest.raises(UserError, match=part) as caught:
+        meta(*changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_without_stochastic_depth_or_layer_scale_are_built_where_none_is_asked_for():
+    assert meta("model.name=vgg11").num_classes == 10
+
+
+def test_swin_is_built_for_the_recipes_size():
+    assert meta("model.name=swin_tiny_patch4_window7_224", "input.size=64").patch_embed.img_size == (64, 64)
+
+
+def test_a_head_of_several_layers_is_not_scaled():
+    with pytest.raises(UserError, match="head_init_scale=null"):
+        scale_head(meta("model.name=levit_128s"), 0.001)
+
+
+def test_weights_in_the_names_of_convnexts_own_code_load_into_the_last_step_of_the_road():
+    """The files that ConvNeXt's code publishes."""
+    theirs = timm.create_model("test_convnext", num_classes=10)
+    ours = timm.create_model("test_convnext", num_classes=10)
+    assert not fit_weights(ours, {_convnexts_name(n): v for n, v in theirs.state_dict().items()}, "file")
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+    step = build(recipe("model.name=roadmap_15_convnext_tiny"), 10)
+    published = {_convnexts_name(name): value + 1 for name, value in step.state_dict().items()}
+    assert not fit_weights(step, published, "file")
+    assert all(torch.equal(published[_convnexts_name(name)], value) for name, value in step.state_dict().items())
+
+
+def _convnexts_name(name: str) -> str:
+    for stage in range(1, 4):
+        name = name.replace(f"stages.{stage}.downsample.", f"downsample_layers.{stage}.")
+    for ours, theirs in [
+        ("stem.", "downsample_layers.0."), ("blocks.", ""), ("conv_dw.", "dwconv."), ("mlp.fc", "pwconv"),
+        ("head.fc.", "head."), ("head.norm.", "norm."),
+    ]:  # fmt: skip
+        name = name.replace(ours, theirs)
+    return name
