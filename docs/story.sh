@@ -27,6 +27,6 @@ on_cats_dogs() { # name of the run, then changes to the recipe
 on_cats_dogs convnext-fine-tuned model.weights="$folder/convnext-on-cifar10"
 on_cats_dogs convnext-from-scratch
 on_cats_dogs resnet-from-scratch model.name=resnet10t model.init_std=null
-on_cats_dogs resnext-from-scratch model.name=resnext26ts model.init_std=null
+on_cats_dogs resnext-from-scratch model.name=resnext50_32x4d model.init_std=null
 
 bigbatch report "$folder"/convnext-on-cifar10 "$folder"/*-fine-tuned "$folder"/*-from-scratch --out "$folder/report.html"

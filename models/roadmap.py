@@ -40,7 +40,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -144,6 +144,11 @@ class RoadmapNet(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the activations inside blocks again in the backward pass instead of keeping them."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
 
 class Stage(nn.Module):
     """The blocks of one resolution; from the second stage on it is halved, by the first block or by a layer before it."""
@@ -157,9 +162,11 @@ class Stage(nn.Module):
             in_width, stride = width, 1
         first = Block(design, in_width, width, stride, drop_paths[0], layer_scale)
         self.blocks = nn.Sequential(first, *(Block(design, width, width, 1, rate, layer_scale) for rate in drop_paths[1:]))
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.downsample(x))
+        x = self.downsample(x)
+        return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models import batch_norm, stochastic_depth
-from models.build import build, scale_head
+from models.build import build, checkpoint_activations, scale_head
 from models.cost import multiply_adds
 from models.parameter_groups import layer_of_parameters, parameter_groups
 from models.roadmap import ROAD
@@ -115,8 +115,14 @@ def test_a_step_is_initialised_by_the_recipe_and_learns(name):
     head = model.head.fc.weight.clone()
     scale_head(model, 0.001)
     torch.testing.assert_close(model.head.fc.weight, head * 0.001)
-    model.train()(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    images = torch.randn(2, 3, 32, 32)
+    model.train()(images).square().sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    model.zero_grad()
+    checkpoint_activations(model)
+    model(images).square().sum().backward()
+    assert all(torch.allclose(a, p.grad, rtol=1e-4, atol=1e-6) for a, p in zip(gradients, model.parameters()))
 
 
 def test_without_layer_scale_asked_for_the_step_keeps_its_own():

@@ -17,7 +17,7 @@ from recipes.load import load
         ("optimizer.lr=.nan", ["optimizer.lr=nan", "finite"]),
         ("optimizer.name=adam", ["optimizer.name='adam'", "'adamw'"]),
         ("batch.global=102", ["batch.global 102", "batch.slices 4"]),
-        ("schedule.warmup_epochs=20", ["schedule.warmup_epochs 20", "schedule.epochs 20"]),
+        ("schedule.warmup_epochs=20", ["schedule.warmup_epochs 20", "schedule.epochs "]),
         ("model.drop_path=1", ["model.drop_path=1", "less than 1"]),
         ("seed=1.5", ["seed=1.5", "integer"]),
         ("seed", ["'seed'", "key=value"]),
