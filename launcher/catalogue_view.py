@@ -26,7 +26,7 @@ def print_table() -> None:
 
 
 def print_recipe(name: str, overrides: list[str]) -> None:
-    """Print a recipe as YAML that `bigbatch train` takes as a file, every default spelled out; then its identity and where it comes from."""
+    """Print a recipe as YAML that `bigbatch train` takes as a file, every default spelled out; then where it comes from."""
     recipe = load(name, overrides)
     print(yaml.safe_dump(recipe.to_dict(), sort_keys=False, width=120), end="")
     print(f"# identity {recipe.identity()}")
