@@ -79,6 +79,7 @@ MISTAKES = {
         "stem.0.weight is 3×3 there",
     ),
     "weights file that is missing": lambda p, d, r: (["evaluate", p / "none.safetensors", "--data", d], "none.safetensors"),
+    "a photograph that is missing": lambda p, d, r: (["predict", r, p / "none.jpg"], "none.jpg"),
     "a batch no cut can make": lambda p, d, r: (
         ["train", "demo", *SMALL, "--micro-batch", "65", "--data", d, "--run-dir", p / "r"],
         "use 1 to 64",
