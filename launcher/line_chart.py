@@ -46,7 +46,8 @@ class Chart:
         self.lines = [line for line in self.lines if line.xs]
         ys = [y for line in self.lines for y in line.ys]
         self._last_x = max(x for line in self.lines for x in line.xs)
-        step = _nice((self.to or max(ys)) - (0 if self.from_zero else min(ys)), self.height / 50)
+        span = (self.to or max(ys)) - (0 if self.from_zero else min(ys))
+        step = _nice(span or 0.1 * abs(max(ys)), self.height / 50)  # a flat line is still shown near its value
         self._low = 0.0 if self.from_zero else step * math.floor(min(ys) / step + 1e-9)
         self._high = self.to or max(step * math.ceil(max(ys) / step - 1e-9), self._low + step)
         self.y_ticks = [(self._y(value), self.number(value)) for value in _multiples(self._low, self._high, step)]
