@@ -25,7 +25,7 @@ def deepspeed_config(recipe: Recipe, cut: Cut, parameters: int) -> dict:
     if engine.offload != "none":
         place = {"device": engine.offload, "pin_memory": True}
         if engine.offload == "nvme":
-            place |= {"nvme_path": engine.nvme_path}
+            place |= {"nvme_path": engine.nvme_path, "buffer_count": 5}  # weights, gradient, two moments and average at once
         zero["offload_optimizer"] = place
         if engine.zero == 3:
             # Parameters are a fifth of the state; on a disk they would have to be read twice a micro-batch.

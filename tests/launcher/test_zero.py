@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.cpp_extension import get_default_build_root
 
 from launcher import checkpoint
 from launcher.run_directory import RunDirectory
@@ -92,6 +93,19 @@ def test_batch_norm_models_have_the_same_statistics_at_every_stage(digits, tmp_p
         for name, value in expected.tensors(kind).items():
             torch.testing.assert_close(ours.tensor(kind, name), value, rtol=1e-5, atol=1e-6, msg=name)
         assert any(name.endswith("running_var") for name in expected.tensors(kind))
+
+
+def test_state_on_a_disk_is_the_same_run_and_is_saved_and_continued(digits, tmp_path):
+    """Moments and average are read and written by DeepSpeed's async_io, which takes minutes to compile when first used."""
+    if not list(Path(get_default_build_root()).glob("**/async_io.so")):
+        pytest.skip("needs DeepSpeed's async_io: apt-get install libaio-dev, then let one run with engine.offload=nvme compile it")
+    changes = ["model.name=convnext_atto", "batch.global=32", "batch.slices=2", f"data.path={digits}", "schedule.warmup_epochs=0"]
+    engines = {"ddp": [], "disk": ["engine.zero=3", "engine.offload=nvme", f"engine.nvme_path={tmp_path / 'disk-of-node'}"]}
+    for name, engine in engines.items():
+        for step in (3, 5):
+            Group(2, load("demo", [*SMALL, *changes, *engine]), tmp_path / name, train_until, step=step, micro_batch=16).finish()
+    assert list((tmp_path / "disk-of-node").glob("**/*.swp")), "nothing was put on the disk"
+    assert_same_run(tmp_path / "disk", tmp_path / "ddp")
 
 
 @pytest.mark.parametrize(
