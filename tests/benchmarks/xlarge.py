@@ -50,11 +50,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     changes = [f"data.path={arguments.shards.resolve()}", "data.classes=null", f"input.size={arguments.size}"]
-    changes += ["batch.global=8", "batch.slices=2", "engine.precision=float32", "ema.decay=0.9999"]
+    changes += ["batch.global=8", "batch.slices=2", "engine.precision=float32"]
     for title, engine in ENGINES.items():
         with tempfile.TemporaryDirectory() as folder:
             run, recipe = Path(folder) / "run", load("convnext_xlarge_in22k", [*changes, *engine])
-            print(f"== {title}: {arguments.procs} processes, {arguments.size} px, EMA on")
+            print(f"== {title}: {arguments.procs} processes, {arguments.size} px")
 
             def until(step: int) -> None:
                 Group(arguments.procs, recipe, run, measured, step=step, micro_batch=2).finish(seconds=1500)

@@ -13,6 +13,7 @@ from torch.utils.cpp_extension import get_default_build_root
 from launcher import checkpoint
 from launcher.run_directory import RunDirectory
 from recipes.load import load
+from recipes.schema import Recipe
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import Group, train_group, train_until
 
@@ -106,6 +107,34 @@ def test_state_on_a_disk_is_the_same_run_and_is_saved_and_continued(digits, tmp_
             Group(2, load("demo", [*SMALL, *changes, *engine]), tmp_path / name, train_until, step=step, micro_batch=16).finish()
     assert list((tmp_path / "disk-of-node").glob("**/*.swp")), "nothing was put on the disk"
     assert_same_run(tmp_path / "disk", tmp_path / "ddp")
+
+
+def train_with_a_scaled_loss(recipe: Recipe, run: Path, step: int, exponent: int, **options) -> None:
+    """In each process: float32 in truth, but with fp16's loss scale, so high that the first gradients overflow."""
+    from accelerate import Accelerator
+
+    from launcher import loss_scale
+
+    Accelerator.mixed_precision = property(lambda self: "fp16")
+    loss_scale.LossScale.__init__.__defaults__ = (2.0**exponent, 0)
+    train_until(recipe, run, step=step, **options)
+
+
+@pytest.mark.parametrize("zero, exponent", [(1, 70), (3, 128)])  # stage 1 squares the norm in float32
+def test_a_gradient_that_overflows_is_dropped_by_all_processes_and_the_count_is_kept(digits, tmp_path, zero, exponent):
+    """Moments count updates, not steps; a restart in the middle changes nothing."""
+    changes = [f"data.path={digits}", f"engine.zero={zero}", "batch.global=24", "batch.slices=3", "schedule.warmup_epochs=0"]
+    recipe = load("demo", [*SMALL, *changes])
+    numbers = []
+    for name, stops in (("at once", [12]), ("restarted", [5, 12])):
+        for step in stops:
+            Group(2, recipe, tmp_path / name, train_with_a_scaled_loss, step=step, exponent=exponent, micro_batch=12).finish()
+        numbers.append(checkpoint.newest_whole(tmp_path / name / "checkpoints").numbers)
+    dropped = 12 - numbers[0]["updates"]
+    assert 3 <= dropped <= 11 and numbers[0]["loss_scale"] == 2.0 ** (exponent - dropped) and numbers[0]["good_steps"] == 12 - dropped
+    assert numbers[1] == numbers[0] and losses(tmp_path / "restarted") == losses(tmp_path / "at once")
+    weights = checkpoint.newest_whole(tmp_path / "at once" / "checkpoints").reader().tensors("weights")
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 @pytest.mark.parametrize(
