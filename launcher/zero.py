@@ -97,6 +97,8 @@ class Zero(Engine):
 
     def close(self) -> None:
         self.model.destroy()
+        if self.accelerator.num_processes == 1:
+            torch.distributed.destroy_process_group()  # where there are several, Accelerate does it
 
     def _averaged_parameters(self):
         if not any(EMA in self.optimizer.state.get(flat, {}) for flat in self.flats):

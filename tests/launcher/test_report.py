@@ -54,7 +54,7 @@ def make_run(folder: Path, *overrides: str, steps: int = 40, classes=("cat", "do
     facts = {"name": recipe.name, "recipe": recipe.name, "identity": recipe.identity(), "dataset": dataset}
     facts |= {"model": {"name": recipe.model.name, "parameters": 3_375_000}, "steps_per_epoch": 10, "total_steps": 40}
     run.write_description(recipe, facts | {"versions": {"torch": "2.14.1"}})
-    run.log("start", step=0, cut="32 = 1 process × 32 × 1 accumulation step", device="CPU", precision="float32")
+    run.log("start", step=0, cut="32 = 1 process × 32 × 1 accumulation step", engine="DDP", device="CPU", precision="float32")
     for step in range(1, steps + 1):
         run.log("step", step=step, epoch=step / 10, loss=1 / step, lr=1e-3, images_per_second=100.0, data_wait=0.1)
         if evaluated and step % 10 == 0:
@@ -86,7 +86,7 @@ def test_the_figures_are_those_of_the_run(run, tmp_path):
     assert "90.00%" in page.text  # the last evaluation
     assert "best 61.00% at epoch 1" in page.text  # of the averaged weights, first reached
     assert "100 images per second" in page.text and "no restart" in page.text
-    assert "32 = 1 process × 32 × 1 accumulation step" in page.text
+    assert "32 = 1 process × 32 × 1 accumulation step DDP CPU float32" in page.text
     assert "3.4 M" in page.text and "320" in page.text
 
 
@@ -126,7 +126,7 @@ def test_names_are_text_never_markup(tmp_path):
 def test_a_restart_is_counted_and_what_it_did_again_is_not_shown_twice(run, tmp_path):
     directory = RunDirectory(run)
     directory.forget_after(20)
-    directory.log("start", step=20, cut="32 = 2 processes × 16 × 1 accumulation step", device="CPU", precision="float32")
+    directory.log("start", step=20, cut="32 = 2 processes × 16 × 1 accumulation step", engine="DDP", device="CPU", precision="float32")
     for step in range(21, 41):
         directory.log("step", step=step, epoch=step / 10, loss=1 / step, lr=1e-3, images_per_second=100.0, data_wait=0.1)
     history = History(run)
