@@ -4,11 +4,13 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from launcher.cli_jobs import jobs
 from recipes.errors import UserError
 
 _INTERRUPTED = 130  # the shell's code for Ctrl-C
@@ -208,6 +210,9 @@ def fingerprint(
         print(f"step {step}  {digest}", flush=True)
 
 
+app.add_typer(jobs)
+
+
 def main() -> None:
     """The entry point: a user's mistake is one sentence on stderr and exit code 2."""
     _run(app)
@@ -217,8 +222,13 @@ def main_train() -> None:
     """``python -m launcher.train``: the train command alone."""
     # The `deepspeed` launcher adds an argument for what LOCAL_RANK says already.
     sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    run_alone(train)
+
+
+def run_alone(command: Callable) -> None:
+    """Run one command as a program of its own."""
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command()(train)
+    alone.command()(command)
     _run(alone)
 
 

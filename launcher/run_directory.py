@@ -24,11 +24,11 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
 
-    def check_is_free_for(self, recipe: Recipe) -> None:
-        """Refuse to continue a run of another recipe.
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse a directory that holds a run of another recipe.
 
         Raises:
-            UserError: the directory holds one, with the first key that differs; or it cannot be written.
+            UserError: it does; with the first key that differs.
         """
         if self.recipe_file.is_file():
             difference = _first_difference(self.recipe().trajectory(), recipe.trajectory())
@@ -37,6 +37,14 @@ class RunDirectory:
                 raise UserError(
                     f"{self.path} holds a run of another recipe ({key} is {there} there and {here} here): choose another --run-dir"
                 )
+
+    def check_is_free_for(self, recipe: Recipe) -> None:
+        """Refuse to continue a run of another recipe; make the directory.
+
+        Raises:
+            UserError: as `check_recipe`; or it cannot be written.
+        """
+        self.check_recipe(recipe)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

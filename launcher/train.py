@@ -33,7 +33,9 @@ from recipes.schedule import Timetable
 from recipes.schema import Recipe
 
 
-def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, workers: int | None = None) -> bool:
+def train(
+    recipe: Recipe, run_path: Path, micro_batch: int | None = None, workers: int | None = None, shards_at: Path | None = None
+) -> bool:
     """Train the recipe, or go on with the run in that directory, in this process and its peers; return whether it is finished.
 
     Weights are initialised in this order: the run's own newest whole checkpoint; else `model.weights`; else from the seed.
@@ -42,11 +44,12 @@ def train(recipe: Recipe, run_path: Path, micro_batch: int | None = None, worker
         run_path: where the run is kept.
         micro_batch: images per forward and backward pass; None: at most 64.
         workers: processes that prepare images, per training process; None: what the CPUs allow; 0: none.
+        shards_at: a copy of the recipe's shards to read instead.
 
     Raises:
         UserError: anything the user can put right, before the first step wherever that is possible.
     """
-    shards = open_shards(recipe)
+    shards = open_shards(recipe, shards_at)
     timetable = Timetable(recipe, len(shards.split("train")))
     run = RunDirectory(run_path)
     run.check_is_free_for(recipe)
@@ -131,15 +134,15 @@ def _make_engine(recipe: Recipe, model: nn.Module, accelerator, cut: Cut) -> Eng
     return Zero(recipe, model, accelerator, cut)
 
 
-def open_shards(recipe: Recipe) -> ShardSet:
-    """Open the recipe's shards.
+def open_shards(recipe: Recipe, copy: Path | None = None) -> ShardSet:
+    """Open the recipe's shards, or a copy of them.
 
     Raises:
         UserError: no path is named, there are none, or they have another number of classes.
     """
     if recipe.data.path is None:
         raise UserError(f"recipe {recipe.name} names no shards: add --data FOLDER, a folder made by `bigbatch shard SOURCE FOLDER`")
-    shards = ShardSet.open(recipe.data.path)
+    shards = ShardSet.open(copy or recipe.data.path)
     if recipe.data.classes not in (None, len(shards.classes)):
         raise UserError(
             f"{recipe.data.path} has {len(shards.classes)} classes and recipe {recipe.name} is for {recipe.data.classes}: "

@@ -1,0 +1,41 @@
+"""The program of a submitted job, on every rank: check the node, copy the shards near, train, export.
+
+    python -m launcher.job RUN
+
+The recipe was put aside in ``RUN/job/recipe.yaml`` when the job was submitted.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slurm.job import FINISHED, STOPPED
+
+
+def job(
+    run: Path,
+    micro_batch: Annotated[int | None, typer.Option()] = None,
+    workers: Annotated[int | None, typer.Option()] = None,
+    stage: Annotated[str | None, typer.Option()] = None,
+) -> None:
+    """Train the run's recipe; exit as `slurm.job` says."""
+    from launcher.doctor import preflight
+    from launcher.run_directory import RunDirectory
+    from launcher.saved_weights import export
+    from launcher.submission import WEIGHTS
+    from launcher.train import train
+
+    recipe = RunDirectory(run / "job").recipe()
+    near = preflight(Path(recipe.data.path), run, Path(os.path.expandvars(stage)) if stage else None)
+    finished = train(recipe, run, micro_batch, workers, shards_at=near)
+    if finished and os.environ["RANK"] == "0":
+        export(run, run / WEIGHTS, averaged=True)
+    raise typer.Exit(FINISHED if finished else STOPPED)
+
+
+if __name__ == "__main__":
+    from launcher.cli import run_alone
+
+    run_alone(job)

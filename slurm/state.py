@@ -1,0 +1,129 @@
+"""What has become of a job: from SLURM's queue, its accounting where there is one, and the job's own records.
+
+SLURM forgets a job minutes after its end unless it keeps accounts, and believes in a running job longer than it should. The
+ledger knows how a start ended and when it last gave a sign of life.
+"""
+
+import os
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from slurm.cluster import LOCAL
+from slurm.ledger import Ledger
+from slurm.submit import last_submission
+
+ACTIVE = {"PENDING", "REQUEUED", "RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING"}
+_SILENT = 120.0  # seconds without a sign of life after which a running job is in doubt
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job's state in SLURM's words (or LOST: nobody knows it any more and it left no end), and a note for people."""
+
+    name: str
+    job_id: str
+    note: str = ""
+    nodes: int | None = None
+
+    @property
+    def is_active(self) -> bool:
+        return self.name in ACTIVE
+
+
+@dataclass(frozen=True)
+class Queued:
+    """What SLURM says of a job."""
+
+    state: str
+    reason: str
+    nodes: int | None
+
+
+def job_states(folders: list[Path]) -> dict[Path, JobState]:
+    """The states of the jobs whose records are in these folders, asked from SLURM at once; those never submitted are left out."""
+    submissions = {folder: submission for folder in folders if (submission := last_submission(folder))}
+    ids = [submission.job_id for submission in submissions.values() if submission.cluster != LOCAL]
+    known = ask_slurm(ids) if ids else {}
+    states = {}
+    for folder, submission in submissions.items():
+        if submission.cluster == LOCAL:
+            queued = _local(submission.job_id, submission.host)
+        else:
+            queued = known.get(submission.job_id)
+        states[folder] = judge(Ledger(folder), submission.job_id, queued)
+    return states
+
+
+def judge(ledger: Ledger, job_id: str, queued: Queued | None) -> JobState:
+    """Put together what SLURM says (None: it does not know the job) and what the job left word of."""
+    starts = [event for event in ledger.events("start") if event["job"] == job_id]
+    nodes = len(starts[-1]["nodes"]) if starts else None
+    if queued is None:
+        return _from_ledger(ledger, job_id, nodes)
+    state, note = queued.state, ""
+    if state == "PENDING":
+        state, note, nodes = "REQUEUED" if starts else "PENDING", queued.reason, None
+    elif state == "RUNNING":
+        silent = ledger.silent_seconds()
+        if starts and silent is not None and silent > _SILENT:
+            note = f"no sign of life for {silent / 60:.0f} min"
+        nodes = queued.nodes or nodes
+    elif state not in ("COMPLETED", "COMPLETING"):
+        note = why_it_ended(ledger)
+    return JobState(state, job_id, note, nodes)
+
+
+def why_it_ended(ledger: Ledger) -> str:
+    """The reason of the last verdict that let a job end; empty if there is none."""
+    verdicts = [event for event in ledger.events("verdict") if not event["requeue"]]
+    return verdicts[-1]["reason"] if verdicts and verdicts[-1]["reason"] != "finished" else ""
+
+
+def ask_slurm(ids: list[str]) -> dict[str, Queued]:
+    """What the queue, or else the accounting, says of jobs; those that neither knows are left out, as is a SLURM out of reach."""
+    parents = sorted({job_id.partition("_")[0] for job_id in ids})
+    found = {}
+    for line in _lines(["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(parents)}", "-o", "%i|%T|%r|%D"]):
+        job_id, state, reason, nodes = line.split("|")
+        found[job_id] = Queued(state, "" if reason == "None" else reason, int(nodes) if nodes.isdigit() else None)
+    missing = sorted({job_id.partition("_")[0] for job_id in ids if job_id not in found})
+    if missing:
+        for line in _lines(["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(missing)}", "-o", "JobID,State"]):
+            job_id, _, state = line.partition("|")
+            if state:
+                found.setdefault(job_id, Queued(state.split()[0], "", None))
+    return {job_id: found[job_id] for job_id in ids if job_id in found}
+
+
+def _from_ledger(ledger: Ledger, job_id: str, nodes: int | None) -> JobState:
+    last = (ledger.events("start", "finished", "stopped", "verdict", "cancel", "submit") or [{"event": "submit"}])[-1]
+    if last["event"] == "cancel":
+        return JobState("CANCELLED", job_id, nodes=nodes)
+    if last["event"] == "finished" or (last["event"] == "verdict" and last["reason"] == "finished"):
+        return JobState("COMPLETED", job_id, nodes=nodes)
+    if last["event"] == "verdict" and not last["requeue"]:
+        return JobState("FAILED", job_id, last["reason"], nodes)
+    silent = ledger.silent_seconds()
+    seen = "never started" if silent is None else f"last sign of life {silent / 60:.0f} min ago"
+    return JobState("LOST", job_id, f"SLURM does not know it any more, {seen}", nodes)
+
+
+def _local(job_id: str, host: str | None) -> Queued | None:
+    """The local executor's controller, while it lives."""
+    if host != socket.gethostname():
+        return None
+    try:
+        command = Path(f"/proc/{job_id}/cmdline").read_bytes()
+    except OSError:
+        return None
+    return Queued("RUNNING", "", 1) if b"submitit" in command else None
+
+
+def _lines(command: list[str]) -> list[str]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "SLURM_TIME_FORMAT": "standard"})
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines()

@@ -1,0 +1,163 @@
+"""Training on a real SLURM cluster: the curve is that of one process, whatever happens to the job."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from launcher.run_directory import RunDirectory
+from slurm.ledger import Ledger
+from tests.launcher.test_trajectory import assert_same_curve, losses
+from tests.slurm.cluster import processes_with
+from tests.slurm.conftest import SHORT, job_id, log_of, row, wait_for, wait_for_end
+
+HOSTILE = "it's \"a\" $(touch pwned) `touch pwned` ; touch pwned\n#SBATCH --nodes=9\ntouch pwned"
+
+
+def reach(run: Path, step: int, restarts: int):
+    """Wait until the run has been started again so often and is training at that step or later."""
+    return wait_for(run, lambda found: found.restarts == restarts and (found.step or 0) >= step and _has_stepped(run, restarts))
+
+
+def _has_stepped(run: Path, restarts: int) -> bool:
+    starts = Ledger(run / "job").events("start")
+    steps = [event for event in RunDirectory(run).metrics() if event["event"] == "step"]
+    return bool(steps) and steps[-1]["time"] > starts[restarts]["time"]
+
+
+def cuts(run: Path) -> list[int]:
+    """Nodes of each start."""
+    return [len(event["nodes"]) for event in Ledger(run / "job").events("start")]
+
+
+def test_two_nodes_by_two_tasks_give_the_curve_of_one_process(submitted, bigbatch, reference, tmp_path):
+    """And a hostile path reaches the job as data."""
+    run = tmp_path / HOSTILE
+    submitted("demo", *SHORT, "--nodes", 2, "--gpus-per-node", 2, "--time", 10, "--run-dir", run)
+    found = wait_for_end(run)
+    assert_same_curve(run, reference, steps=22)
+    assert (found.nodes, found.step, found.restarts) == (2, 22, 0)
+    assert "64 = 4 processes × 16 × 1 accumulation step" in log_of(run)
+    assert re.search(r"preflight: 4 processes on 2 nodes, all-reduce [\d.]+ GB/s", log_of(run))
+    assert load_file(run / "weights.safetensors")
+    assert not list(tmp_path.rglob("pwned"))
+    code, output, _ = bigbatch("logs", run, "--rank", 3)
+    assert code == 0 and "global_rank=3(4)" in output
+
+
+def test_a_run_survives_everything(submitted, cluster, reference, tmp_path):
+    """Pre-empted twice, to fewer nodes each time; time limit; requeued; a rank killed; a node lost. Same curve, nothing lost."""
+    run = tmp_path / "run"
+    submitted("demo", *SHORT, "--nodes", "1-3", "--time", 10, "--run-dir", run)
+    reach(run, 2, restarts=0)
+    first = cluster.occupy_a_node()
+    wait_for(run, lambda found: found.state == "REQUEUED")
+    reach(run, 4, restarts=1)
+    second = cluster.occupy_a_node()
+    reach(run, 6, restarts=2)
+    assert cuts(run) == [3, 2, 1]
+
+    cluster.run("scontrol", "update", f"JobId={job_id(run)}", "TimeLimit=1")
+    wait_for(run, lambda found: Ledger(run / "job").events("stopped")[-1:] and found.state == "REQUEUED")
+    assert Ledger(run / "job").events("stopped")[-1]["signal"] == "SIGUSR2"
+    assert Ledger(run / "job").events("stopped")[-1]["saved"]
+    cluster.run("scontrol", "update", f"JobId={job_id(run)}", "TimeLimit=10")
+    cluster.run("scancel", second)
+
+    reach(run, 9, restarts=3)
+    cluster.run("scontrol", "requeue", job_id(run))
+    reach(run, 12, restarts=4)
+    assert cuts(run)[4] == 2
+    killed = processes_with({"RANK": "1", "SLURM_JOB_ID": job_id(run)})
+    os.kill(killed[0], signal.SIGKILL)
+    reach(run, 15, restarts=5)
+    assert "killed by signal 9" in Ledger(run / "job").events("verdict")[-1]["reason"]
+    lost = Ledger(run / "job").events("start")[-1]["nodes"][-1]
+    cluster.kill_node_daemon(lost)
+    found = wait_for_end(run)
+    cluster.start_node(lost)
+    cluster.run("scancel", first)
+
+    assert_same_curve(run, reference, steps=22)
+    assert (found.restarts, found.step) == (6, 22)
+    assert lost not in Ledger(run / "job").events("start")[-1]["nodes"]
+    cluster.wait(lambda: cluster.run("sinfo", "-h", "-t", "idle", "-o", "%D", "-p", "gpu").strip() == "3", seconds=60)
+
+
+def test_a_chain_starts_from_the_exported_weights_and_a_bad_node_is_left_out(submitted, cluster, tmp_path):
+    """Shards are staged to each node's own disk; the disk of one node is broken."""
+    (tmp_path / "disks").mkdir()
+    broken = cluster.nodes[1]
+    (tmp_path / "disks" / broken).write_text("not a folder")
+    (tmp_path / "clusters.toml").write_text(f'[test]\nstage = "{tmp_path}/disks/$SLURMD_NODENAME"\n')
+    first, second = tmp_path / "runs" / "pretrain", tmp_path / "runs" / "it's $(touch pwned)"
+    submitted(
+        "demo", *SHORT, "name=pretrain", "--nodes", "2-3", "--time", 10,
+        "demo", *SHORT, f"name={second.name}", "data.name='$(touch pwned)\n'", "optimizer.lr=1e-3",
+    )  # fmt: skip
+    assert row(second).state == "PENDING" and row(second).note == "Dependency"
+    found = wait_for_end(first)
+    starts = Ledger(first / "job").events("start")
+    assert found.restarts == 1 and broken in starts[0]["nodes"] and broken not in starts[1]["nodes"]
+    assert f"rank 1 on {broken}: error: node {broken} cannot be used" in Ledger(first / "job").events("verdict")[0]["reason"]
+    assert list((tmp_path / "disks" / cluster.nodes[0]).glob("bigbatch-*/manifest.json"))
+    wait_for_end(second)
+    assert RunDirectory(second).recipe().model.weights == str(first / "weights.safetensors")
+    assert losses(second)[0] < losses(first)[0] * 0.9
+    assert RunDirectory(first).recipe().data.path == RunDirectory(second).recipe().data.path
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_sweep_is_an_array_of_runs(submitted, bigbatch, tmp_path):
+    output = submitted("demo", *SHORT, "--array", "optimizer.lr=1e-3,2e-3,4e-3", "--time", 10)
+    runs = sorted((tmp_path / "runs" / "demo-optimizer.lr").glob("optimizer*"))
+    assert [run.name for run in runs] == ["optimizer.lr=1e-3", "optimizer.lr=2e-3", "optimizer.lr=4e-3"]
+    assert len({job_id(run).partition("_")[0] for run in runs}) == 1 and output.count("submitted demo") == 3
+    for run in runs:
+        wait_for_end(run)
+    assert [RunDirectory(run).recipe().optimizer.lr for run in runs] == [1e-3, 2e-3, 4e-3]
+    assert len({losses(run)[-1] for run in runs}) == 3
+    code, output, _ = bigbatch("runs")
+    assert code == 0 and output.count("COMPLETED") == 3 and output.count("22/22") == 3
+
+
+def test_a_run_that_fails_says_why_and_does_not_come_back(submitted, bigbatch, tmp_path):
+    """A loss that is not finite would be so again; a bug in the code is tried again, but not for ever."""
+    nan, bug = tmp_path / "nan", tmp_path / "bug"
+    (tmp_path / "clusters.toml").write_text('[test]\nretries = 1\n[test.sbatch]\nbegin = "now+2"\n')
+    submitted("demo", *SHORT, "optimizer.lr=1e30", "--nodes", 2, "--time", 10, "--run-dir", nan)
+    submitted("demo", *SHORT, "--nodes", 2, "--time", 10, "--run-dir", bug)
+    code = bug / "job" / "code" / "launcher" / "job.py"  # the snapshot is what runs, so this is where a bug has to be
+    code.write_text("import os\nif os.environ['RANK'] == '1': raise RuntimeError('a bug of rank 1')\nelse: import time; time.sleep(600)\n")
+    for run in (nan, bug):
+        with pytest.raises(AssertionError, match="state='FAILED'"):
+            wait_for_end(run)
+    assert row(nan).restarts == 0 and "the loss of step" in row(nan).note
+    assert row(bug).restarts == 1 and "RuntimeError: a bug of rank 1; given up: 2 starts" in row(bug).note
+    output = bigbatch("logs", nan)[1]
+    assert output.startswith("first failure: rank 0 on ") and "error: the loss of step" in output.splitlines()[0]
+    assert "rank 1 on" in bigbatch("logs", bug)[1].splitlines()[0]
+
+
+def test_waiting_cancelled_resumed(submitted, bigbatch, cluster, tmp_path, monkeypatch):
+    """States are right also where SLURM keeps no accounts and has forgotten the job."""
+    run = tmp_path / "run"
+    (tmp_path / "clusters.toml").write_text('[test.sbatch]\nbegin = "now+1hour"\n')
+    submitted("demo", *SHORT, "--run-dir", run)
+    assert (row(run).state, row(run).note) == ("PENDING", "BeginTime")
+    code, _, errors = bigbatch("submit", "demo", *SHORT, "--data", RunDirectory(run / "job").recipe().data.path, "--run-dir", run)
+    assert code == 2 and "bigbatch cancel" in errors
+    assert bigbatch("cancel", run)[0] == 0
+    assert row(run).state == "CANCELLED"
+    code, _, errors = bigbatch("cancel", run)
+    assert code == 2 and "CANCELLED" in errors
+    first = job_id(run)
+    assert bigbatch("resume", run)[0] == 0
+    assert job_id(run) != first and row(run).state == "PENDING"
+    bigbatch("cancel", run)
+    monkeypatch.setenv("PATH", "/usr/sbin")  # no squeue, no sacct
+    assert row(run).state == "CANCELLED"
