@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test clean
+# A real SLURM cluster for the tests in tests/slurm.
+SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd mariadb-server munge
+
+.PHONY: train test slurm clean
 
 train: .venv/ready
 	$(BIN)/bigbatch shard digits runs/digits --val-fraction 0.2
@@ -11,8 +14,15 @@ train: .venv/ready
 	$(BIN)/bigbatch evaluate runs/demo.safetensors --data runs/digits
 	$(BIN)/bigbatch report runs/demo
 
-test: .venv/ready-to-test
+test: .venv/ready-to-test slurm
 	$(BIN)/python -m pytest
+
+# Installed where that is possible, as root on Debian; elsewhere the tests that need it skip and say so.
+slurm:
+	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && ! dpkg -s $(SLURM_PACKAGES) > /dev/null 2>&1; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(SLURM_PACKAGES) \
+	  || echo "SLURM could not be installed: its tests will be skipped"; \
+	fi
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "bigbatch needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"'

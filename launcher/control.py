@@ -24,8 +24,8 @@ def cancel(run: Path) -> None:
     state = job_states([job_folder])[job_folder]
     if not state.is_active:
         raise UserError(f"{run} has nothing to cancel: its job {submission.job_id} is {state.name}")
-    cancel_job(submission)
     Ledger(job_folder).log("cancel")
+    cancel_job(submission)
     print(f"cancelled job {submission.job_id}; go on with: bigbatch resume {run}")
 
 

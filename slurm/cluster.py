@@ -7,7 +7,7 @@ describe a cluster, the project's keys win. ``local`` is always there: this mach
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -39,7 +39,9 @@ class Cluster(BaseModel):
     stage: str | None = Field(None, description="folder on each node's own disk to copy the shards to; may name variables of the job, as $TMPDIR")
     save_seconds: int = Field(120, ge=1, description="how long before the time limit a job is told to save")
     retries: int = Field(3, ge=0, description="starts in a row that may fail or stop without a new checkpoint")
-    sbatch: dict[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")], OneLine] = Field({}, description="more options of sbatch")
+    sbatch: dict[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")], OneLine | Literal[True]] = Field(
+        {}, description="more options of sbatch; true for those without a value"
+    )
 
 
 def profile_files() -> list[Path]:

@@ -98,13 +98,16 @@ def ask_slurm(ids: list[str]) -> dict[str, Queued]:
 
 
 def _from_ledger(ledger: Ledger, job_id: str, nodes: int | None) -> JobState:
-    last = (ledger.events("start", "finished", "stopped", "verdict", "cancel", "submit") or [{"event": "submit"}])[-1]
-    if last["event"] == "cancel":
-        return JobState("CANCELLED", job_id, nodes=nodes)
-    if last["event"] == "finished" or (last["event"] == "verdict" and last["reason"] == "finished"):
+    events = ledger.events()
+    submits = [number for number, event in enumerate(events) if event["event"] == "submit"]
+    since = events[submits[-1] :] if submits else events
+    happened = {event["event"] for event in since}
+    if "finished" in happened:
         return JobState("COMPLETED", job_id, nodes=nodes)
-    if last["event"] == "verdict" and not last["requeue"]:
-        return JobState("FAILED", job_id, last["reason"], nodes)
+    if "cancel" in happened:
+        return JobState("CANCELLED", job_id, nodes=nodes)
+    if since and since[-1]["event"] == "verdict" and not since[-1]["requeue"]:
+        return JobState("FAILED", job_id, since[-1]["reason"], nodes)
     silent = ledger.silent_seconds()
     seen = "never started" if silent is None else f"last sign of life {silent / 60:.0f} min ago"
     return JobState("LOST", job_id, f"SLURM does not know it any more, {seen}", nodes)

@@ -148,7 +148,10 @@ class _SlurmExecutor(submitit.SlurmExecutor):
 def _executor(folder: Path, resources: Resources, cluster: Cluster, name: str, after: str | None) -> _SlurmExecutor:
     if not submitit.SlurmExecutor.affinity() > 0:
         raise UserError("SLURM's commands (sbatch, srun) are not here: submit from a login node, or use --cluster local")
-    more = {"nodes": resources.nodes, "requeue": True, "kill-on-invalid-dep": "yes", **cluster.sbatch}
+    # Tasks are srun's to count: told of tasks per node, sbatch takes no more nodes than the least of `--nodes 2-8`.
+    per_task = cluster.cpus_per_task or 1
+    more = {"nodes": resources.nodes, "mincpus": resources.tasks_per_node * per_task, "requeue": True, "kill-on-invalid-dep": "yes"}
+    more |= cluster.sbatch
     asked = {
         "job_name": plain_word(name),
         "partition": resources.partition or cluster.partition,
@@ -158,9 +161,7 @@ def _executor(folder: Path, resources: Resources, cluster: Cluster, name: str, a
         "exclude": cluster.exclude,
         "time": resources.minutes,
         "nodes": resources.min_nodes,
-        "ntasks_per_node": resources.tasks_per_node,
         "gpus_per_node": resources.gpus_per_node or None,
-        "cpus_per_task": cluster.cpus_per_task,
         "mem": f"{cluster.memory_gb}GB" if cluster.memory_gb else None,
         "dependency": f"afterok:{after}" if after else None,
     }
@@ -172,7 +173,7 @@ def _executor(folder: Path, resources: Resources, cluster: Cluster, name: str, a
         teardown=_TEARDOWN.format(python=executor.python, requeue=REQUEUE).splitlines(),
         signal_delay_s=save_seconds(resources, cluster),
         stderr_to_stdout=True,
-        srun_args=["--kill-on-bad-exit=1"],
+        srun_args=[f"--ntasks-per-node={resources.tasks_per_node}", f"--cpus-per-task={per_task}", "--kill-on-bad-exit=1"],
         additional_parameters=more,
         wckey=None,
     )

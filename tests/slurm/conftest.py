@@ -32,9 +32,17 @@ def cluster(tmp_path_factory) -> TestCluster:
 
 
 @pytest.fixture
-def bigbatch(cluster, digits, tmp_path, monkeypatch, capfd):  # noqa: F811
+def bigbatch(cluster, command, monkeypatch):
     """Run the command on the cluster in a folder of its own; return exit code, stdout and stderr."""
-    for name, value in {**cluster.environment, "OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(tmp_path / "config")}.items():
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    return command
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """Run the command in a folder of its own; return exit code, stdout and stderr."""
+    for name, value in {"OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(tmp_path / "config")}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
 
@@ -86,10 +94,40 @@ def wait_for(run: Path, condition, seconds: float = PATIENCE) -> Row:
     while not condition(found := row(run)):
         logs = "\n".join(f"{path.name}: ...{path.read_text()[-3000:]}" for path in sorted((run / "job").glob("*_log.out")))
         assert time.monotonic() < deadline, f"it did not happen in time: {found}\n{logs}"
-        assert found.state not in ("FAILED", "LOST", "TIMEOUT"), f"{found}\n{logs}"
+        assert found.state not in ("COMPLETED", "FAILED", "LOST", "TIMEOUT"), f"{found}\n{logs}"
         time.sleep(0.3)
     return found
 
 
 def wait_for_end(run: Path, seconds: float = PATIENCE) -> Row:
     return wait_for(run, lambda found: found.state == "COMPLETED", seconds)
+
+
+def slow_down(run: Path, cluster: TestCluster) -> Path:
+    """Let a held job go, each of its steps taking as many seconds longer as the returned file says, while it exists.
+
+    A tiny model would be done before anything could happen to it. The code of the job is changed where it is kept for it.
+    """
+    slow = run / "slow"
+    slow.write_text("2")
+    with (run / "job" / "code" / "launcher" / "loop.py").open("a") as code:
+        code.write(_SLOW_STEP.format(slow=str(slow)))
+    cluster.run("scontrol", "release", job_id(run))
+    return slow
+
+
+_SLOW_STEP = """
+
+_quick_step = Training._step
+
+
+def _slow_step(self, *arguments):
+    from pathlib import Path
+
+    slow = Path({slow!r})
+    time.sleep(float(slow.read_text() or 2) if slow.exists() else 0)
+    return _quick_step(self, *arguments)
+
+
+Training._step = _slow_step
+"""

@@ -13,14 +13,14 @@ from launcher.run_directory import RunDirectory
 from slurm.ledger import Ledger
 from tests.launcher.test_trajectory import assert_same_curve, losses
 from tests.slurm.cluster import processes_with
-from tests.slurm.conftest import SHORT, job_id, log_of, row, wait_for, wait_for_end
+from tests.slurm.conftest import SHORT, job_id, log_of, row, slow_down, wait_for, wait_for_end
 
 HOSTILE = "it's \"a\" $(touch pwned) `touch pwned` ; touch pwned\n#SBATCH --nodes=9\ntouch pwned"
 
 
-def reach(run: Path, step: int, restarts: int):
-    """Wait until the run has been started again so often and is training at that step or later."""
-    return wait_for(run, lambda found: found.restarts == restarts and (found.step or 0) >= step and _has_stepped(run, restarts))
+def trains_after(run: Path, restarts: int):
+    """Wait until the run has been started again so often and has done a step since."""
+    return wait_for(run, lambda found: found.restarts == restarts and _has_stepped(run, restarts))
 
 
 def _has_stepped(run: Path, restarts: int) -> bool:
@@ -52,32 +52,39 @@ def test_two_nodes_by_two_tasks_give_the_curve_of_one_process(submitted, bigbatc
 def test_a_run_survives_everything(submitted, cluster, reference, tmp_path):
     """Pre-empted twice, to fewer nodes each time; time limit; requeued; a rank killed; a node lost. Same curve, nothing lost."""
     run = tmp_path / "run"
+    (tmp_path / "clusters.toml").write_text("[test.sbatch]\nhold = true\n")
     submitted("demo", *SHORT, "--nodes", "1-3", "--time", 10, "--run-dir", run)
-    reach(run, 2, restarts=0)
+    slow = slow_down(run, cluster)
+    trains_after(run, restarts=0)
     first = cluster.occupy_a_node()
     wait_for(run, lambda found: found.state == "REQUEUED")
-    reach(run, 4, restarts=1)
+    trains_after(run, restarts=1)
     second = cluster.occupy_a_node()
-    reach(run, 6, restarts=2)
+    trains_after(run, restarts=2)
     assert cuts(run) == [3, 2, 1]
 
+    slow.write_text("5")  # SLURM looks at time limits every half minute
     cluster.run("scontrol", "update", f"JobId={job_id(run)}", "TimeLimit=1")
     wait_for(run, lambda found: Ledger(run / "job").events("stopped")[-1:] and found.state == "REQUEUED")
     assert Ledger(run / "job").events("stopped")[-1]["signal"] == "SIGUSR2"
     assert Ledger(run / "job").events("stopped")[-1]["saved"]
+    slow.write_text("2")
     cluster.run("scontrol", "update", f"JobId={job_id(run)}", "TimeLimit=10")
     cluster.run("scancel", second)
 
-    reach(run, 9, restarts=3)
+    trains_after(run, restarts=3)
     cluster.run("scontrol", "requeue", job_id(run))
-    reach(run, 12, restarts=4)
+    trains_after(run, restarts=4)
     assert cuts(run)[4] == 2
     killed = processes_with({"RANK": "1", "SLURM_JOB_ID": job_id(run)})
     os.kill(killed[0], signal.SIGKILL)
-    reach(run, 15, restarts=5)
+    trains_after(run, restarts=5)
     assert "killed by signal 9" in Ledger(run / "job").events("verdict")[-1]["reason"]
+    slow.write_text("5")  # SLURM misses a node after ten seconds
     lost = Ledger(run / "job").events("start")[-1]["nodes"][-1]
     cluster.kill_node_daemon(lost)
+    trains_after(run, restarts=6)
+    slow.unlink()
     found = wait_for_end(run)
     cluster.start_node(lost)
     cluster.run("scancel", first)

@@ -1,0 +1,143 @@
+"""Whether a job starts again: decided from what its ranks left, without a cluster."""
+
+import json
+import os
+import time
+
+import pytest
+
+from slurm.job import BAD_NODE, REFUSED, Job
+from slurm.ledger import Attempt, Failure, Ledger
+from slurm.state import Queued, judge
+from slurm.verdict import REQUEUE, main, pronounce, write_jobs
+
+
+@pytest.fixture
+def ledger(tmp_path) -> Ledger:
+    return Ledger(tmp_path)
+
+
+def attempt(restart: int, ledger: Ledger, progress: str = "") -> Attempt:
+    """Start number `restart` of job 7, which found that progress."""
+    started = Attempt("7", restart)
+    ledger.claim(started)
+    ledger.log("start", started, nodes=["n1", "n2"], tasks=2, progress=progress)
+    return started
+
+
+def died(rank: int, code: int = 1, message: str = "RuntimeError: lost") -> Failure:
+    return Failure(time.time(), rank, f"n{rank}", code, message)
+
+
+def test_a_finished_job_ends(ledger):
+    first = attempt(0, ledger)
+    ledger.log("finished", first)
+    assert pronounce(ledger, first, 0, "step-2", retries=3).requeue is False
+
+
+def test_a_job_that_stopped_goes_on_as_often_as_it_gains_something(ledger):
+    for restart in range(20):
+        now = attempt(restart, ledger, f"step-{restart:02}")
+        ledger.log("stopped", now, signal="SIGUSR2", saved=True)
+        assert pronounce(ledger, now, 0, f"step-{restart + 1:02}", retries=1).requeue
+
+
+def test_failures_without_progress_are_tried_again_but_not_for_ever(ledger):
+    for restart, again in enumerate([True, True, False]):
+        now = attempt(restart, ledger, "step-1")
+        ledger.fail(now, died(1))
+        verdict = pronounce(ledger, now, 1, "step-1", retries=2)
+        assert verdict.requeue is again
+    assert "rank 1 on n1: RuntimeError: lost; given up: 3 starts" in verdict.reason and verdict.code == 1
+
+
+def test_progress_and_a_new_submission_give_all_retries_back(ledger):
+    for restart, progress in enumerate(["step-1", "step-1", "step-2", "step-2"]):  # the third start gained a step
+        now = attempt(restart, ledger, "step-1" if restart < 3 else "step-2")
+        ledger.fail(now, died(0))
+        assert pronounce(ledger, now, 1, progress, retries=2).requeue
+    ledger.log("submit")
+    assert pronounce(ledger, attempt(4, ledger, "step-2"), 1, "step-2", retries=0).requeue is False
+    ledger.log("submit")
+    assert pronounce(ledger, attempt(5, ledger, "step-2"), 1, "step-2", retries=1).requeue
+
+
+def test_a_program_that_refuses_is_not_started_again(ledger):
+    now = attempt(0, ledger)
+    ledger.fail(now, died(1, REFUSED, ""))
+    ledger.fail(now, died(0, REFUSED, "error: the loss of step 3 is nan"))
+    verdict = pronounce(ledger, now, 2, "step-9", retries=9)
+    assert (verdict.requeue, verdict.code) == (False, REFUSED) and "the loss of step 3" in verdict.reason
+
+
+def test_the_first_failure_counts_not_those_it_caused(ledger):
+    """Killed without a word, and a peer that complained later."""
+    now = attempt(0, ledger)
+    ledger.fail(now, Failure(100.0, 3, "n2", -9, ""))
+    ledger.fail(now, Failure(101.0, 0, "n1", 1, "RuntimeError: Connection closed by peer"))
+    ledger.fail(now, Failure(99.0, 1, "n1", 1, ""))
+    assert pronounce(ledger, now, 137, "", retries=1).reason.startswith("rank 3 on n2: killed by signal 9")
+
+
+def test_bad_nodes_are_named_with_those_of_before_and_of_the_profile(ledger, tmp_path, monkeypatch, capsys):
+    job = Job(name="x", folder=tmp_path, module="x", arguments=[], progress=tmp_path / "none")
+    write_jobs(tmp_path, [job], retries=3, exclude="broken[1-3]")
+    for restart, rank in ((0, 1), (1, 2)):
+        now = attempt(restart, ledger)
+        ledger.fail(now, died(0, BAD_NODE, ""))
+        ledger.fail(now, died(rank, BAD_NODE, f"error: node n{rank} cannot be used"))
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        assert main(str(tmp_path), "76") == REQUEUE
+    assert capsys.readouterr().out.splitlines() == ["broken[1-3],n1", "broken[1-3],n1,n2"]
+
+
+def test_a_start_that_was_given_up_decides_nothing(ledger, tmp_path, monkeypatch):
+    job = Job(name="x", folder=tmp_path, module="x", arguments=[], progress=tmp_path / "none")
+    write_jobs(tmp_path, [job], retries=3, exclude=None)
+    attempt(1, ledger)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert main(str(tmp_path), "1") == 1
+    assert not ledger.events("verdict")
+
+
+STATES = {  # what SLURM says, what the ledger has, what is shown
+    "waits": (Queued("PENDING", "Priority", None), [], ("PENDING", "Priority")),
+    "waits again": (Queued("PENDING", "BeginTime", None), ["start"], ("REQUEUED", "BeginTime")),
+    "runs": (Queued("RUNNING", "", 2), ["start", "alive"], ("RUNNING", "")),
+    "says it runs but gives no sign": (Queued("RUNNING", "", 2), ["start", "silent"], ("RUNNING", "no sign of life for 60 min")),
+    "timed out": (Queued("TIMEOUT", "TimeLimit", None), ["start"], ("TIMEOUT", "")),
+    "failed": (Queued("FAILED", "NonZeroExitCode", None), ["start", "verdict"], ("FAILED", "a reason")),
+    "forgotten, finished": (None, ["start", "finished"], ("COMPLETED", "")),
+    "forgotten, cancelled": (None, ["start", "stopped", "cancel"], ("CANCELLED", "")),
+    "forgotten, failed": (None, ["start", "verdict"], ("FAILED", "a reason")),
+    "forgotten, no end": (None, ["start", "silent"], ("LOST", "SLURM does not know it any more, last sign of life 60 min ago")),
+    "forgotten, no start": (None, [], ("LOST", "SLURM does not know it any more, never started")),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_states_come_from_slurm_and_from_what_the_job_left(ledger, case):
+    queued, happened, shown = STATES[case]
+    ledger.log("submit")
+    for event in happened:
+        if event == "start":
+            attempt(0, ledger)
+        elif event in ("alive", "silent"):
+            ledger.sign_of_life()
+            if event == "silent":
+                os.utime(ledger.alive_file, (time.time() - 3600,) * 2)
+        elif event == "verdict":
+            ledger.log("verdict", Attempt("7", 0), requeue=False, reason="a reason", gained=False, exclude=[])
+        else:
+            ledger.log(event, Attempt("7", 0))
+    state = judge(ledger, "7", queued)
+    assert (state.name, state.note) == shown
+
+
+def test_a_torn_line_of_the_ledger_is_left_out(ledger):
+    attempt(0, ledger)
+    with ledger.events_file.open("a") as file:
+        file.write(json.dumps({"event": "finished"})[:7])
+    assert [event["event"] for event in ledger.events()] == ["start"]
