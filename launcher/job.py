@@ -13,6 +13,8 @@ import typer
 
 from slurm.job import FINISHED, STOPPED
 
+_MOST_WORKERS = 16  # processes that prepare images, where the user names none
+
 
 def job(
     run: Path,
@@ -29,6 +31,8 @@ def job(
 
     recipe = RunDirectory(run / "job").recipe()
     near = preflight(Path(recipe.data.path), run, Path(os.path.expandvars(stage)) if stage else None)
+    if workers is None and "SLURM_CPUS_PER_TASK" in os.environ:
+        workers = max(1, min(_MOST_WORKERS, int(os.environ["SLURM_CPUS_PER_TASK"]) - 1))
     finished = train(recipe, run, micro_batch, workers, shards_at=near)
     if finished and os.environ["RANK"] == "0":
         export(run, run / WEIGHTS, averaged=True)

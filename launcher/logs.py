@@ -9,7 +9,8 @@ from slurm.ledger import Attempt, Ledger
 from slurm.state import job_states
 from slurm.submit import last_submission
 
-_LOOK_EVERY = 0.5  # seconds
+_LOOK_EVERY = 0.5  # seconds between looks at the log
+_ASK_EVERY = 15.0  # seconds between questions to SLURM, which does not like many
 
 
 def print_log(run: Path, rank: int, follow: bool) -> None:
@@ -30,11 +31,12 @@ def print_log(run: Path, rank: int, follow: bool) -> None:
             raise UserError(f"rank {rank} has no log; there are those of ranks 0 to {len(others) - 1}")
         state = job_states([job_folder])[job_folder]
         raise UserError(f"job {submission.job_id} has printed nothing yet ({state.name}{f', {state.note}' if state.note else ''})")
-    position = 0
+    position, asked = 0, -_ASK_EVERY
     while True:
-        alive = follow and job_states([job_folder])[job_folder].is_active
+        if follow and time.monotonic() - asked >= _ASK_EVERY:
+            follow, asked = job_states([job_folder])[job_folder].is_active, time.monotonic()
         position = _print_from(log, position)
-        if not alive:
+        if not follow:
             return
         time.sleep(_LOOK_EVERY)
 

@@ -5,6 +5,7 @@ Everything that can be known now is checked now: a job that waited a day must no
 
 import re
 import statistics
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from slurm.job import Job, Resources, Submission, parse_minutes, parse_nodes, sh
 from slurm.partitions import check_fits, read_partitions
 from slurm.snapshot import snapshot
 from slurm.state import job_states
-from slurm.submit import CODE, cancel, plain_word, script
+from slurm.submit import CODE, cancel, check_path, plain_word, script
 from slurm.submit import submit as send
 
 PACKAGES = ["recipes", "models", "data", "slurm", "launcher"]
@@ -78,7 +79,9 @@ def submit(arguments: list[str], options: Options, dry_run: bool) -> None:
         for run in runs:
             _check_recipe(run, resources, options.micro_batch, follows=number > 0)
     if cluster_name != LOCAL:
-        check_fits(resources, cluster, read_partitions())
+        partition = check_fits(resources, cluster, read_partitions())
+        if cluster.cpus_per_task is None:
+            resources = resources.model_copy(update={"cpus_per_task": partition.cpus_per_task(resources)})
     _check_free(runs for runs in steps)
     if dry_run:
         _print_plan(steps, resources, cluster_name, cluster, options)
@@ -160,15 +163,16 @@ def _run(recipe: Recipe, path: Path, data: Path | None) -> Run:
 
 def _resources(options: Options, cluster: Cluster, cluster_name: str) -> Resources:
     least, most = parse_nodes(options.nodes)
-    time = options.time or cluster.time
+    limit = options.time or cluster.time
     if cluster_name == LOCAL and most > 1:
         raise UserError(f"--cluster local is one machine and --nodes is {options.nodes}: leave it out")
     return Resources(
         min_nodes=least,
         max_nodes=most,
         gpus_per_node=cluster.gpus_per_node if options.gpus_per_node is None else options.gpus_per_node,
+        cpus_per_task=cluster.cpus_per_task or 1,
         partition=options.partition or cluster.partition,
-        minutes=parse_minutes(time) if time else None,
+        minutes=parse_minutes(limit) if limit else None,
     )
 
 
@@ -202,6 +206,7 @@ def _check_free(steps: Iterable[list[Run]]) -> None:
     for run in runs:
         state = states.get(run.job_folder)
         path = run.directory.path
+        check_path(run.job_folder)
         if state and state.is_active:
             raise UserError(f"{path} has job {state.job_id} in the queue ({state.name}): `bigbatch cancel {path}` first")
         run.directory.check_recipe(run.recipe)
@@ -210,7 +215,10 @@ def _check_free(steps: Iterable[list[Run]]) -> None:
 def _send(
     runs: list[Run], resources: Resources, cluster_name: str, cluster: Cluster, options: Options, after: str | None
 ) -> list[Submission]:
-    folder = (runs[0].directory.path if len(runs) == 1 else runs[0].directory.path.parent) / "job"
+    if len(runs) == 1:
+        folder = runs[0].job_folder
+    else:  # of its own, so that adding to a sweep leaves the code of the runs that wait alone
+        folder = runs[0].directory.path.parent / f"array-{time.strftime('%Y%m%d-%H%M%S')}"
     jobs = []
     for run in runs:
         run.directory.check_is_free_for(run.recipe)

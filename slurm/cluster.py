@@ -30,7 +30,7 @@ class Cluster(BaseModel):
     constraint: OneLine | None = Field(None, description="features that nodes must have")
     exclude: OneLine | None = Field(None, description="nodes never to be used")
     gpus_per_node: int = Field(1, ge=0, description="--gpus-per-node wins; 0: no GPUs, one task per node")
-    cpus_per_task: int | None = Field(None, ge=1)
+    cpus_per_task: int | None = Field(None, ge=1, description="a GPU's share of its node's CPUs if not given")
     memory_gb: int | None = Field(None, ge=1, description="per node")
     time: OneLine | None = Field(None, description="time limit in SLURM's notation; --time wins")
     setup: tuple[OneLine, ...] = Field((), description="shell lines at the start of a job, e.g. module load")

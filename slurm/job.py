@@ -25,6 +25,7 @@ class Resources(_Plain):
     min_nodes: int = Field(1, ge=1)
     max_nodes: int = Field(1, ge=1)
     gpus_per_node: int = Field(1, ge=0)
+    cpus_per_task: int = Field(1, ge=1)
     partition: str | None = None
     minutes: int | None = Field(None, ge=1)
 

@@ -31,6 +31,11 @@ class Partition:
     most_nodes: int | None  # of one job; None: no limit
     kinds: list[NodeKind]
 
+    def cpus_per_task(self, resources: Resources) -> int:
+        """A task's fair share of a node's CPUs: all divided by its GPUs, or all where it has none."""
+        shares = [kind.cpus // max(1, kind.gpus) for kind in self.kinds if kind.gpus >= resources.gpus_per_node]
+        return max(1, min(shares))
+
 
 def read_partitions() -> list[Partition]:
     """Ask SLURM for its partitions.
@@ -91,7 +96,7 @@ def check_fits(resources: Resources, cluster: Cluster, partitions: list[Partitio
     if asked > total:
         have = f" with {_plural(per_node, 'GPU')}" if per_node else ""
         raise UserError(f"partition {partition.name} has {_plural(total, 'node')}{have} and the job asks for {asked}: lower --nodes")
-    cpus, memory = resources.tasks_per_node * (cluster.cpus_per_task or 1), (cluster.memory_gb or 0) * 1024
+    cpus, memory = resources.tasks_per_node * resources.cpus_per_task, (cluster.memory_gb or 0) * 1024
     if sum(kind.count for kind in fitting if kind.cpus >= cpus) < asked:
         most = max(kind.cpus for kind in fitting)
         raise UserError(

