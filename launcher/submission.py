@@ -14,10 +14,11 @@ import torch
 import yaml
 
 import launcher
-from launcher.cut import Cut, cut_batch
+from launcher.cut import Cut, cut_for_model
+from launcher.engine_choice import choose_engine
 from launcher.history import History
 from launcher.run_directory import RunDirectory
-from launcher.train import LARGEST_MICRO_BATCH, open_shards
+from launcher.train import open_shards
 from models import batch_norm
 from models.build import build
 from recipes.errors import UserError
@@ -180,6 +181,7 @@ def _check_recipe(run: Run, resources: Resources, micro_batch: int | None, follo
     recipe = run.recipe
     shards = open_shards(recipe)
     Timetable(recipe, len(shards.split("train")))
+    choose_engine(recipe)
     cuts(recipe, resources, micro_batch, len(shards.classes))
     weights = recipe.model.weights
     if weights not in (None, "timm") and not follows and not Path(weights).exists():
@@ -194,9 +196,9 @@ def cuts(recipe: Recipe, resources: Resources, micro_batch: int | None, classes:
     """
     with torch.device("meta"):
         model = build(recipe, classes)
-    whole = recipe.batch.statistics_size if batch_norm.attach(model, recipe.batch.statistics_size) else 1
+    has_batch_norm = batch_norm.attach(model, recipe.batch.statistics_size) is not None
     sizes = range(resources.min_nodes, resources.max_nodes + 1)
-    return [cut_batch(recipe, nodes * resources.tasks_per_node, micro_batch, LARGEST_MICRO_BATCH, whole) for nodes in sizes]
+    return [cut_for_model(recipe, nodes * resources.tasks_per_node, micro_batch, has_batch_norm) for nodes in sizes]
 
 
 def _check_free(steps: Iterable[list[Run]]) -> None:
