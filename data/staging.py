@@ -55,7 +55,8 @@ def _copy(source: Path, staged: Path) -> None:
     free = shutil.disk_usage(staged).free
     if needed * _ROOM > free:
         raise UserError(
-            f"{staged.parent} has {free / 1e9:.1f} GB free and the shards need {needed / 1e9:.1f}: choose another folder to stage to, or none"
+            f"{staged.parent} has {free / 1e9:.1f} GB free and the shards need {needed / 1e9:.1f}: choose another folder to stage to, "
+            f"or none"
         )
     for path, target, checksum in missing:
         _copy_file(path, target, checksum)

@@ -33,7 +33,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the script and the plan; submit nothing.")] = False,
 ):
     """Submit runs to SLURM. They save before their time is up, when pre-empted and on failures, and queue again by themselves."""
-    from launcher.submission import Options
+    from launcher.planned_runs import Options
     from launcher.submission import submit as submit_runs
 
     options = Options(data, run_dir, cluster, nodes, gpus_per_node, partition, time, array, after, micro_batch, workers)

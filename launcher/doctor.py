@@ -80,13 +80,16 @@ def examine_here(data: Path | None, run: Path) -> bool:
     found += [f"GPU {number}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GB" for number, gpu in enumerate(gpus)]
     if not gpus:
         found.append("no GPU: training runs on the CPU")
-    found.append(f"{len(os.sched_getaffinity(0))} CPUs, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GB of memory")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found.append(f"{len(os.sched_getaffinity(0))} CPUs, {memory / 2**30:.0f} GB of memory")
     own = _look(data, run, stage=None, rank=0, first_of_node=True)
     if data and own.shards is None and not own.problems:
         shards = ShardSet.open(data)
-        found.append(f"shards {data}: {', '.join(f'{len(split):,} {name}' for name, split in shards.splits.items())} images, all files there")
+        images = ", ".join(f"{len(split):,} {name}" for name, split in shards.splits.items())
+        found.append(f"shards {data}: {images} images, all files there")
     if own.disk_mb_per_second:
-        found.append(f"disk of {run}: {own.disk_mb_per_second:,.0f} MB/s written, {shutil.disk_usage(_existing(run)).free / 1e9:,.0f} GB free")
+        free = shutil.disk_usage(_existing(run)).free
+        found.append(f"disk of {run}: {own.disk_mb_per_second:,.0f} MB/s written, {free / 1e9:,.0f} GB free")
     try:
         for partition in read_partitions():
             kinds = ", ".join(f"{kind.count} nodes with {kind.gpus} GPUs and {kind.cpus} CPUs" for kind in partition.kinds)

@@ -26,7 +26,7 @@ def job(
     from launcher.doctor import preflight
     from launcher.run_directory import RunDirectory
     from launcher.saved_weights import export
-    from launcher.submission import WEIGHTS
+    from launcher.planned_runs import WEIGHTS
     from launcher.train import train
 
     recipe = RunDirectory(run / "job").recipe()

@@ -17,6 +17,7 @@ LOCAL = "local"
 
 # SLURM reads its options line by line, so one that holds a line break would start a line of its own.
 OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Cluster(BaseModel):
@@ -34,9 +35,11 @@ class Cluster(BaseModel):
     memory_gb: int | None = Field(None, ge=1, description="per node")
     time: OneLine | None = Field(None, description="time limit in SLURM's notation; --time wins")
     setup: tuple[OneLine, ...] = Field((), description="shell lines at the start of a job, e.g. module load")
-    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], OneLine] = Field({}, description="variables of a job")
+    environment: dict[VariableName, OneLine] = Field({}, description="variables of a job")
     python: OneLine | None = Field(None, description="the command that is Python in a job; the one that submits otherwise")
-    stage: str | None = Field(None, description="folder on each node's own disk to copy the shards to; may name variables of the job, as $TMPDIR")
+    stage: str | None = Field(
+        None, description="folder on each node's own disk to copy the shards to; may name variables of the job, as $TMPDIR"
+    )
     save_seconds: int = Field(120, ge=1, description="how long before the time limit a job is told to save")
     retries: int = Field(3, ge=0, description="starts in a row that may fail or stop without a new checkpoint")
     sbatch: dict[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")], OneLine | Literal[True]] = Field(

@@ -146,10 +146,11 @@ class TestCluster:
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 60 + number} CPUs=4 RealMemory=4000 Gres=gpu:2"
             for number, node in enumerate(self.nodes)
         ]
-        (folder / "slurm.conf").write_text(_SLURM_CONF.format(folder=folder, host=host, port=port, dbd_port=port + 50, nodes="\n".join(nodes)))
+        where = {"folder": folder, "host": host, "port": port, "dbd_port": port + 50}
+        (folder / "slurm.conf").write_text(_SLURM_CONF.format(nodes="\n".join(nodes), **where))
         (folder / "gres.conf").write_text("".join(f"NodeName={node} Name=gpu File={folder}/gpu[0-1]\n" for node in self.nodes))
         (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
-        (folder / "slurmdbd.conf").write_text(_SLURMDBD_CONF.format(folder=folder, dbd_port=port + 50))
+        (folder / "slurmdbd.conf").write_text(_SLURMDBD_CONF.format(**where))
         (folder / "slurmdbd.conf").chmod(0o600)
 
     def _wait_for_port(self, port: int) -> None:
@@ -167,8 +168,8 @@ class TestCluster:
         """Of this cluster, and of those whose tests were killed."""
         own = re.compile(r"127\.0\.0\.1 bb(\d+)n\d\n")
         lines = _HOSTS.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if not (match := own.fullmatch(line)) or (int(match[1]) != os.getpid() and Path(f"/proc/{match[1]}").exists())]
-        _HOSTS.write_text("".join(kept))
+        alive = {folder.name for folder in Path("/proc").glob("[0-9]*")} - {str(os.getpid())}
+        _HOSTS.write_text("".join(line for line in lines if not (match := own.fullmatch(line)) or match[1] in alive))
 
     def _env(self) -> dict[str, str]:
         return {**os.environ, **self.environment}

@@ -110,7 +110,7 @@ def slow_down(run: Path, cluster: TestCluster) -> Path:
     A tiny model would be done before anything could happen to it. The code of the job is changed where it is kept for it.
     """
     slow = run / "slow"
-    slow.write_text("2")
+    slow.write_text("1")
     with (run / "job" / "code" / "launcher" / "loop.py").open("a") as code:
         code.write(_SLOW_STEP.format(slow=str(slow)))
     cluster.run("scontrol", "release", job_id(run))
@@ -126,7 +126,7 @@ def _slow_step(self, *arguments):
     from pathlib import Path
 
     slow = Path({slow!r})
-    time.sleep(float(slow.read_text() or 2) if slow.exists() else 0)
+    time.sleep(float(slow.read_text() or 1) if slow.exists() else 0)
     return _quick_step(self, *arguments)
 
 

@@ -56,11 +56,11 @@ def test_a_run_survives_everything(submitted, cluster, reference, tmp_path):
     wait_for(run, lambda found: found.state == "REQUEUED")
     trains_after(run, restarts=1)
 
-    slow.write_text("4")  # SLURM looks at time limits every half minute
+    slow.write_text("8")  # SLURM looks at time limits every half minute
     cluster.run("scontrol", "update", f"JobId={job_id(run)}", "TimeLimit=1")
     wait_for(run, lambda found: ledger.events("stopped")[1:] and found.state == "REQUEUED")
     assert (ledger.events("stopped")[1]["signal"], ledger.events("stopped")[1]["saved"]) == ("SIGUSR2", True)
-    slow.write_text("2")
+    slow.write_text("1")
     cluster.run("scontrol", "update", f"JobId={job_id(run)}", "TimeLimit=10")
 
     trains_after(run, restarts=2)
@@ -70,7 +70,7 @@ def test_a_run_survives_everything(submitted, cluster, reference, tmp_path):
     trains_after(run, restarts=4)
     assert "rank 1 on" in ledger.events("verdict")[-1]["reason"] and "killed by signal 9" in ledger.events("verdict")[-1]["reason"]
 
-    slow.write_text("7")  # SLURM misses a node after some twenty seconds
+    slow.write_text("6")  # SLURM misses a node after some twenty seconds
     lost = ledger.events("start")[-1]["nodes"][-1]
     cluster.kill_node_daemon(lost)
     trains_after(run, restarts=5)
@@ -89,20 +89,20 @@ def test_a_run_survives_everything(submitted, cluster, reference, tmp_path):
 def test_a_chain_starts_from_the_exported_weights_and_a_bad_node_is_left_out(submitted, cluster, tmp_path):
     """Shards are staged to each node's own disk; the disk of one node is broken."""
     (tmp_path / "disks").mkdir()
-    broken = cluster.nodes[1]
+    whole, broken, unused = cluster.nodes
     (tmp_path / "disks" / broken).write_text("not a folder")
-    (tmp_path / "clusters.toml").write_text(f'[test]\nstage = "{tmp_path}/disks/$SLURMD_NODENAME"\n')
+    (tmp_path / "clusters.toml").write_text(f'[test]\nexclude = "{unused}"\nstage = "{tmp_path}/disks/$SLURMD_NODENAME"\n')
     first, second = tmp_path / "runs" / "pretrain", tmp_path / "runs" / "it's $(touch pwned)"
     submitted(
-        "demo", *SHORT, "name=pretrain", "--nodes", "2-3", "--time", 10,
+        "demo", *SHORT, "name=pretrain", "--nodes", "1-2", "--time", 10,
         "demo", *SHORT, f"name={second.name}", "data.name='$(touch pwned)\n'", "optimizer.lr=1e-3",
     )  # fmt: skip
     wait_for(second, lambda found: (found.state, found.note) == ("PENDING", "Dependency"))
     found = wait_for_end(first)
     starts = Ledger(first / "job").events("start")
-    assert found.restarts == 1 and broken in starts[0]["nodes"] and broken not in starts[1]["nodes"]
+    assert found.restarts == 1 and [start["nodes"] for start in starts] == [[whole, broken], [whole]]
     assert f"rank 1 on {broken}: error: node {broken} cannot be used" in Ledger(first / "job").events("verdict")[0]["reason"]
-    assert list((tmp_path / "disks" / cluster.nodes[0]).glob("bigbatch-*/manifest.json"))
+    assert list((tmp_path / "disks" / whole).glob("bigbatch-*/manifest.json"))
     wait_for_end(second)
     assert RunDirectory(second).recipe().model.weights == str(first / "weights.safetensors")
     assert losses(second)[0] < losses(first)[0] - 0.1  # a head that knows nothing has ln 10 = 2.30

@@ -25,7 +25,7 @@ def test_partitions_are_read():
 
 REFUSED = {
     "unknown partition": (dict(partition="gpus"), {}, "there is no partition 'gpus' on this cluster, only gpu, cpu, old"),
-    "too many nodes": (dict(min_nodes=13, max_nodes=13, gpus_per_node=8), {}, "partition gpu has 12 nodes with 8 GPUs and the job asks for 13"),
+    "too many nodes": (dict(min_nodes=13, max_nodes=13, gpus_per_node=8), {}, "has 12 nodes with 8 GPUs and the job asks for 13"),
     "too many GPUs": (dict(gpus_per_node=16), {}, "0 nodes with 16 GPUs"),
     "GPUs where there are none": (dict(partition="cpu", gpus_per_node=1), {}, "partition cpu has 0 nodes with 1 GPU"),
     "too long": (dict(minutes=2881), {}, "--time 2-00:01:00 is over the limit of partition gpu, 2-00:00:00"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.submission import Options, plan
+from launcher.planned_runs import Options, plan
 from recipes.errors import UserError
 from tests.launcher.conftest import SMALL
 from tests.slurm.conftest import SHORT

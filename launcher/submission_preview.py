@@ -1,0 +1,69 @@
+"""`bigbatch submit --dry-run`: what would be submitted."""
+
+import re
+import statistics
+
+from launcher.cut import Cut
+from launcher.history import History
+from launcher.planned_runs import Options, Run
+from launcher.submission_checks import cuts
+from launcher.train import open_shards
+from recipes.errors import UserError
+from recipes.schedule import Timetable
+from slurm.cluster import LOCAL, Cluster
+from slurm.job import Resources, show_minutes
+from slurm.submit import script
+
+_SHOWN_SIZES = 4  # cuts printed of a range of nodes
+
+
+def print_preview(steps: list[list[Run]], resources: Resources, cluster_name: str, cluster: Cluster, options: Options) -> None:
+    """Print the batch script, the cut and the plan of each job."""
+    after = options.after
+    for number, runs in enumerate(steps):
+        first = runs[0]
+        classes = len(open_shards(first.recipe).classes)
+        if cluster_name != LOCAL:
+            print(script(resources, cluster, first.recipe.name, len(runs), after).rstrip())
+            print()
+        for run in runs:
+            timetable = Timetable(run.recipe, len(open_shards(run.recipe).split("train")))
+            print(f"# run        {run.directory.path}")
+            what = f"{timetable.total_steps:,} steps of {run.recipe.batch.global_} images"
+            print(f"# recipe     {run.recipe.name}: {run.recipe.model.name}, {what}")
+            for warning in timetable.warnings():
+                print(f"# warning    {warning}")
+        if number:
+            print(f"# starts     after {steps[number - 1][0].recipe.name} has succeeded, from the weights it exports")
+        possible = cuts(first.recipe, resources, options.micro_batch, classes)
+        for nodes, cut in list(enumerate(possible, resources.min_nodes))[:_SHOWN_SIZES]:
+            print(f"# cut        {nodes} node{'s' if nodes > 1 else ''}: {cut}")
+        if len(possible) > _SHOWN_SIZES:
+            print(f"# cut        ... {resources.max_nodes} nodes: {possible[-1]}")
+        limit = show_minutes(resources.minutes) if resources.minutes else "the partition's"
+        print(f"# time       limit {limit}; {_estimate(first, possible)}")
+        limit = f"gives up after {1 + cluster.retries} starts without a new checkpoint"
+        print(f"# survives   requeues itself before the limit and after failures; {limit}")
+        after = "<the job before>"
+    print("# nothing was submitted")
+
+
+def _estimate(run: Run, possible: list[Cut]) -> str:
+    """Training time at the speed per process that earlier runs of this model had, if there are any."""
+    speeds = []
+    for other in sorted(run.directory.path.parent.glob("*/run.json")):
+        try:
+            history = History(other.parent)
+            processes = int(re.search(r"(\d+) process", history.starts[-1]["cut"])[1])
+        except (UserError, TypeError, KeyError, IndexError):
+            continue
+        if (history.recipe.model.name, history.recipe.input.size) == (run.recipe.model.name, run.recipe.input.size):
+            speeds.append((history.images_per_second / processes, history.starts[-1]["device"]))
+    if not speeds:
+        return "no run of this model beside this one tells how fast it is"
+    speed, device = statistics.median(s for s, _ in speeds), speeds[-1][1]
+    timetable = Timetable(run.recipe, len(open_shards(run.recipe).split("train")))
+    images = timetable.total_steps * run.recipe.batch.global_
+    hours = [images / speed / cut.world_size / 3600 for cut in (possible[-1], possible[0])]
+    span = f"{hours[0]:.1f}" if len(possible) == 1 else f"{hours[0]:.1f} to {hours[1]:.1f}"
+    return f"about {span} h of training at the {speed:,.0f} images/s a process of earlier runs ({device})"
