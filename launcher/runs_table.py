@@ -90,6 +90,16 @@ def _is_run(path: Path) -> bool:
 
 
 def _row(path: Path, name: str, state: JobState | None) -> Row:
+    """One row; a run that another version of bigbatch wrote is no reason to show none."""
+    try:
+        return _read_row(path, name, state)
+    except UserError as error:
+        unknown = dict.fromkeys(["step", "total_steps", "epoch", "images_per_second", "accuracy", "seconds_left"])
+        state = state or JobState("UNREADABLE", "")
+        return Row(name, "", state.name, state.job_id or None, state.nodes, restarts=0, note=f"it cannot be read: {error}", **unknown)
+
+
+def _read_row(path: Path, name: str, state: JobState | None) -> Row:
     run, ledger = RunDirectory(path), Ledger(path / "job")
     recipe = run.recipe() if run.recipe_file.is_file() else RunDirectory(path / "job").recipe()
     facts = run.facts() if run.facts_file.is_file() else {}

@@ -53,7 +53,6 @@ def submit(
             tasks_per_node=resources.tasks_per_node,
             signal_delay_s=save_seconds(resources, cluster),
             stderr_to_stdout=True,
-            setup=cluster.setup,
         )
     else:
         executor = _executor(folder, resources, cluster, jobs[0].name, after)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from launcher.runs_table import read_rows
 from slurm.job import BAD_NODE, REFUSED, Job
 from slurm.ledger import Attempt, Failure, Ledger
 from slurm.state import Queued, judge
@@ -141,3 +142,12 @@ def test_a_torn_line_of_the_ledger_is_left_out(ledger):
     with ledger.events_file.open("a") as file:
         file.write(json.dumps({"event": "finished"})[:7])
     assert [event["event"] for event in ledger.events()] == ["start"]
+
+
+def test_a_run_that_cannot_be_read_is_a_row_of_its_own(tmp_path):
+    for name, text in (("broken", "name: x\nfuture: 1\n"), ("whole", "name: x\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text(text)
+    broken, whole = read_rows(tmp_path)
+    assert broken.state == "UNREADABLE" and "unknown key 'future'" in broken.note
+    assert (whole.recipe, whole.state) == ("x", "STOPPED")
