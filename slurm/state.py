@@ -14,8 +14,8 @@ from slurm.cluster import LOCAL
 from slurm.ledger import Ledger
 from slurm.submit import is_local_controller, last_submission
 
-_ENDED_WELL_OR_BY_ORDER = {"COMPLETED", "CANCELLED", "PREEMPTED", "STOPPED"}
-_ENDED_BADLY = {"FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "LOST"}
+_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
+_ENDED |= {"LOST", "STOPPED", "UNREADABLE"}  # words of our own
 _SILENT = 120.0  # seconds without a sign of life after which a running job is in doubt
 
 
@@ -30,7 +30,7 @@ class JobState:
 
     @property
     def is_active(self) -> bool:
-        return self.name not in _ENDED_WELL_OR_BY_ORDER | _ENDED_BADLY
+        return self.name not in _ENDED
 
 
 @dataclass(frozen=True)

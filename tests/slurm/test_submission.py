@@ -53,9 +53,10 @@ def test_a_dry_run_shows_script_cut_and_plan_and_leaves_nothing(bigbatch, cluste
         '[test]\naccount = "root"\ncpus_per_task = 2\nmemory_gb = 2\nsetup = ["module load cuda"]\nexclude = "nowhere"\n'
         "[test.environment]\nNCCL_SOCKET_IFNAME = \"it's $(touch pwned)\"\n[test.sbatch]\nexclusive = true\n"
     )
+    small = [*SMALL, "schedule.epochs=20", "schedule.warmup_epochs=2", "ema.decay=0.97"]
     where = ["--nodes", "1-3", "--gpus-per-node", "2", "--time", "1-00:00:00", "--data", digits, "--dry-run"]
-    chain = bigbatch("submit", "demo", *SMALL, "name=pretrain", "demo", *SMALL, "name=it's $(touch pwned)", *where)
-    sweep = bigbatch("submit", "demo", *SMALL, "--array", "optimizer.betas=[0.9,0.99],[0.9,0.999]", *where)
+    chain = bigbatch("submit", "demo", *small, "name=pretrain", "demo", *small, "name=it's $(touch pwned)", *where)
+    sweep = bigbatch("submit", "demo", *small, "--array", "optimizer.betas=[0.9,0.99],[0.9,0.999]", *where)
     assert chain[0] == sweep[0] == 0, chain[2] + sweep[2]
     shown = (chain[1] + sweep[1]).replace(str(tmp_path), "/here").replace(sys.executable, "python")
     if os.environ.get("BIGBATCH_GOLDEN"):
