@@ -39,7 +39,7 @@ def submit(arguments: list[str], options: Options, dry_run: bool) -> None:
         partition = check_fits(resources, cluster, read_partitions())
         if cluster.cpus_per_task is None:
             resources = resources.model_copy(update={"cpus_per_task": partition.cpus_per_task(resources)})
-    check_free(runs for runs in steps)
+    check_free(steps)
     if dry_run:
         print_preview(steps, resources, cluster_name, cluster, options)
         return
