@@ -38,7 +38,7 @@ class MicroBatch:
     positions: Tensor  # int64 [n], in the global batch; beyond its end: padding
     samples: Tensor  # int64 [n], row in the index of the shards; -1 for padding
     weights: Tensor  # float32 [n], 0 for padding, else 1
-    pixels: Tensor  # uint8 [n + extra, 3, size, size]
+    pixels: Tensor  # uint8 [n + extra, 3, size, size], channels last in memory
     erased: list[tuple[int, int, int, int]]  # [n + extra], box as top, left, height, width
     noise_keys: list[int]  # [n + extra], of the noise in the erased box
     labels: Tensor  # int64 [n]
@@ -88,7 +88,8 @@ class MicroBatches(Dataset):
         samples = self._samples(step, list(row))
         epoch = step // self.steps_per_epoch
         size = self.recipe.input.size
-        pixels = torch.zeros(len(row), 3, size, size, dtype=torch.uint8)
+        # Channels last, as decoders and resizing write them and as convolutions on a GPU want them.
+        pixels = torch.zeros(len(row), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         erased, replaced = [NO_BOX] * len(row), []
         for number, sample in enumerate(samples):
             if sample != _PADDING:
