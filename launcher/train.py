@@ -135,16 +135,21 @@ def open_shards(recipe: Recipe) -> ShardSet:
     """Open the recipe's shards.
 
     Raises:
-        UserError: no path is named, there are none, or they have another number of classes.
+        UserError: no path is named, there are none, they changed, or they have another number of classes.
     """
     if recipe.data.path is None:
         raise UserError(f"recipe {recipe.name} names no shards: add --data FOLDER, a folder made by `bigbatch shard SOURCE FOLDER`")
-    shards = ShardSet.open(recipe.data.path)
+    shards = ShardSet.open(recipe.data.path, recipe.data.cache, int(recipe.data.cache_gib * 2**30))
     if recipe.data.classes not in (None, len(shards.classes)):
         raise UserError(
             f"{recipe.data.path} has {len(shards.classes)} classes and recipe {recipe.name} is for {recipe.data.classes}: "
             f"other shards, or data.classes={len(shards.classes)}"
         )
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        shards.check_spots(rank, processes)  # together the processes look at every shard once
+    except UserError as error:
+        raise UserError(str(error) if rank == 0 else f"[rank {rank}] {error}") from None
     return shards
 
 

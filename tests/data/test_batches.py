@@ -104,6 +104,9 @@ class _Imagenet:
     def __len__(self):
         return self.samples
 
+    def read_ahead(self, samples):
+        self.split.read_ahead(int(sample) % len(self.split) for sample in samples)
+
     def read(self, sample):
         return self.split.read(int(sample) % len(self.split))
 
