@@ -166,7 +166,11 @@ class _Connection:
     def take(self, read, wanted: tuple) -> bytes:
         future = self.under_way.pop(wanted, None)
         self._go_on(read)
-        return future.result() if future else read(*wanted)
+        try:
+            return future.result() if future else read(*wanted)
+        except UserError:
+            self.begin(read, ())  # or the process would wait for as many reads that fail as slowly before it can end
+            raise
 
     def _go_on(self, read) -> None:
         while self.to_come and len(self.under_way) < _AHEAD:
@@ -177,6 +181,7 @@ class _Connection:
 
 def _patiently(read, path: str):
     """Return what `read` returns, tried again after each of `_PAUSES` while it fails."""
+    started = time.monotonic()
     for pause in (*_PAUSES, None):
         try:
             return read()
@@ -188,7 +193,7 @@ def _patiently(read, path: str):
             if pause is None:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise UserError(
-                    f"{path} could not be read in {len(_PAUSES) + 1} tries over {sum(_PAUSES):.0f} seconds ({reason}): "
+                    f"{path} could not be read in {len(_PAUSES) + 1} tries over {time.monotonic() - started:.0f} seconds ({reason}): "
                     f"check the network, then give the same command again"
                 ) from None
             time.sleep(pause)
