@@ -185,7 +185,7 @@ def _patiently(read, path: str):
     for pause in (*_PAUSES, None):
         try:
             return read()
-        except FileNotFoundError:
+        except (FileNotFoundError, UserError):
             raise
         except PermissionError as error:
             raise UserError(f"{path} may not be read ({error}): check the credentials of the store") from None

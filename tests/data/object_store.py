@@ -42,7 +42,7 @@ class Line:
         except OSError:
             pass
         finally:
-            far.close()
+            _hang_up(far)
 
     def _answer(self, far: socket.socket, near: socket.socket) -> None:
         try:
@@ -58,8 +58,16 @@ class Line:
         except OSError:
             pass
         finally:
-            near.close()
-            far.close()
+            _hang_up(near)
+            _hang_up(far)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)  # close alone waits for the thread that still reads
+    except OSError:
+        pass
+    connection.close()
 
 
 @contextmanager
