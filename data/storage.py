@@ -74,7 +74,8 @@ class RemoteFolder:
 
     def size(self, file: str) -> int:
         """Raises FileNotFoundError where there is no such file."""
-        self.sizes[file] = _patiently(lambda: int(self._connection.files.info(self.path(file))["size"]), self.path(file))
+        path = self.path(file)
+        self.sizes[file] = self._connection.patiently(lambda files: int(files.info(path)["size"]), path)
         return self.sizes[file]
 
     def read(self, file: str, offset: int, size: int) -> bytes:
@@ -92,7 +93,8 @@ class RemoteFolder:
         return b"".join(parts)
 
     def read_whole(self, file: str) -> bytes:
-        return _patiently(lambda: self._connection.files.cat_file(self.path(file)), self.path(file))
+        path = self.path(file)
+        return self._connection.patiently(lambda files: files.cat_file(path), path)
 
     def load_array(self, file: str, checksum: str) -> np.ndarray:
         """Return the array of an ``.npy`` file with that SHA-256: memory-mapped from the cache, or in memory without one.
@@ -130,14 +132,14 @@ class RemoteFolder:
         path = self.path(file)
         expected = max(0, min(size, self.sizes.get(file, offset + size) - offset))
 
-        def fetch() -> bytes:
-            found = self._connection.files.cat_file(path, start=offset, end=offset + size)
+        def fetch(files) -> bytes:
+            found = files.cat_file(path, start=offset, end=offset + size)
             if len(found) < expected:
                 raise ConnectionError(f"{len(found)} of {expected} bytes came")
             return found
 
         try:
-            return _patiently(fetch, path)
+            return self._connection.patiently(fetch, path)
         except FileNotFoundError:
             raise UserError(f"{path} is not there any more: bring it back, then give the same command again") from None
 
@@ -156,6 +158,34 @@ class _Connection:
         self.threads = ThreadPoolExecutor(_AT_ONCE, "read-ahead")
         self.to_come: deque[tuple] = deque()
         self.under_way: dict[tuple, Future] = {}
+        self.failure: UserError | None = None
+
+    def patiently(self, read, path: str):
+        """Return what ``read(files)`` returns, tried again after each of `_PAUSES` while it fails.
+
+        Raises:
+            UserError: it failed for good; then every later read fails at once, so that the process can end.
+        """
+        started = time.monotonic()
+        for pause in (*_PAUSES, None):
+            if self.failure:
+                raise self.failure
+            try:
+                return read(self.files)
+            except FileNotFoundError:
+                raise
+            except PermissionError as error:
+                raise UserError(f"{path} may not be read ({error}): check the credentials of the store") from None
+            except Exception as error:  # the libraries behind fsspec have no common kind for a lost connection
+                if pause is not None:
+                    time.sleep(pause)
+                    continue
+                seconds, reason = time.monotonic() - started, " ".join(f"{type(error).__name__}: {error}".split())
+                self.failure = UserError(
+                    f"{path} could not be read in {len(_PAUSES) + 1} tries over {seconds:.0f} seconds ({reason}): "
+                    f"check the network, then give the same command again"
+                )
+                raise self.failure from None
 
     def begin(self, read, ranges: Iterable[tuple]) -> None:
         for future in self.under_way.values():
@@ -166,37 +196,13 @@ class _Connection:
     def take(self, read, wanted: tuple) -> bytes:
         future = self.under_way.pop(wanted, None)
         self._go_on(read)
-        try:
-            return future.result() if future else read(*wanted)
-        except UserError:
-            self.begin(read, ())  # or the process would wait for as many reads that fail as slowly before it can end
-            raise
+        return future.result() if future else read(*wanted)
 
     def _go_on(self, read) -> None:
         while self.to_come and len(self.under_way) < _AHEAD:
             place = self.to_come.popleft()
             if place not in self.under_way:
                 self.under_way[place] = self.threads.submit(read, *place)
-
-
-def _patiently(read, path: str):
-    """Return what `read` returns, tried again after each of `_PAUSES` while it fails."""
-    started = time.monotonic()
-    for pause in (*_PAUSES, None):
-        try:
-            return read()
-        except (FileNotFoundError, UserError):
-            raise
-        except PermissionError as error:
-            raise UserError(f"{path} may not be read ({error}): check the credentials of the store") from None
-        except Exception as error:  # the libraries behind fsspec have no common kind for a lost connection
-            if pause is None:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise UserError(
-                    f"{path} could not be read in {len(_PAUSES) + 1} tries over {time.monotonic() - started:.0f} seconds ({reason}): "
-                    f"check the network, then give the same command again"
-                ) from None
-            time.sleep(pause)
 
 
 class _Descriptor:

@@ -28,10 +28,13 @@ class Line:
     def _accept(self) -> None:
         while True:
             near, _ = self._listener.accept()
-            if self.closed:
+            try:
+                far = None if self.closed else socket.create_connection(("127.0.0.1", self.to_port))
+            except OSError:
+                far = None
+            if far is None:
                 near.close()
                 continue
-            far = socket.create_connection(("127.0.0.1", self.to_port))
             threading.Thread(target=self._forward, args=(near, far), daemon=True).start()
             threading.Thread(target=self._answer, args=(far, near), daemon=True).start()
 
@@ -84,6 +87,7 @@ def object_store() -> Iterator[tuple[Line, dict[str, str]]]:
     try:
         yield line, {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{line.port}", **keys}
     finally:
+        line.closed = True
         server.stop()
 
 
