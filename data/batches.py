@@ -4,6 +4,8 @@ Asking for a micro-batch needs nothing but its step and its positions in the glo
 resuming means asking for a later step, and worker processes only decide how early it is ready.
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -230,3 +232,11 @@ def _leave_signals_to_the_trainer(_worker: int) -> None:
     """Ctrl-C reaches all processes of a terminal; the trainer finishes its step and still needs its workers for that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Loader processes still there at exit, after an error, would wait for ever: Python asks with SIGTERM, which they ignore."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
