@@ -59,6 +59,12 @@ class MicroBatch:
         """The same in page-locked memory; torch's DataLoader calls this."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream) -> None:
+        """Tell the allocator of a GPU that this stream, too, uses the tensors."""
+        for f in fields(self):
+            if isinstance(getattr(self, f.name), Tensor):
+                getattr(self, f.name).record_stream(stream)
+
     def _mapped(self, change) -> "MicroBatch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from data.batches import MicroBatch, MicroBatches, load_steps
 from data.on_device import Finisher
+from data.one_ahead import one_ahead
 from data.shards import ShardSet
 from launcher.checkpoint import CheckpointWriter
 from launcher.cut import Cut
@@ -64,7 +65,8 @@ class Training:
         rank, on_gpu = engine.accelerator.process_index, engine.accelerator.device.type == "cuda"
         dataset = MicroBatches(self.shards.split("train"), recipe, self.cut.first_position(rank), self.cut.micro_batch)
         self._settle()
-        batches = load_steps(dataset, range(step, total), self.cut.accumulation, self.workers, pin=on_gpu)
+        loaded = load_steps(dataset, range(step, total), self.cut.accumulation, self.workers, pin=on_gpu)
+        batches = one_ahead(loaded, engine.accelerator.device)
         with RunProgress(total, step, engine.is_main) as progress, _StopRequest(progress) as stop:
             while True:
                 if self._evaluation_is_due(step):
@@ -95,7 +97,7 @@ class Training:
             batch = next(batches)
             waited += time.perf_counter() - asked
             replaced += batch.replaced
-            loss_sum += self._micro_batch(batch.to(device), last=number == self.cut.accumulation - 1)
+            loss_sum += self._micro_batch(batch, last=number == self.cut.accumulation - 1)
         if self.statistics:
             self.statistics.update(engine.sum)
         # One exchange tells every process the loss, whether one was asked to stop, and what could not be read.
