@@ -20,6 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.inspection import FORMATS
+
 _SCALES = (8, 4, 2)  # libjpeg-turbo has fast inverse transforms for these alone
 _SPARE = 2  # how many times the result's side a scaled crop's side must still be
 _JPEG = b"\xff\xd8\xff"
@@ -60,7 +62,7 @@ class EncodedImage:
             except ValueError:
                 pass
         if not self.for_turbo:
-            self.width, self.height = Image.open(io.BytesIO(data)).size
+            self.width, self.height = Image.open(io.BytesIO(data), formats=FORMATS).size
 
     def crop_resized(self, crop: Crop, size: int, interpolation: str) -> Tensor:
         """Return a crop as RGB uint8 ``[3, size, size]``, channels last in memory.
@@ -96,4 +98,4 @@ class EncodedImage:
 
 def decode(image: bytes) -> Image.Image:
     """Return the RGB image in those bytes, fully decoded by Pillow."""
-    return Image.open(io.BytesIO(image)).convert("RGB")
+    return Image.open(io.BytesIO(image), formats=FORMATS).convert("RGB")

@@ -151,6 +151,14 @@ def test_a_decompression_bomb_is_refused(monkeypatch):
         EncodedImage(data)
 
 
+def test_an_image_whose_reader_starts_a_program_is_not_opened():
+    """Pillow hands EPS to Ghostscript; a data set must not choose that."""
+    with pytest.raises(OSError):
+        EncodedImage(saved(painted(), "EPS"))
+    with pytest.raises(OSError):
+        decode(saved(painted(), "EPS"))
+
+
 def digest_of_resized() -> str:
     found = hashlib.sha256()
     for size, interpolation in ((224, "bicubic"), (32, "bicubic"), (300, "bilinear")):
