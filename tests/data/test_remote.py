@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import data.storage
 from data.batches import MicroBatches, load_steps
 from data.block_cache import BLOCK
 from data.sharding import shard
 from data.shards import ShardSet
+from launcher.run_directory import RunDirectory
 from recipes.errors import UserError
 from recipes.load import load
 from tests.data.object_store import Line, object_store, upload
@@ -29,8 +31,6 @@ def local(tmp_path_factory) -> Path:
     """Some 11 MB of noisy photographs, so that blocks are many, in several shards."""
     tree = tmp_path_factory.mktemp("tree") / "animals"
     rng = np.random.default_rng(0)
-    from PIL import Image
-
     for number in range(PICTURES):
         path = tree / ("ant", "bee", "cow")[number % 3] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def test_a_store_that_stays_away_is_one_sentence_and_no_bad_photograph(line, rec
     batches = load_steps(MicroBatches(remote.split("train"), recipe(), 0, 16), range(2), 2, 1, pin=False)
     line.closed = True
     try:
-        with pytest.raises(UserError, match=r"^s3://pictures/animals/train-\d+.tar could not be read in 3 tries .* give the same command again$"):
+        with pytest.raises(UserError, match=r"^s3://\S+train-\d+.tar could not be read in 3 tries .* give the same command again$"):
             list(batches)
     finally:
         line.closed = False
@@ -244,16 +244,16 @@ def _changed(opened: ShardSet, part: int) -> bool:
 
 def test_a_run_trains_from_the_store_as_from_the_folder(line, local, tmp_path):
     """The whole command, connections cut in the middle, with a cache: the same losses."""
-    changes = ["model.name=test_convnext", "data.classes=3", "batch.global=64", "batch.slices=4", "schedule.epochs=2", "schedule.warmup_epochs=0"]
+    changes = ["model.name=test_convnext", "data.classes=3", "batch.global=64", "batch.slices=4"]
+    changes += ["schedule.epochs=2", "schedule.warmup_epochs=0"]
     losses = []
     for where, extra in ((str(local), []), (line.url, [f"data.cache={tmp_path / 'cache'}", "data.cache_gib=0.1"])):
         run = tmp_path / f"run{len(losses)}"
         line.cuts = 3 if extra else 0
-        command = [sys.executable, "-m", "launcher", "train", "demo", *changes, *extra, "--data", where, "--run-dir", str(run), "--workers", "1"]
+        options = ["--data", where, "--run-dir", str(run), "--workers", "1"]
+        command = [sys.executable, "-m", "launcher", "train", "demo", *changes, *extra, *options]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stdout + done.stderr
-        from launcher.run_directory import RunDirectory
-
         losses.append([event["loss"] for event in RunDirectory(run).metrics() if event["event"] == "step"])
     assert line.cuts == 0 and len(losses[0]) == 6
     assert losses[0] == losses[1]
