@@ -1,11 +1,11 @@
-"""From the bytes of a photograph to pixels: timm's transforms, with every choice decided by the sample's key.
+"""What happens to one photograph: timm's transforms, with every choice decided by the sample's key.
 
 timm draws from the global generators of Python, NumPy and torch. They are seeded with the sample's key just before its
 transform runs, so what they draw is a function of (seed, epoch, sample) however many numbers an operation takes.
-Normalisation, erasing and mixing happen later, on the device (`data.on_device`).
+Training draws timm's crop from the image's size alone and decodes what it needs (`data.decode`); evaluation is timm's
+transform as it is. Normalisation, erasing and mixing happen later, on the device (`data.on_device`).
 """
 
-import io
 import math
 import random
 
@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
+from torchvision.transforms import Compose, RandomHorizontalFlip
 
+from data.decode import Crop, EncodedImage, decode
 from recipes.keys import key
 from recipes.schema import Recipe
 
@@ -29,7 +32,7 @@ class TrainTransform:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         chosen = recipe.augment
-        self.transform = create_transform(
+        self.plain = create_transform(
             recipe.input.size,
             is_training=True,
             use_prefetcher=True,  # uint8 out: the device normalises
@@ -43,12 +46,26 @@ class TrainTransform:
             std=recipe.input.std,
             re_prob=0.0,
         )
+        self.crop, *changes, _to_array = self.plain.transforms
+        assert isinstance(self.crop, RandomResizedCropAndInterpolation)
+        flips = bool(changes) and isinstance(changes[0], RandomHorizontalFlip)
+        self.flip = changes.pop(0) if flips else None
+        self.on_pillow = Compose(changes) if changes else None  # RandAugment, colour jitter
 
     def __call__(self, image: bytes, epoch: int, sample: int) -> tuple[Tensor, tuple[int, int, int, int]]:
-        """Return uint8 ``[3, size, size]`` and the box to erase: top, left, height, width in pixels, zeros for none."""
-        decoded = decode(image)
+        """Return uint8 ``[3, size, size]``, channels last in memory, and the box to erase.
+
+        The box is top, left, height, width in pixels, zeros for none.
+        """
+        encoded = EncodedImage(image)
         seed_generators(key(self.recipe.seed, "augment", epoch, sample))
-        pixels = self.transform(decoded)
+        crop = Crop(*self.crop.get_params(_of_size(encoded), self.crop.scale, self.crop.ratio))
+        pixels = encoded.crop_resized(crop, self.recipe.input.size, self.recipe.input.interpolation)
+        if self.flip:
+            pixels = self.flip(pixels)
+        if self.on_pillow:
+            changed = self.on_pillow(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+            pixels = torch.from_numpy(np.array(changed)).permute(2, 0, 1)
         box = NO_BOX
         if random.random() < self.recipe.augment.erasing:
             box = _box(self.recipe.input.size)
@@ -74,16 +91,16 @@ class EvalTransform:
         return self.transform(decode(image))
 
 
-def decode(image: bytes) -> Image.Image:
-    """Return the RGB image in those bytes, fully decoded."""
-    return Image.open(io.BytesIO(image)).convert("RGB")
-
-
 def seed_generators(number: int) -> None:
     """Seed the global generators of Python, NumPy and torch's CPU with one key."""
     random.seed(number)
     np.random.seed(number & 0xFFFFFFFF)
     torch.default_generator.manual_seed(number)
+
+
+def _of_size(image: EncodedImage) -> Tensor:
+    """Something without pixels that has the size of an image, which is all that timm looks at to draw a crop."""
+    return torch.empty(0, image.height, image.width)
 
 
 def _box(size: int) -> tuple[int, int, int, int]:

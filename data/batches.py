@@ -4,6 +4,8 @@ Asking for a micro-batch needs nothing but its step and its positions in the glo
 resuming means asking for a later step, and worker processes only decide how early it is ready.
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.augment import NO_BOX, EvalTransform, TrainTransform
+from data.block_order import shuffled_in_blocks
 from data.mixing import SliceMix, partner, slice_mix
 from data.order import shuffled
 from data.shards import Split
@@ -38,7 +41,7 @@ class MicroBatch:
     positions: Tensor  # int64 [n], in the global batch; beyond its end: padding
     samples: Tensor  # int64 [n], row in the index of the shards; -1 for padding
     weights: Tensor  # float32 [n], 0 for padding, else 1
-    pixels: Tensor  # uint8 [n + extra, 3, size, size]
+    pixels: Tensor  # uint8 [n + extra, 3, size, size], channels last in memory
     erased: list[tuple[int, int, int, int]]  # [n + extra], box as top, left, height, width
     noise_keys: list[int]  # [n + extra], of the noise in the erased box
     labels: Tensor  # int64 [n]
@@ -55,6 +58,12 @@ class MicroBatch:
     def pin_memory(self) -> "MicroBatch":
         """The same in page-locked memory; torch's DataLoader calls this."""
         return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def record_stream(self, stream) -> None:
+        """Tell the allocator of a GPU that this stream, too, uses the tensors."""
+        for f in fields(self):
+            if isinstance(getattr(self, f.name), Tensor):
+                getattr(self, f.name).record_stream(stream)
 
     def _mapped(self, change) -> "MicroBatch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
@@ -88,11 +97,15 @@ class MicroBatches(Dataset):
         samples = self._samples(step, list(row))
         epoch = step // self.steps_per_epoch
         size = self.recipe.input.size
-        pixels = torch.zeros(len(row), 3, size, size, dtype=torch.uint8)
+        # Channels last, as decoders and resizing write them and as convolutions on a GPU want them.
+        pixels = torch.zeros(len(row), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         erased, replaced = [NO_BOX] * len(row), []
+        self.split.read_ahead(samples[samples != _PADDING].tolist())
         for number, sample in enumerate(samples):
             if sample != _PADDING:
-                pixels[number], erased[number], samples[number] = self._image(int(sample), epoch, replaced)
+                of_other_cut = number >= self.micro_batch  # a partner, which counts where it is somebody's own
+                bad = [] if of_other_cut else replaced
+                pixels[number], erased[number], samples[number] = self._image(int(sample), epoch, bad)
         labels = torch.from_numpy(np.where(samples == _PADDING, 0, self.split.labels[samples]).astype(np.int64))
         rows_of_partners = torch.tensor([row[position] for position in partners])
         lam = torch.ones(self.micro_batch)
@@ -122,7 +135,11 @@ class MicroBatches(Dataset):
         real = positions < global_batch
         samples = np.full(len(positions), _PADDING, dtype=np.int64)
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        samples[real] = shuffled(self.recipe.seed, epoch, len(self.split), step_in_epoch * global_batch + positions[real])
+        seed, count, positions = self.recipe.seed, len(self.split), positions[real]
+        if self.recipe.data.shuffle == "blocks":
+            samples[real] = shuffled_in_blocks(seed, epoch, count, self.recipe.batch, step_in_epoch, positions)
+        else:
+            samples[real] = shuffled(seed, epoch, count, step_in_epoch * global_batch + positions)
         return samples
 
     def _mixes(self, step: int, own: range) -> list[tuple[int, int, SliceMix]]:
@@ -142,6 +159,8 @@ class MicroBatches(Dataset):
         for attempt in range(_REPLACEMENTS_TRIED):
             try:
                 return *self.transform(self.split.read(candidate), epoch, candidate), candidate
+            except UserError:  # storage that stays away is no bad photograph
+                raise
             except Exception as error:  # whatever a decoder raises: one photograph never stops a run
                 replaced.append(f"{self.split.sample_name(candidate)} ({type(error).__name__}: {error})")
                 candidate = key(self.recipe.seed, "replacement", sample, attempt) % len(self.split)
@@ -161,12 +180,15 @@ class EvalBatches(Dataset):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         chunk = self.chunks[number]
+        self.split.read_ahead(chunk)
         pixels = torch.stack([self._image(sample) for sample in chunk])
         return pixels, torch.from_numpy(self.split.labels[chunk.start : chunk.stop].astype(np.int64))
 
     def _image(self, sample: int) -> Tensor:
         try:
             return self.transform(self.split.read(sample))
+        except UserError:
+            raise
         except Exception as error:
             name = self.split.sample_name(sample)
             raise UserError(f"validation image {name} cannot be read ({error}): run `bigbatch verify`, then shard again") from None
@@ -177,12 +199,13 @@ def load_steps(batches: MicroBatches, steps: range, accumulation: int, workers: 
 
     At most two micro-batches per worker are ready ahead of the one being trained on.
     """
-    return iter(DataLoader(batches, sampler=_Places(steps, accumulation), batch_size=None, pin_memory=pin, **_worker_options(workers)))
+    places = _Places(steps, accumulation)
+    return _plainly(iter(DataLoader(batches, sampler=places, batch_size=None, pin_memory=pin, **_worker_options(workers))))
 
 
 def load_evaluation(batches: EvalBatches, workers: int, pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield all evaluation batches in order."""
-    return iter(DataLoader(batches, batch_size=None, pin_memory=pin, **_worker_options(min(workers, len(batches)))))
+    return _plainly(iter(DataLoader(batches, batch_size=None, pin_memory=pin, **_worker_options(min(workers, len(batches))))))
 
 
 @dataclass(frozen=True)
@@ -197,6 +220,14 @@ class _Places:
         return len(self.steps) * self.accumulation
 
 
+def _plainly(loaded: Iterator) -> Iterator:
+    """A loader's batches; what a worker has to tell the user arrives without the traceback that torch puts around it."""
+    try:
+        yield from loaded
+    except UserError as error:
+        raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
+
+
 def _worker_options(workers: int) -> dict:
     if workers == 0:
         return {"num_workers": 0}
@@ -207,3 +238,11 @@ def _leave_signals_to_the_trainer(_worker: int) -> None:
     """Ctrl-C reaches all processes of a terminal; the trainer finishes its step and still needs its workers for that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Loader processes still there at exit, after an error, would wait for ever: Python asks with SIGTERM, which they ignore."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

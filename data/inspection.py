@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from data.size_limit import SizeLimit, shrink
 
 # Pillow knows formats whose reader starts another program (EPS runs Ghostscript); a data set must not choose one.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _EXTENSIONS = {
     "JPEG": "jpg",
     "MPO": "jpg",  # a JPEG with further pictures behind it, as some cameras write
@@ -78,7 +78,7 @@ def inspect(data: bytes, limit: SizeLimit = _NO_LIMIT) -> Photograph:
 
 
 def _inspect(data: bytes, limit: SizeLimit) -> Photograph:
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     odd = _oddities(image)
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise Unreadable("32-bit pixels, whose range is not known")

@@ -28,8 +28,13 @@ def shuffled(seed: int, epoch: int, samples: int, positions: np.ndarray) -> np.n
     Returns:
         int64 ``[n]``; over all positions each sample comes exactly once.
     """
+    return permuted((seed, "order", epoch), samples, positions)
+
+
+def permuted(name: tuple, samples: int, positions: np.ndarray) -> np.ndarray:
+    """Return where the permutation of that name, the arguments of a key, sends each position: int64 ``[n]``."""
     half_bits = max(1, ((samples - 1).bit_length() + 1) // 2)
-    round_keys = [np.uint64(key(seed, "order", epoch, number)) for number in range(_ROUNDS)]
+    round_keys = [np.uint64(key(*name, number)) for number in range(_ROUNDS)]
     result = _feistel(np.asarray(positions, dtype=np.uint64), half_bits, round_keys)
     outside = result >= samples
     while outside.any():

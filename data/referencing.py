@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from data.shards import INDEX_DTYPE
 from data.sources.base import SPLITS, Names, held_out, require_classes
 from data.sources.class_map import read_class_map, renumber
 from data.sources.webdataset_shards import WebDatasetShards, label_text
+from data.spots import spots_digest
 from data.split_writing import write_split
 from data.tar_samples import tar_samples
 from recipes.errors import UserError
@@ -46,9 +48,8 @@ def reference(
         for path, record, of_shard, split_of in zip(shards.paths, records, rows, splits_of):
             inside = of_shard[(split_of == split) & (of_shard["label"] >= 0)]
             if len(inside):
-                listed.append(
-                    {"file": str(path), "samples": len(inside), "bytes": record["bytes"], "sha256": record["sha256"]}
-                )
+                kept = {name: record[name] for name in ("bytes", "sha256", "spots_sha256")}
+                listed.append({"file": str(path), "samples": len(inside), **kept})
                 chosen.append(inside)
         if listed:
             splits[name] = write_split(dest, work, name, listed, chosen, len(classes))
@@ -90,10 +91,12 @@ def _index_shard(worker: Worker, number: int) -> None:
                     names.append(name)
             stream.seek(0)
             checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+            size = path.stat().st_size
+            spots = spots_digest(lambda offset, count: os.pread(stream.fileno(), count, offset), size)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{path} is not a whole tar ({error}): download it again") from None
     write_durably(work / f"{number}.rows", np.array(rows, INDEX_DTYPE).tobytes())
-    record = {"bytes": path.stat().st_size, "sha256": checksum, "labels": list(labels), "names": names}
+    record = {"bytes": size, "sha256": checksum, "spots_sha256": spots, "labels": list(labels), "names": names}
     write_durably(work / f"{number}.json", json.dumps({**record, "skipped": skipped, "odd": odd}).encode())
     worker.advance()
 

@@ -16,6 +16,7 @@ from data.parallel import Worker
 from data.shards import INDEX_DTYPE
 from data.size_limit import SizeLimit
 from data.sources.base import Source
+from data.spots import spots_digest
 from data.tar_samples import tar_samples
 
 _NAME_BYTES = 80  # of a photograph's name; the name in a tar header has 100 with number and extension
@@ -122,5 +123,7 @@ def _record(job: Job, plan: ShardPlan, found: dict) -> None:
     write_durably(job.work / f"{plan.file}.rows", rows.tobytes())
     with path.open("rb") as stream:
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()
-    record = {"samples": len(rows), "bytes": path.stat().st_size, "sha256": checksum, **found}
+        size = path.stat().st_size
+        spots = spots_digest(lambda offset, count: os.pread(stream.fileno(), count, offset), size)
+    record = {"samples": len(rows), "bytes": size, "sha256": checksum, "spots_sha256": spots, **found}
     write_durably(job.work / f"{plan.file}.json", json.dumps(record).encode())

@@ -1,24 +1,26 @@
 """Reading a data set that `bigbatch shard` wrote: its manifest, its indexes, and the bytes of any one image.
 
-A data set is a folder::
+A data set is a folder, on a disk or below a URL::
 
     manifest.json      classes, counts, and the size and checksum of every file
     train.index.npy    one row of `INDEX_DTYPE` per image; the row number is the sample's id
     train-000000.tar   plain WebDataset: `<key>.<extension>` is the image as it was found, `<key>.cls` its label
 
-Nothing here is executed, and nothing is held per sample: indexes are memory-mapped.
+Nothing here is executed, and nothing is held per sample: indexes are memory-mapped, but for a URL without a cache folder.
 """
 
 import hashlib
 import json
-import os
-import resource
 import tarfile
-from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from data.block_cache import BlockCache
+from data.spots import spots_digest
+from data.storage import LocalFolder, RemoteFolder, is_url
 from recipes.errors import UserError
 
 FORMAT = 1
@@ -26,30 +28,35 @@ MANIFEST = "manifest.json"
 INDEX_DTYPE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
 
 
+_CHECKED_AT_ONCE = 16  # shards
+
+
 class Split:
     """The images of one split, e.g. "train", in the order of its index. Survives a fork and a pickle to a worker."""
 
-    def __init__(self, root: Path, name: str, record: dict):
+    def __init__(self, folder: LocalFolder | RemoteFolder, name: str, record: dict):
         self.name = name
+        self.folder = folder
         self.per_class: list[int] = record["per_class"]
-        self.shard_paths = [root / shard["file"] for shard in record["shards"]]
-        self._index_path = root / record["index"]
+        self.files = [shard["file"] for shard in record["shards"]]
+        self.shard_paths = [folder.path(file) for file in self.files]
+        self.index_path = folder.path(record["index"])
+        self._index_file, self._index_checksum = record["index"], record["index_sha256"]
         self._samples = record["samples"]
         self._index = None
-        self._open = _OpenFiles()
 
     def __len__(self) -> int:
         return self._samples
 
     def __getstate__(self) -> dict:
         # A pickled memory map would carry every row; the other process maps the file again.
-        return {**self.__dict__, "_index": None, "_open": _OpenFiles()}
+        return {**self.__dict__, "_index": None}
 
     @property
     def index(self) -> np.ndarray:
         """The memory-mapped rows, dtype `INDEX_DTYPE`; offset and size are bytes inside the shard's tar file."""
         if self._index is None:
-            self._index = np.load(self._index_path, mmap_mode="r")
+            self._index = self.folder.load_array(self._index_file, self._index_checksum)
         return self._index
 
     @property
@@ -57,26 +64,35 @@ class Split:
         """int32, the class number of every sample: a view of the index."""
         return self.index["label"]
 
+    def read_ahead(self, samples: Iterable[int]) -> None:
+        """Say which samples are going to be read next and in this order; remote storage begins with them at once."""
+        self.folder.read_ahead(self._place(i) for i in samples)
+
     def read(self, i: int) -> bytes:
         """Return the encoded image of sample `i`.
 
         Raises:
             OSError: the shard cannot be read, or ends before the image does; names the shard.
+            UserError: remote storage does not answer.
         """
-        row = self.index[i]
-        path, size = self.shard_paths[row["shard"]], int(row["size"])
-        found = os.pread(self._open.descriptor(path).number, size, int(row["offset"]))
+        file, offset, size = self._place(i)
+        found = self.folder.take(file, offset, size)
         if len(found) != size:
+            path = self.folder.path(file)
             raise OSError(f"{path} ends inside sample {i} of {self.name}: it changed since its manifest was written")
         return found
 
     def sample_name(self, i: int) -> str:
         """Name of sample `i` for messages: the tar member, made from the photograph's name, and the shard file."""
-        row = self.index[i]
-        path = self.shard_paths[row["shard"]]
-        header = os.pread(self._open.descriptor(path).number, tarfile.BLOCKSIZE, int(row["offset"]) - tarfile.BLOCKSIZE)
+        file, offset, _ = self._place(i)
+        header = self.folder.read(file, offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
-        return f"{member} in {path.name}"
+        return f"{member} in {PurePosixPath(file).name}"
+
+    def _place(self, i: int) -> tuple[str, int, int]:
+        """The shard file of sample `i`, and offset and size of its image there in bytes."""
+        row = self.index[i]
+        return self.files[row["shard"]], int(row["offset"]), int(row["size"])
 
 
 class ShardSet:
@@ -85,32 +101,57 @@ class ShardSet:
     `digest` is the SHA-256 in hexadecimal over the classes and the checksums of every index and shard.
     """
 
-    def __init__(self, root: Path, manifest: dict):
-        self.root = root
+    def __init__(self, folder: LocalFolder | RemoteFolder, manifest: dict):
+        self.folder = folder
+        self.root = folder.root
         self.name: str = manifest["name"]
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
-        self.splits = {name: Split(root, name, record) for name, record in manifest["splits"].items()}
+        self.splits = {name: Split(folder, name, record) for name, record in manifest["splits"].items()}
         self.digest = _digest(manifest)
+        self._shards = [shard for record in manifest["splits"].values() for shard in record["shards"]]
 
     @classmethod
-    def open(cls, path: str | Path) -> "ShardSet":
-        """Return the data set in that folder, having looked at every file's size but at no file's contents.
+    def open(cls, path: str | Path, cache: str | Path | None = None, cache_bytes: int = 0) -> "ShardSet":
+        """Return the data set there, having looked at every file's size but at no shard's contents.
+
+        Args:
+            path: a folder, or a URL that fsspec knows, e.g. ``s3://bucket/folder``.
+            cache: folder for blocks of a remote data set, shared by all processes of a node; None: none.
+            cache_bytes: largest size of the blocks in it.
 
         Raises:
             UserError: the folder, its manifest, an index or a shard is missing, or a file has another size.
         """
-        root = Path(path)
-        manifest = read_manifest(root)
-        for split, record in manifest["splits"].items():
-            for shard in record["shards"]:
-                _check_size(root, root / shard["file"], shard["bytes"])
-            rows = _rows(root, root / record["index"])
-            if rows != record["samples"]:
+        folder = RemoteFolder(str(path)) if is_url(path) else LocalFolder(Path(path))
+        manifest = _manifest(folder)
+        if cache is not None and isinstance(folder, RemoteFolder):
+            folder.cache = BlockCache(Path(cache), cache_bytes, _digest(manifest))
+        opened = cls(folder, manifest)
+        _at_once(lambda shard: _check_size(folder, shard["file"], shard["bytes"]), opened._shards, folder)
+        for name, split in opened.splits.items():
+            rows = _rows(split, folder)
+            if rows != len(split):
                 raise UserError(
-                    f"{root / record['index']} has {rows} rows but the manifest counts {record['samples']} {split} "
-                    f"images: copy {root} again or remake it with `bigbatch shard`"
+                    f"{split.index_path} has {rows} rows but the manifest counts {len(split)} {name} "
+                    f"images: copy {path} again or remake it with `bigbatch shard`"
                 )
-        return cls(root, manifest)
+        return opened
+
+    def check_spots(self, part: int = 0, parts: int = 1) -> None:
+        """Compare a few places of every shard with what the manifest says; of each `parts` shards, only number `part`.
+
+        Raises:
+            UserError: a shard has other contents than when its manifest was written.
+        """
+        _at_once(self._check_spots, self._shards[part::parts], self.folder)
+
+    def _check_spots(self, shard: dict) -> None:
+        file, expected = shard["file"], shard.get("spots_sha256")
+        if expected and spots_digest(lambda offset, size: self.folder.read(file, offset, size), shard["bytes"]) != expected:
+            raise UserError(
+                f"shard {self.folder.path(file)} changed since its manifest was written: copy {self.root} again, "
+                f"or see what `bigbatch verify` says"
+            )
 
     def split(self, name: str) -> Split:
         """Return the split of that name.
@@ -124,40 +165,62 @@ class ShardSet:
 
 
 def read_manifest(root: Path) -> dict:
-    """Return the manifest of a data set.
+    """Return the manifest of a data set in a folder.
 
     Raises:
         UserError: there is none, or it is damaged or of another format.
     """
-    if not root.is_dir():
+    return _manifest(LocalFolder(root))
+
+
+def _manifest(folder: LocalFolder | RemoteFolder) -> dict:
+    root, path = folder.root, folder.path(MANIFEST)
+    if isinstance(folder, LocalFolder) and not root.is_dir():
         raise UserError(f"there is no folder {root}: make it with `bigbatch shard SOURCE {root}`")
     try:
-        manifest = json.loads((root / MANIFEST).read_text())
+        manifest = json.loads(folder.read_whole(MANIFEST))
     except FileNotFoundError:
-        raise UserError(f"{root} has no {MANIFEST}: `bigbatch shard SOURCE {root}` makes it, or finishes it") from None
-    except ValueError:
-        raise UserError(f"{root / MANIFEST} is damaged: remake the folder with `bigbatch shard`") from None
+        raise UserError(f"{root} has no {MANIFEST}: `bigbatch shard SOURCE FOLDER` makes it, or finishes it") from None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged: remake the folder with `bigbatch shard`") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{root / MANIFEST} is not of format {FORMAT}, which this version of bigbatch reads")
+        raise UserError(f"{path} is not of format {FORMAT}, which this version of bigbatch reads")
     return manifest
 
 
-def _check_size(root: Path, path: Path, expected: int) -> None:
+def _at_once(check, shards: list[dict], folder: LocalFolder | RemoteFolder) -> None:
+    """Check shards in their order; remote ones several at once."""
+    if isinstance(folder, LocalFolder):
+        for shard in shards:
+            check(shard)
+        return
+    with ThreadPoolExecutor(_CHECKED_AT_ONCE) as threads:
+        for _ in threads.map(check, shards):
+            pass
+
+
+def _check_size(folder: LocalFolder | RemoteFolder, file: str, expected: int) -> None:
+    path = folder.path(file)
     try:
-        size = path.stat().st_size
+        size = folder.size(file)
     except OSError as error:
-        raise UserError(f"shard {path} cannot be read ({error.strerror}): copy {root} again") from None
+        raise UserError(f"shard {path} cannot be read ({error.strerror or error}): copy {folder.root} again") from None
     if size != expected:
-        raise UserError(f"shard {path} has {size} bytes instead of {expected}: copy {root} again")
+        raise UserError(f"shard {path} has {size} bytes instead of {expected}: copy {folder.root} again")
 
 
-def _rows(root: Path, path: Path) -> int:
+def _rows(split: Split, folder: LocalFolder | RemoteFolder) -> int:
+    path = split.index_path
     try:
-        index = np.load(path, mmap_mode="r")
+        index = split.index
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
-        raise UserError(f"index {path} cannot be read ({error}): copy {root} again") from None
+        raise UserError(f"index {path} cannot be read ({error}): copy {folder.root} again") from None
     if index.dtype != INDEX_DTYPE or index.ndim != 1:
-        raise UserError(f"{path} is not an index of format {FORMAT}: remake {root} with `bigbatch shard`")
+        raise UserError(f"{path} is not an index of format {FORMAT}: remake {folder.root} with `bigbatch shard`")
     return len(index)
 
 
@@ -166,30 +229,3 @@ def _digest(manifest: dict) -> str:
     for name, record in manifest["splits"].items():
         contents.append([name, record["index_sha256"], [shard["sha256"] for shard in record["shards"]]])
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
-
-
-class _Descriptor:
-    """A file descriptor that closes when nobody reads through it any more, also in the middle of another's read."""
-
-    def __init__(self, path: Path):
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self):
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
-class _OpenFiles:
-    """The last used shards of this process, kept open: as many as half of what the process may open."""
-
-    def __init__(self):
-        self._files: OrderedDict[Path, _Descriptor] = OrderedDict()
-        self._most = max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-
-    def descriptor(self, path: Path) -> _Descriptor:
-        found = self._files.get(path)
-        if found is None:
-            found = self._files[path] = _Descriptor(path)
-            while len(self._files) > self._most:
-                self._files.popitem(last=False)
-        return found

@@ -25,7 +25,7 @@ app = typer.Typer(
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A name from `bigbatch recipes`, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, e.g. optimizer.lr=2e-3.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of shards made by `bigbatch shard`.")]
+DataOption = Annotated[str | None, typer.Option("--data", help="Folder or URL of shards made by `bigbatch shard`.")]
 MicroBatch = Annotated[int | None, typer.Option(help="Images per forward pass; changes speed and memory, never the result.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that prepare images, per training process; 0: none.", min=0)]
 
@@ -241,11 +241,11 @@ def _run(command: typer.Typer) -> None:
         sys.exit(2)
 
 
-def _load(recipe: str, overrides: list[str] | None, data: Path | None):
+def _load(recipe: str, overrides: list[str] | None, data: str | None):
     from recipes.load import load
 
     return load(recipe, _with_data(overrides, data))
 
 
-def _with_data(overrides: list[str] | None, data: Path | None) -> list[str]:
-    return [*(overrides or []), *([f"data.path={json.dumps(str(data))}"] if data else [])]
+def _with_data(overrides: list[str] | None, data: str | None) -> list[str]:
+    return [*(overrides or []), *([f"data.path={json.dumps(data)}"] if data else [])]

@@ -19,7 +19,7 @@ def submit(
             help="Recipes, each followed by its own changes. A later one starts from the weights of the one before, when that succeeded.",
         ),
     ],
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of shards made by `bigbatch shard`.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Folder or URL of shards made by `bigbatch shard`.")] = None,
     nodes: Annotated[str, typer.Option(help="Number of nodes; 2-8 takes what is free, at every start anew.")] = "1",
     gpus_per_node: Annotated[int | None, typer.Option(help="One process each. Default: the profile's, or 1.", min=0)] = None,
     partition: Annotated[str | None, typer.Option(help="Default: the profile's, or SLURM's.")] = None,
@@ -78,7 +78,7 @@ def resume(run: RunArgument):
 
 @jobs.command(epilog="Example: bigbatch doctor --data runs/digits")
 def doctor(
-    data: Annotated[Path | None, typer.Option("--data", help="Shards to look at.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Shards to look at.")] = None,
     run_dir: Annotated[Path, typer.Option(help="Where runs are kept; its disk is measured.")] = Path("runs"),
 ):
     """Look at this machine: GPUs, memory, shards, disk, SLURM. Every job does the same on its nodes before it trains."""

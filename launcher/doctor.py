@@ -43,7 +43,7 @@ class Findings:
     shards: Path | None = None  # where this node reads them
 
 
-def preflight(data: Path, run: Path, stage: Path | None) -> Path | None:
+def preflight(data: str, run: Path, stage: Path | None) -> Path | None:
     """Look at all nodes of a job, copying the shards near where asked; return where they are copied to, if they are.
 
     Exits with `BAD_NODE` on every rank if a node cannot be used; only the ranks of that node say why.
@@ -73,7 +73,7 @@ def preflight(data: Path, run: Path, stage: Path | None) -> Path | None:
     return own.shards
 
 
-def examine_here(data: Path | None, run: Path) -> bool:
+def examine_here(data: str | None, run: Path) -> bool:
     """Print what this machine has and what is wrong with it; return whether nothing is."""
     found = [f"bigbatch {version('bigbatch')}, Python {platform.python_version()}, torch {torch.__version__}"]
     gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
@@ -103,7 +103,7 @@ def examine_here(data: Path | None, run: Path) -> bool:
     return not own.problems
 
 
-def _look(data: Path | None, run: Path, stage: Path | None, rank: int, first_of_node: bool) -> Findings:
+def _look(data: str | None, run: Path, stage: Path | None, rank: int, first_of_node: bool) -> Findings:
     own = Findings(rank, os.environ.get("SLURMD_NODENAME", socket.gethostname()), torch.cuda.is_available())
     try:
         if own.has_gpu:
@@ -113,7 +113,7 @@ def _look(data: Path | None, run: Path, stage: Path | None, rank: int, first_of_
         if first_of_node:
             own.disk_mb_per_second = _disk_speed(_existing(run))
         if stage:
-            own.shards = staging.stage(data, stage)
+            own.shards = staging.stage(Path(data), stage)
     except (UserError, OSError, RuntimeError) as error:
         own.problems.append(str(error))
     return own

@@ -7,7 +7,7 @@ from launcher.evaluation import evaluate
 from launcher.mistakes import Guesses, write_mistakes
 from launcher.run_directory import RunDirectory
 from launcher.saved_weights import recipe_of, run_weights
-from launcher.train import default_workers, open_shards
+from launcher.inputs import default_workers, open_shards
 from models.build import build
 from models.weights import fit_weights, read_weights
 from recipes.load import override

@@ -9,7 +9,7 @@ import torch
 from data.batches import MicroBatches, load_steps
 from data.on_device import Finisher
 from launcher.cut import cut_for_model
-from launcher.train import open_shards
+from launcher.inputs import open_shards
 from models import batch_norm, stochastic_depth
 from models.build import build
 from recipes.schema import Recipe

@@ -24,13 +24,13 @@ def job(
 ) -> None:
     """Train the run's recipe; exit as `slurm.job` says."""
     from launcher.doctor import preflight
+    from launcher.planned_runs import WEIGHTS
     from launcher.run_directory import RunDirectory
     from launcher.saved_weights import export
-    from launcher.planned_runs import WEIGHTS
     from launcher.train import train
 
     recipe = RunDirectory(run / "job").recipe()
-    near = preflight(Path(recipe.data.path), run, Path(os.path.expandvars(stage)) if stage else None)
+    near = preflight(recipe.data.path, run, Path(os.path.expandvars(stage)) if stage else None)
     if workers is None and "SLURM_CPUS_PER_TASK" in os.environ:
         workers = max(1, min(_MOST_WORKERS, int(os.environ["SLURM_CPUS_PER_TASK"]) - 1))
     finished = train(recipe, run, micro_batch, workers, shards_at=near)

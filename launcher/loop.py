@@ -10,11 +10,13 @@ import time
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
 
 from data.batches import MicroBatch, MicroBatches, load_steps
 from data.on_device import Finisher
+from data.one_ahead import one_ahead
 from data.shards import ShardSet
 from launcher.checkpoint import CheckpointWriter
 from launcher.cut import Cut
@@ -28,6 +30,7 @@ from recipes.errors import UserError
 from recipes.schedule import Timetable
 
 _REPLACED_NAMED = 20  # unreadable photographs named in the log of one process; all are counted
+_SEEN_AT_LEAST = 1000  # photographs over which the share of unreadable ones is taken
 
 
 @dataclass
@@ -49,6 +52,8 @@ class Training:
         self.recipe = self.engine.recipe
         self.finisher = Finisher(self.recipe, self.engine.accelerator.device)
         self.replaced = 0
+        self.seen = 0
+        self.replaced_names: list[str] = []
 
     def train(self, step: int) -> int:
         """Train from `step` finished steps to the end of the schedule, or until interrupted; return the steps finished.
@@ -60,7 +65,8 @@ class Training:
         rank, on_gpu = engine.accelerator.process_index, engine.accelerator.device.type == "cuda"
         dataset = MicroBatches(self.shards.split("train"), recipe, self.cut.first_position(rank), self.cut.micro_batch)
         self._settle()
-        batches = load_steps(dataset, range(step, total), self.cut.accumulation, self.workers, pin=on_gpu)
+        loaded = load_steps(dataset, range(step, total), self.cut.accumulation, self.workers, pin=on_gpu)
+        batches = one_ahead(loaded, engine.accelerator.device)
         with RunProgress(total, step, engine.is_main) as progress, _StopRequest(progress) as stop:
             while True:
                 if self._evaluation_is_due(step):
@@ -91,7 +97,7 @@ class Training:
             batch = next(batches)
             waited += time.perf_counter() - asked
             replaced += batch.replaced
-            loss_sum += self._micro_batch(batch.to(device), last=number == self.cut.accumulation - 1)
+            loss_sum += self._micro_batch(batch, last=number == self.cut.accumulation - 1)
         if self.statistics:
             self.statistics.update(engine.sum)
         # One exchange tells every process the loss, whether one was asked to stop, and what could not be read.
@@ -106,7 +112,7 @@ class Training:
         engine.update(lr)
         self._report_replaced(replaced, int(replaced_now), progress)
         seconds = time.perf_counter() - started
-        self._report_step(step + 1, loss, lr, seconds, waited, progress)
+        self._report_step(step + 1, loss, lr, seconds, waited, int(replaced_now), progress)
         return stops > 0
 
     def _micro_batch(self, batch: MicroBatch, last: bool) -> Tensor:
@@ -163,15 +169,25 @@ class Training:
         if stall is not None:
             self._log("checkpoint", step, stall_seconds=round(stall, 4))
 
-    def _report_step(self, step: int, loss: float, lr: float, seconds: float, waited: float, progress: RunProgress) -> None:
+    def _report_step(self, step: int, loss: float, lr: float, seconds: float, waited: float, replaced: int, progress: RunProgress) -> None:
         speed, wait = self.recipe.batch.global_ / seconds, waited / seconds
-        self._log("step", step, loss=loss, lr=lr, images_per_second=round(speed, 2), data_wait=round(wait, 4))
+        self._log("step", step, loss=loss, lr=lr, images_per_second=round(speed, 2), data_wait=round(wait, 4), replaced=replaced)
         progress.step(step, step / self.timetable.steps_per_epoch, loss, lr, speed, wait)
 
     def _report_replaced(self, names: list[str], everywhere: int, progress: RunProgress) -> None:
-        for name in names[: max(0, _REPLACED_NAMED - self.replaced)]:
+        new = [name for name in names if name not in self.replaced_names][: max(0, _REPLACED_NAMED - len(self.replaced_names))]
+        for name in new:
             progress.say(f"unreadable, another photograph takes its place: {name}")
+        self.replaced_names += new
         self.replaced += everywhere
+        self.seen += self.recipe.batch.global_
+        # A handful is tolerated from the first step on, where a share means nothing yet.
+        if self.replaced > self.recipe.run.unreadable * max(self.seen, _SEEN_AT_LEAST):
+            named = "; ".join(gather_object(self.replaced_names)[:_REPLACED_NAMED])
+            raise UserError(
+                f"{self.replaced:,} of {self.seen:,} photographs could not be read, more than the share of run.unreadable="
+                f"{self.recipe.run.unreadable:g}: run `bigbatch verify {self.shards.root}`, or allow more; {named}"
+            )
 
     def _log(self, event: str, step: int, **values) -> None:
         if not self.engine.is_main:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.storage import is_url
 from launcher.run_directory import RunDirectory
 from recipes.errors import UserError
 from recipes.load import load
@@ -17,7 +18,7 @@ WEIGHTS = "weights.safetensors"  # what a finished job exports into its run dire
 class Options:
     """What goes for all recipes of one `bigbatch submit`."""
 
-    data: Path | None = None
+    data: str | None = None
     run_dir: Path | None = None
     cluster: str | None = None
     nodes: str = "1"
@@ -93,13 +94,14 @@ def _sweep(text: str) -> tuple[str, list[str]]:
     return key, values
 
 
-def _run(recipe: Recipe, path: Path, data: Path | None) -> Run:
+def _run(recipe: Recipe, path: Path, data: str | None) -> Run:
     """The run with all paths absolute: the job starts in another folder."""
-    where = str(data) if data else recipe.data.path
+    where = data or recipe.data.path
     weights = recipe.model.weights
     changes = {}
     if where is not None:
-        changes["data"] = recipe.data.model_copy(update={"path": str(Path(where).absolute())})
+        where = where if is_url(where) else str(Path(where).absolute())
+        changes["data"] = recipe.data.model_copy(update={"path": where})
     if weights not in (None, "timm"):
         changes["model"] = recipe.model.model_copy(update={"weights": str(Path(weights).absolute())})
     return Run(recipe.model_copy(update=changes), RunDirectory(path.absolute()))

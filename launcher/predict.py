@@ -17,7 +17,7 @@ from data.sources.files import FolderFiles
 from launcher.engine import make_accelerator
 from launcher.run_directory import RunDirectory
 from launcher.saved_weights import classes_of, recipe_of, run_weights
-from launcher.train import default_workers
+from launcher.inputs import default_workers
 from models.build import build
 from models.weights import fit_weights, read_weights
 from recipes.errors import UserError

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
+from data.storage import is_url
 from launcher.cut import Cut, cut_for_model
 from launcher.engine_choice import choose_engine
 from launcher.planned_runs import Run
-from launcher.train import open_shards
+from launcher.inputs import open_shards
 from models import batch_norm
 from models.build import build
 from recipes.errors import UserError
@@ -19,16 +20,19 @@ from slurm.state import job_states
 from slurm.submit import check_path
 
 
-def check_recipe(run: Run, resources: Resources, micro_batch: int | None, follows: bool) -> None:
+def check_recipe(run: Run, resources: Resources, micro_batch: int | None, follows: bool, stage: str | None) -> None:
     """Refuse a run whose recipe cannot be trained on its shards with these resources.
 
     Args:
         follows: it starts from weights that a job before it will make.
+        stage: where the cluster's profile wants shards to be copied.
 
     Raises:
         UserError: shards, classes, schedule, engine, model, cut or weights are not right.
     """
     recipe = run.recipe
+    if stage and recipe.data.path and is_url(recipe.data.path):
+        raise UserError(f"the cluster's profile stages shards, and {recipe.data.path} is a URL: give data.cache={stage} and leave stage out")
     shards = open_shards(recipe)
     Timetable(recipe, len(shards.split("train")))
     choose_engine(recipe)

@@ -5,7 +5,6 @@
     torchrun -m launcher.train RECIPE
 """
 
-import os
 import time
 import warnings
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from launcher.cut import Cut, cut_for_model
 from launcher.data_parallel import DataParallel
 from launcher.engine import Engine, load_model, make_accelerator
 from launcher.engine_choice import choose_engine
+from launcher.inputs import default_workers, open_shards
 from launcher.loop import Training
 from launcher.retention import Retention
 from launcher.run_directory import RunDirectory
@@ -132,29 +132,6 @@ def _make_engine(recipe: Recipe, model: nn.Module, accelerator, cut: Cut) -> Eng
     from launcher.zero import Zero  # importing DeepSpeed takes seconds
 
     return Zero(recipe, model, accelerator, cut)
-
-
-def open_shards(recipe: Recipe, copy: Path | None = None) -> ShardSet:
-    """Open the recipe's shards, or a copy of them.
-
-    Raises:
-        UserError: no path is named, there are none, or they have another number of classes.
-    """
-    if recipe.data.path is None:
-        raise UserError(f"recipe {recipe.name} names no shards: add --data FOLDER, a folder made by `bigbatch shard SOURCE FOLDER`")
-    shards = ShardSet.open(copy or recipe.data.path)
-    if recipe.data.classes not in (None, len(shards.classes)):
-        raise UserError(
-            f"{recipe.data.path} has {len(shards.classes)} classes and recipe {recipe.name} is for {recipe.data.classes}: "
-            f"other shards, or data.classes={len(shards.classes)}"
-        )
-    return shards
-
-
-def default_workers() -> int:
-    """Loader processes per training process: the CPUs divided among the processes of this machine, less the trainer's own."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(16, len(os.sched_getaffinity(0)) // processes - 1))
 
 
 def _newest_checkpoint(accelerator, run: RunDirectory) -> checkpoint.Checkpoint | None:

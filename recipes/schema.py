@@ -46,7 +46,12 @@ class Data(Section):
     name: str = Field("imagenet-1k", description="what the data set is called in tables")
     classes: Count | None = Field(1000, description="number of classes; null: as many as the shards have")
     train_images: Count | None = Field(None, description="training images of the published set; the shards decide when they are there")
-    path: str | None = Field(None, description="folder of shards written by `bigbatch shard`; also `--data`")
+    shuffle: Literal["full", "blocks"] = Field(
+        "full", description="order of an epoch; blocks: of neighbours in the shards, for remote or spinning storage"
+    )
+    path: str | None = Field(None, description="folder or URL, e.g. s3://bucket/folder, of shards of `bigbatch shard`; also `--data`")
+    cache: str | None = Field(None, description="local folder for blocks of remote shards, shared by a node's processes; null: none")
+    cache_gib: Positive = Field(50.0, description="largest size of the blocks in it, in GiB")
 
 
 class Batch(Section):
@@ -161,6 +166,7 @@ class Run(Section):
     save_every: Count = Field(500, description="optimizer steps between checkpoints; also saved at the end and on Ctrl-C")
     keep: Count = Field(3, description="checkpoints kept: the last ones, and the one of the best evaluation besides")
     keep_every: Count | None = Field(None, description="epochs between checkpoints that are kept for good; null: none")
+    unreadable: Share = Field(0.01, description="share of photographs that cannot be read above which the run stops and names them")
 
 
 class Recipe(Section):
@@ -192,7 +198,8 @@ class Recipe(Section):
         values = self.to_dict()
         for not_computed in ("name", "summary", "source", "engine", "run"):
             del values[not_computed]
-        del values["data"]["path"], values["data"]["name"], values["data"]["train_images"]
+        for not_computed in ("path", "cache", "cache_gib", "name", "train_images"):
+            del values["data"][not_computed]
         return values
 
     def identity(self) -> str:

@@ -84,6 +84,9 @@ class Imagenet:
     def __len__(self) -> int:
         return self.samples
 
+    def read_ahead(self, samples):
+        self.split.read_ahead(int(sample) % len(self.split) for sample in samples)
+
     def read(self, sample: int) -> bytes:
         return self.split.read(sample % len(self.split))
 

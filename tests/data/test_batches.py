@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data.batches import EvalBatches, MicroBatches, load_evaluation, load_steps
+from data.one_ahead import one_ahead
 from data.sharding import shard
 from data.shards import INDEX_DTYPE, ShardSet
 from recipes.errors import UserError
@@ -92,6 +93,25 @@ def test_evaluation_counts_every_image_once(digits, recipe, world_size):
     assert labels == split.labels.tolist()
 
 
+def test_the_next_batch_is_on_its_way_while_one_is_computed_with(digits, recipe):
+    """On a GPU on a stream of its own; the order of events is the same here."""
+    dataset, asked = MicroBatches(digits.split("train"), recipe, 0, 64), []
+
+    def loaded():
+        for step in range(4):
+            asked.append(step)
+            yield dataset[(step, 0)]
+
+    handed_out = []
+    for batch in one_ahead(loaded(), torch.device("cpu")):
+        handed_out.append(batch.step)
+        assert len(asked) == min(batch.step + 2, 4)
+        assert torch.equal(batch.pixels, dataset[(batch.step, 0)].pixels)
+        assert batch.pixels.permute(0, 2, 3, 1).is_contiguous()  # channels last, as it left the worker
+    assert handed_out == [0, 1, 2, 3]
+    assert list(one_ahead(iter(()), torch.device("cpu"))) == []
+
+
 class _Imagenet:
     """1.28 million rows that all point at the same few photographs: the index of a large data set, without the data."""
 
@@ -103,6 +123,9 @@ class _Imagenet:
 
     def __len__(self):
         return self.samples
+
+    def read_ahead(self, samples):
+        self.split.read_ahead(int(sample) % len(self.split) for sample in samples)
 
     def read(self, sample):
         return self.split.read(int(sample) % len(self.split))

@@ -262,9 +262,9 @@ def test_a_split_reads_the_same_after_a_fork_and_after_a_pickle(tree, tmp_path):
 def test_more_shards_than_open_files_allowed_can_be_read(tree, tmp_path):
     train = shard(str(tree), tmp_path / "out", shard_size=1, progress=False).split("train")
     assert len(train.shard_paths) == len(train) == 27
-    train._open._most = 3
+    train.folder._open._most = 3
     assert len({train.read(i) for _ in range(2) for i in range(len(train))}) == 27
-    assert len(train._open._files) == 3
+    assert len(train.folder._open._files) == 3
 
 
 def test_digest_is_the_identity_of_the_contents(tree, tmp_path):

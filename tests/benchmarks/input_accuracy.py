@@ -1,0 +1,76 @@
+"""Whether training on what `data.decode` makes ends where training on timm's own transform ends.
+
+    python -m tests.benchmarks.input_accuracy SHARDS [--epochs 6] [--seeds 3] [--size 64]
+
+ConvNeXt-atto from scratch with the recipe `convnext_atto_cats_dogs`, once with our pixels and once with timm's from the
+same keys, so that only rounding and scaled decoding differ. At 64 pixels most crops are decoded at a half or a quarter:
+the hardest case. What two seeds differ by is the noise to compare with.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from data.augment import NO_BOX, TrainTransform, seed_generators
+from data.batches import EvalBatches, MicroBatches, load_evaluation, load_steps
+from data.decode import decode
+from data.on_device import Finisher
+from data.shards import ShardSet
+from models.build import build
+from recipes.keys import key
+from recipes.load import load
+
+
+class TimmsTransform(TrainTransform):
+    """timm's transform of the fully decoded image, with the same keys."""
+
+    def __call__(self, image: bytes, epoch: int, sample: int):
+        decoded = decode(image)
+        seed_generators(key(self.recipe.seed, "augment", epoch, sample))
+        return torch.from_numpy(np.ascontiguousarray(self.plain(decoded))), NO_BOX
+
+
+def accuracy(shards: ShardSet, transform: type, seed: int, epochs: int, size: int) -> tuple[float, float]:
+    """Accuracy and loss over the validation images after so many epochs."""
+    changes = [f"seed={seed}", f"input.size={size}", f"schedule.epochs={epochs}", "schedule.warmup_epochs=0"]
+    recipe = load("convnext_atto_cats_dogs", changes)
+    dataset = MicroBatches(shards.split("train"), recipe, 0, recipe.batch.global_)
+    dataset.transform = transform(recipe)
+    model = build(recipe, len(shards.classes))
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.optimizer.lr, weight_decay=recipe.optimizer.weight_decay)
+    finisher = Finisher(recipe, torch.device("cpu"))
+    for batch in load_steps(dataset, range(epochs * dataset.steps_per_epoch), 1, workers=1, pin=False):
+        F.cross_entropy(model(finisher.images(batch)), batch.labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    val = shards.split("val")
+    right, loss = 0, 0.0
+    with torch.inference_mode():
+        for pixels, labels in load_evaluation(EvalBatches(val, recipe, 0, len(val), 64), workers=1, pin=False):
+            logits = model(finisher.normalised(pixels))
+            right += (logits.argmax(1) == labels).sum().item()
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+    return right / len(val), loss / len(val)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=64)
+    arguments = parser.parse_args()
+    shards = ShardSet.open(arguments.shards)
+    differences, of_timm = [], []
+    for seed in range(arguments.seeds):
+        ours, theirs = (accuracy(shards, which, seed, arguments.epochs, arguments.size) for which in (TrainTransform, TimmsTransform))
+        differences.append(ours[1] - theirs[1])
+        of_timm.append(theirs[1])
+        print(f"seed {seed}: ours {ours[0]:.2%}, loss {ours[1]:.4f}; timm's {theirs[0]:.2%}, loss {theirs[1]:.4f}", flush=True)
+    noise = f", between seeds {statistics.stdev(of_timm):.4f}" if len(of_timm) > 1 else ""
+    print(f"mean difference of the loss {statistics.mean(differences):+.4f}{noise}")
