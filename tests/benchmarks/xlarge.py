@@ -28,12 +28,17 @@ def measured(recipe: Recipe, run: Path, step: int, micro_batch: int) -> None:
     from launcher.zero import Zero
 
     def report(engine: Engine) -> None:
-        state = sum(piece.values.numel() * piece.values.element_size() for piece in engine.state())
+        moments = sum(_gib(value) for held in engine.optimizer.state.values() for value in held.values() if isinstance(value, torch.Tensor))
+        weights = sum(_gib(getattr(parameter, "ds_tensor", parameter)) for parameter in engine.names)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"process {engine.accelerator.process_index}: peak {peak:.1f} GiB resident, holds {state / 2**30:.2f} GiB of the state to save")
+        print(f"process {engine.accelerator.process_index}: {weights:.2f} GiB of weights, {moments:.2f} of moments, peak {peak:.1f} resident")
 
     Engine.close = Zero.close = report
     train_until(recipe, run, step=step, micro_batch=micro_batch)
+
+
+def _gib(tensor: torch.Tensor) -> float:
+    return tensor.numel() * tensor.element_size() / 2**30
 
 
 def timed(title: str, action) -> None:
