@@ -31,13 +31,17 @@ _FLOAT32_ON_A_GPU = ("layer_norm", "group_norm", "softmax.int", "log_softmax.int
 class StepTrace:
     """One forward and backward pass of `micro_batch` images.
 
-    `peak` is in bytes, without the parameters and without the gradients that the step adds up, both of which are there
-    throughout; `operations` is how many operations torch started.
+    `history` is the bytes in use after each storage was made, without the parameters and without the gradients that the step
+    adds up, both of which are there throughout; `operations` is how many operations torch started.
     """
 
     micro_batch: int
-    peak: int
+    history: list[int]
     operations: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.history)
 
 
 def trace_step(recipe: Recipe, classes: int, micro_batch: int, precision: str, checkpointing: bool, as_on_gpu: bool = True) -> StepTrace:
@@ -73,7 +77,7 @@ def trace_step(recipe: Recipe, classes: int, micro_batch: int, precision: str, c
                 with _autocast(DTYPES[precision]):
                     logits = model(images)
                 _loss(logits, labels, recipe.loss.smoothing).backward()
-    return StepTrace(micro_batch, allocations.peak, allocations.operations)
+    return StepTrace(micro_batch, allocations.history, allocations.operations)
 
 
 def _loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -112,7 +116,8 @@ class _Allocations(TorchDispatchMode):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.now = self.peak = self.operations = 0
+        self.now = self.operations = 0
+        self.history: list[int] = []
         tensors = [*model.parameters(), *model.buffers(), *(parameter.grad for parameter in model.parameters())]
         self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in tensors)
 
@@ -129,7 +134,7 @@ class _Allocations(TorchDispatchMode):
             return
         self._known.add(storage)
         self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
+        self.history.append(self.now)
         weakref.finalize(storage, partial(self._forget, storage.nbytes()))
 
     def _forget(self, count: int) -> None:

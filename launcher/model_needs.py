@@ -1,0 +1,144 @@
+"""What a recipe's model needs, whatever the hardware: parameters, multiply-adds, and the memory of a step per image.
+
+Found once by tracing two steps and then kept in the user's cache folder, so that a plan is a matter of arithmetic. torch is
+imported only where there is something to trace.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from recipes.errors import UserError
+from recipes.schema import Recipe
+
+_TRACED = 16  # images of the smaller of the two steps; a model with BatchNorm needs whole statistics batches
+_FORMAT = 1  # of the files in the cache, and of what is counted
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Peak memory of a forward and backward pass beside parameters and gradients, in bytes, by the number of images.
+
+    At every moment of the pass memory is affine in the images: what does not grow with them is the parameters at lower
+    precision and a layer's gradient before it is added. The peak is at the moment whose line is highest, so it is affine but
+    for a few images, where another moment's line is. `lines` are those that are the highest somewhere, as bytes at no image
+    and bytes per image. `operations` is how many operations torch starts.
+    """
+
+    lines: list[tuple[float, float]]
+    operations: int
+
+    def of(self, images: int) -> int:
+        return round(max(fixed + per_image * images for fixed, per_image in self.lines))
+
+
+@dataclass(frozen=True)
+class ModelNeeds:
+    """Of one model at one size and precision. `recomputed` is with activation checkpointing, None if the model has none."""
+
+    parameters: int  # elements
+    buffers: int  # bytes
+    multiply_adds: int  # of one forward pass over one image
+    has_batch_norm: bool
+    kept: Activations
+    recomputed: Activations | None
+
+    def activations(self, checkpointing: bool) -> Activations:
+        chosen = self.recomputed if checkpointing else self.kept
+        assert chosen is not None
+        return chosen
+
+
+def model_needs(recipe: Recipe, precision: str) -> ModelNeeds:
+    """Return what the recipe's model needs at "float32", "bf16" or "fp16", as on a GPU; from the cache if it was traced before.
+
+    Raises:
+        UserError: the model cannot be built, or what it does depends on values and cannot be traced.
+    """
+    if recipe.data.classes is None:
+        raise UserError(f"recipe {recipe.name} leaves the number of classes to the shards: add data.classes=NUMBER")
+    file = _cache_file(recipe, precision)
+    try:
+        values = json.loads(file.read_text())
+        recomputed = values.pop("recomputed")
+        kept = Activations(**values.pop("kept"))
+        return ModelNeeds(**values, kept=kept, recomputed=Activations(**recomputed) if recomputed else None)
+    except (OSError, ValueError, TypeError, KeyError):  # not there, or not whole: trace
+        needs = _traced(recipe, precision)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as unfinished:
+            json.dump(asdict(needs), unfinished)
+        os.replace(unfinished.name, file)
+    except OSError:
+        pass  # a home that cannot be written costs time, nothing else
+    return needs
+
+
+def _cache_file(recipe: Recipe, precision: str) -> Path:
+    decides = {
+        "format": _FORMAT,
+        "model": recipe.model.model_dump(exclude={"weights", "head_init_scale", "init_std"}),
+        "classes": recipe.data.classes,
+        "statistics": recipe.batch.statistics_size,
+        "size": recipe.input.size,
+        "precision": precision,
+        "versions": [version("torch"), version("timm")],
+    }
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "bigbatch" / "needs" / f"{digest[:32]}.json"
+
+
+def _traced(recipe: Recipe, precision: str) -> ModelNeeds:
+    import torch
+
+    from models import batch_norm
+    from models.build import build
+    from models.cost import multiply_adds
+
+    with torch.device("meta"):
+        model = build(recipe, recipe.data.classes)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    try:
+        cost = multiply_adds(model, recipe.input.size)
+        has_batch_norm = batch_norm.attach(model, recipe.batch.statistics_size) is not None
+        smaller = recipe.batch.statistics_size if has_batch_norm else _TRACED
+        kept = _activations(recipe, precision, smaller, checkpointing=False)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a model does with tensors that have no values
+        raise UserError(f"the memory of {recipe.model.name} cannot be predicted, its operations depend on values ({error})") from None
+    try:
+        recomputed = _activations(recipe, precision, smaller, checkpointing=True)
+    except UserError:
+        recomputed = None
+    return ModelNeeds(parameters, buffers, cost, has_batch_norm, kept, recomputed)
+
+
+def _activations(recipe: Recipe, precision: str, smaller: int, checkpointing: bool) -> Activations:
+    from launcher.step_trace import trace_step
+
+    one, two = (trace_step(recipe, recipe.data.classes, count, precision, checkpointing) for count in (smaller, 2 * smaller))
+    if len(one.history) == len(two.history):
+        moments = list(zip(one.history, two.history))
+    else:
+        moments = [(one.peak, two.peak)]  # BatchNorm takes more statistics batches apart, so moments do not correspond
+    lines = [(2 * first - second, (second - first) / smaller) for first, second in moments]
+    return Activations(_highest_somewhere(lines), one.operations)
+
+
+def _highest_somewhere(lines: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The lines, as (value at 0, slope), that are above all others for some number of images of at least 1."""
+    chosen = [max(lines, key=lambda line: (line[0] + line[1], line[1]))]
+    while True:
+        fixed, per_image = chosen[-1]
+        steeper = [line for line in lines if line[1] > per_image]
+        if not steeper:
+            return chosen
+        chosen.append(min(steeper, key=lambda line: ((fixed - line[0]) / (line[1] - per_image), -line[1])))

@@ -1,0 +1,173 @@
+"""The ways to cut a recipe over GPUs: does each fit, how long does a step take, and which is best.
+
+For every ZeRO stage, with and without off-loading and activation checkpointing, the row is the largest micro-batch that
+fits, for that has the fewest accumulation steps. Time is arithmetic on stated assumptions; memory is `launcher.memory_model`.
+"""
+
+from dataclasses import dataclass
+
+from launcher.cut import Cut, cut_batch
+from launcher.gpus import Gpu
+from launcher.memory_model import GIB, Memory, predict_memory
+from launcher.model_needs import ModelNeeds
+from recipes.errors import UserError
+from recipes.schema import Recipe
+
+# Assumed, and said so where times are printed.
+_SECONDS_PER_OPERATION = 10e-6  # torch starts an operation in no less
+_HOST_LINK = 20e9  # bytes/s between a GPU and the memory of its machine
+_HOST_MEMORY = 100e9  # bytes/s of that memory, shared by the GPUs of a node
+_ABOUT_AS_FAST = 1.03  # a simpler way is preferred up to here
+_CHOICES = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "cpu"), (3, "cpu")]  # simplest first
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The hardware of a plan; `network` is bytes/s of one node's network."""
+
+    gpus: int
+    per_node: int
+    memory: int  # bytes of one GPU
+    gpu: Gpu
+    network: float
+    tflops: float | None = None  # measured, instead of the table's
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.gpus // self.per_node)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run the recipe."""
+
+    recipe: Recipe  # with the engine chosen
+    cut: Cut
+    memory: Memory
+    step_seconds: float
+    fits: bool
+
+    @property
+    def engine(self) -> str:
+        engine = self.recipe.engine
+        title = f"ZeRO-{engine.zero}" if engine.zero else "DDP"
+        return title + (" +cpu" if engine.offload == "cpu" else "") + (" +checkpointing" if engine.checkpoint_activations else "")
+
+
+def feasible_rows(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Row]:
+    """Return a row for every engine that fits, simplest engine first; empty where none does.
+
+    Raises:
+        UserError: the batch cannot be cut over so many GPUs.
+    """
+    rows = (_largest_that_fits(variant, needs, machines) for variant in _variants(recipe, needs, machines))
+    return [row for row in rows if row.fits]
+
+
+def recommended(rows: list[Row]) -> Row:
+    """The fastest row, or the simplest among those that are about as fast."""
+    fastest = min(row.step_seconds for row in rows)
+    return next(row for row in rows if row.step_seconds <= fastest * _ABOUT_AS_FAST)
+
+
+def reason(chosen: Row, rows: list[Row]) -> str:
+    """Why, in one sentence."""
+    simpler = [row for row in rows[: rows.index(chosen)]]
+    if chosen is rows[0] and chosen.engine == "DDP":
+        return f"{chosen.engine} fits with {chosen.cut.micro_batch} images at a time, and nothing else is more than 3% faster."
+    if simpler:
+        gain = min(row.step_seconds for row in simpler) / chosen.step_seconds
+        return f"{chosen.engine} takes {chosen.cut.micro_batch} images at a time and is {gain:.2f}× as fast as what is simpler and fits."
+    return f"{chosen.engine} is the simplest way that fits, and no other is more than 3% faster."
+
+
+def nearest(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> str:
+    """Where nothing fits: what comes nearest, and what would make it fit, in one sentence."""
+    rows = [_row(variant, needs, machines, _cuts(variant, needs, machines)[-1]) for variant in _variants(recipe, needs, machines)]
+    least = min(rows, key=lambda row: row.memory.peak)
+    return (
+        f"{recipe.name} does not fit {machines.gpus} GPUs of {machines.memory / GIB:.0f} GiB in any way; nearest is {least.engine} with "
+        f"{least.cut.micro_batch} images at a time, which needs {least.memory.peak / GIB:.1f} GiB a GPU: use --gpu-memory of at least that"
+    )
+
+
+def _variants(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Recipe]:
+    """The recipe under every engine that its own `engine` section leaves open; simplest first."""
+    engine = recipe.engine
+    found = []
+    for checkpointing in (False, True):
+        for zero, offload in _CHOICES:
+            if engine.zero not in ("auto", zero) or engine.offload not in ("auto", offload):
+                continue
+            if checkpointing and needs.recomputed is None or engine.checkpoint_activations and not checkpointing:
+                continue
+            if zero and machines.gpus == 1 and offload == "none":
+                continue  # nobody to share with
+            chosen = {"zero": zero, "offload": offload, "checkpoint_activations": checkpointing}
+            found.append(recipe.model_copy(update={"engine": engine.model_copy(update=chosen)}))
+    if not found:
+        raise UserError(f"engine.zero={engine.zero} with engine.offload={engine.offload} is not planned: leave one of them out")
+    return found
+
+
+def _cuts(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Cut]:
+    """Fewest accumulation steps first."""
+    unit = recipe.batch.statistics_size if needs.has_batch_norm else 1
+    cuts: list[Cut] = []
+    largest = recipe.batch.global_
+    while True:
+        cut = cut_batch(recipe, machines.gpus, None, largest, unit)
+        cuts.append(cut)
+        if cut.micro_batch == unit:
+            return cuts
+        largest = cut.micro_batch - 1
+
+
+def _largest_that_fits(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> Row:
+    """The row of the largest micro-batch that fits; of the smallest where none does."""
+    rows = (_row(recipe, needs, machines, cut) for cut in _cuts(recipe, needs, machines))
+    for row in rows:
+        if row.fits:
+            return row
+    return row
+
+
+def _row(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut: Cut) -> Row:
+    memory = predict_memory(recipe, needs, cut)
+    return Row(recipe, cut, memory, step_seconds(recipe, needs, machines, cut), memory.peak <= machines.memory)
+
+
+def step_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut: Cut) -> float:
+    """Predicted seconds of an optimizer step; reading and preparing images is taken to keep up."""
+    engine = recipe.engine
+    passes = 4 if engine.checkpoint_activations else 3  # a backward pass costs two forward passes
+    tflops = machines.tflops or (machines.gpu.tflops_float32 if engine.precision == "float32" else machines.gpu.tflops_16_bit)
+    arithmetic = 2 * needs.multiply_adds * passes * cut.micro_batch / (tflops * 1e12)
+    pass_ = max(arithmetic, needs.activations(engine.checkpoint_activations).operations * _SECONDS_PER_OPERATION)
+    exchange, hidden = _exchange_seconds(recipe, needs, machines, cut), 0.0
+    if engine.zero == 0:
+        hidden = min(exchange, 2 / passes * pass_)  # DDP exchanges while the last backward pass goes on
+    return cut.accumulation * pass_ + exchange - hidden + _host_seconds(recipe, needs, machines)
+
+
+def _exchange_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut: Cut) -> float:
+    """Ring exchanges in float32: each of them moves all parameters once past every node (or GPU, where there is one node)."""
+    if machines.gpus == 1:
+        return 0.0
+    rounds = {
+        0: 2,  # reduce-scatter and all-gather of gradients, once a step
+        1: 3,  # gradients as before, then the updated parameters
+        2: 1 + cut.accumulation,  # gradients after every micro-batch
+        3: 2 * cut.accumulation,  # parameters and gradients, every micro-batch
+    }[recipe.engine.zero]
+    speed = machines.network if machines.nodes > 1 else machines.gpu.links * 1e9
+    return rounds * 4 * needs.parameters / speed
+
+
+def _host_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> float:
+    """Off-loading: gradients go to the CPU, which updates, and parameters come back."""
+    if recipe.engine.offload == "none":
+        return 0.0
+    share = 4 * needs.parameters / machines.gpus
+    update = 10 * share * min(machines.gpus, machines.per_node) / _HOST_MEMORY  # four tensors read and written, two read
+    return 2 * share / _HOST_LINK + update
