@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli_jobs import jobs
+from launcher.cli_plan import planning
 from recipes.errors import UserError
 
 _INTERRUPTED = 130  # the shell's code for Ctrl-C
@@ -211,6 +212,7 @@ def fingerprint(
 
 
 app.add_typer(jobs)
+app.add_typer(planning)
 
 
 def main() -> None:

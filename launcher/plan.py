@@ -1,7 +1,7 @@
 """The ways to cut a recipe over GPUs: does each fit, how long does a step take, and which is best.
 
-For every ZeRO stage, with and without off-loading and activation checkpointing, the row is the largest micro-batch that
-fits, for that has the fewest accumulation steps. Time is arithmetic on stated assumptions; memory is `launcher.memory_model`.
+For every ZeRO stage, with and without off-loading and activation checkpointing, the row is the largest micro-batch that fits
+and does not cost time by padding the batch. Time is arithmetic on stated assumptions; memory is `launcher.memory_model`.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from recipes.schema import Recipe
 _SECONDS_PER_OPERATION = 10e-6  # torch starts an operation in no less
 _HOST_LINK = 20e9  # bytes/s between a GPU and the memory of its machine
 _HOST_MEMORY = 100e9  # bytes/s of that memory, shared by the GPUs of a node
+_PADDING = 1.01  # a larger micro-batch may cost so much of the step by padding
 _ABOUT_AS_FAST = 1.03  # a simpler way is preferred up to here
 _CHOICES = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "cpu"), (3, "cpu")]  # simplest first
 
@@ -60,7 +61,7 @@ def feasible_rows(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list
     Raises:
         UserError: the batch cannot be cut over so many GPUs.
     """
-    rows = (_largest_that_fits(variant, needs, machines) for variant in _variants(recipe, needs, machines))
+    rows = (_best_cut(variant, needs, machines) for variant in _variants(recipe, needs, machines))
     return [row for row in rows if row.fits]
 
 
@@ -72,7 +73,7 @@ def recommended(rows: list[Row]) -> Row:
 
 def reason(chosen: Row, rows: list[Row]) -> str:
     """Why, in one sentence."""
-    simpler = [row for row in rows[: rows.index(chosen)]]
+    simpler = rows[: rows.index(chosen)]
     if chosen is rows[0] and chosen.engine == "DDP":
         return f"{chosen.engine} fits with {chosen.cut.micro_batch} images at a time, and nothing else is more than 3% faster."
     if simpler:
@@ -123,13 +124,14 @@ def _cuts(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Cut]:
         largest = cut.micro_batch - 1
 
 
-def _largest_that_fits(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> Row:
-    """The row of the largest micro-batch that fits; of the smallest where none does."""
-    rows = (_row(recipe, needs, machines, cut) for cut in _cuts(recipe, needs, machines))
-    for row in rows:
-        if row.fits:
-            return row
-    return row
+def _best_cut(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> Row:
+    """The row of the largest micro-batch that fits, of those about as fast as the fastest; the smallest where none fits."""
+    rows = [_row(recipe, needs, machines, cut) for cut in _cuts(recipe, needs, machines)]
+    fitting = [row for row in rows if row.fits]
+    if not fitting:
+        return rows[-1]
+    fastest = min(row.step_seconds for row in fitting)
+    return next(row for row in fitting if row.step_seconds <= fastest * _PADDING)
 
 
 def _row(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut: Cut) -> Row:

@@ -1,0 +1,166 @@
+"""`bigbatch plan` as a person, or a script, reads it."""
+
+import json
+import re
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from launcher.checkpoint_interval import best_interval, goodput
+from launcher.engine_choice import choose_engine
+from launcher.gpus import gpu_named
+from launcher.memory_model import GIB
+from launcher.model_needs import ModelNeeds, model_needs
+from launcher.plan import Machines, Row, feasible_rows, nearest, reason, recommended
+from recipes.errors import UserError
+from recipes.schedule import Timetable
+from recipes.schema import Recipe
+
+_PIPED_WIDTH = 200
+_RESTART = 300.0  # seconds from a failure to training again: queue, start, read; assumed
+_PARTS = ("parameters", "gradients", "optimizer", "ema", "activations", "engine", "allowance", "peak")
+_ASSUMED = (
+    "Memory is traced and counted, but for an allowance of 6% and 1 GiB that no GPU has confirmed. Times assume {tflops:g} TFLOP/s a GPU, "
+    "{network:g} GB/s a node between nodes, and images that are ready in time: expect a factor of two either way."
+)
+
+
+def print_plan(
+    recipe: Recipe,
+    gpus: int,
+    gpus_per_node: int,
+    gpu_name: str,
+    gpu_memory: str | None,
+    tflops: float | None,
+    network: float,
+    mtbf_hours: float | None,
+    save_stall: float,
+    as_json: bool,
+) -> None:
+    """Print the ways that fit, the recommended one and why.
+
+    Args:
+        gpu_memory: e.g. "80GiB"; None: that of the kind of GPU.
+        network: GB/s of a node.
+        mtbf_hours: hours between failures of one GPU; None: failures are left out.
+        save_stall: seconds.
+
+    Raises:
+        UserError: nothing fits (and what comes nearest), or the recipe or the hardware is impossible.
+    """
+    gpu = gpu_named(gpu_name)
+    memory = gpu.memory_gib * GIB if gpu_memory is None else _bytes(gpu_memory)
+    machines = Machines(gpus, gpus_per_node, memory, gpu, network * 1e9, tflops)
+    precision = recipe.engine.precision
+    if precision == "auto":
+        precision = "bf16" if gpu.has_bf16 else "float32"
+    recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"precision": precision})})
+    if "auto" not in (recipe.engine.zero, recipe.engine.offload):
+        choose_engine(recipe)  # which refuses what cannot be meant
+    needs = model_needs(recipe, precision)
+    rows = feasible_rows(recipe, needs, machines)
+    if not rows:
+        raise UserError(nearest(recipe, needs, machines))
+    best = recommended(rows)
+    timetable = Timetable(recipe, recipe.data.train_images) if recipe.data.train_images else None
+    failures = _failures(best, timetable, gpus, mtbf_hours, save_stall) if mtbf_hours else None
+    warnings = timetable.warnings() if timetable else []
+    if as_json:
+        values = {
+            "recipe": recipe.name,
+            "precision": precision,
+            "parameters": needs.parameters,
+            "multiply_adds": needs.multiply_adds,
+            "rows": [_values(row, timetable) | {"recommended": row is best} for row in rows],
+            "reason": reason(best, rows),
+            "failures": failures,
+            "warnings": warnings,
+        }
+        return print(json.dumps(values, indent=2))
+    _print_table(recipe, needs, machines, rows, best, timetable)
+    print(f"→ {reason(best, rows)}")
+    print(f"  {_command(best)}")
+    rate = tflops or (gpu.tflops_float32 if precision == "float32" else gpu.tflops_16_bit)
+    print(_ASSUMED.format(tflops=rate, network=network))
+    if failures:
+        print(
+            f"A failure every {failures['hours_between_failures']:.1f} h: save every {failures['interval_seconds'] / 60:.1f} min "
+            f"(run.save_every={failures['save_every']}); {failures['goodput']:.1%} of the time is then useful"
+            + (f", {failures['expected_failures']:.1f} failures are to be expected." if timetable else ".")
+        )
+    for warning in warnings:
+        print(f"warning: {warning}")
+
+
+def _print_table(recipe: Recipe, needs: ModelNeeds, machines: Machines, rows: list[Row], best: Row, timetable: Timetable | None) -> None:
+    nodes = "1 node" if machines.nodes == 1 else f"{machines.nodes} nodes"
+    print(
+        f"{recipe.name}: {recipe.model.name}, {needs.parameters:,} parameters, {recipe.input.size} px, {recipe.engine.precision}; "
+        f"{machines.gpus} GPUs of {machines.memory / GIB:g} GiB in {nodes}"
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("", "engine", "micro-batch × accumulation"):
+        table.add_column(heading, no_wrap=True)
+    for heading in (*_PARTS, "step", *(["training"] if timetable else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        parts = [f"{getattr(row.memory, part) / GIB:.1f}" for part in _PARTS]
+        training = [_duration(row.step_seconds * timetable.total_steps)] if timetable else []
+        cut = f"{row.cut.micro_batch} × {row.cut.accumulation}" + (f" − {row.cut.padding} padding" if row.cut.padding else "")
+        table.add_row("→" if row is best else "", row.engine, cut, *parts, _duration(row.step_seconds), *training)
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
+    print("GiB on each GPU at the peak of a step.")
+
+
+def _command(row: Row) -> str:
+    engine = row.recipe.engine
+    changes = [f"engine.zero={engine.zero}"]
+    changes += [f"engine.offload={engine.offload}"] if engine.zero else []
+    changes += ["engine.checkpoint_activations=true"] if engine.checkpoint_activations else []
+    return f"bigbatch train {row.recipe.name} --micro-batch {row.cut.micro_batch} {' '.join(changes)}"
+
+
+def _values(row: Row, timetable: Timetable | None) -> dict:
+    engine = row.recipe.engine
+    return {
+        "zero": engine.zero,
+        "offload": engine.offload,
+        "checkpoint_activations": engine.checkpoint_activations,
+        "world_size": row.cut.world_size,
+        "micro_batch": row.cut.micro_batch,
+        "accumulation": row.cut.accumulation,
+        "padding": row.cut.padding,
+        "bytes": {part: getattr(row.memory, part) for part in (*_PARTS, "host")},
+        "step_seconds": row.step_seconds,
+        "training_seconds": row.step_seconds * timetable.total_steps if timetable else None,
+    }
+
+
+def _failures(row: Row, timetable: Timetable | None, gpus: int, mtbf_hours: float, stall: float) -> dict:
+    mtbf = mtbf_hours * 3600 / gpus
+    interval = max(row.step_seconds, best_interval(stall, mtbf))
+    useful = goodput(interval, stall, mtbf, _RESTART)
+    training = row.step_seconds * timetable.total_steps if timetable else None
+    return {
+        "hours_between_failures": mtbf / 3600,
+        "interval_seconds": interval,
+        "save_every": max(1, round(interval / row.step_seconds)),
+        "goodput": useful,
+        "expected_failures": training / useful / mtbf if training and useful else None,
+    }
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.2f} s"
+
+
+def _bytes(text: str) -> int:
+    """Raises UserError unless `text` is a number of GiB or GB."""
+    parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GiB|GB|G)?\s*", text, re.IGNORECASE)
+    if parts is None:
+        raise UserError(f"--gpu-memory {text} is not a size: write it as 80GiB")
+    return round(float(parts[1]) * (1e9 if (parts[2] or "").lower() == "gb" else GIB))
