@@ -78,10 +78,15 @@ def test_the_highest_lines_are_kept_and_no_other():
         assert kept.of(images) == max(fixed + slope * images for fixed, slope in lines)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def plan(monkeypatch, capfd, tmp_path):
+def plan(monkeypatch, capfd, cache):
     """Run `bigbatch plan` on a model that is traced fast; return exit code, stdout and stderr."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
     def run(*arguments: str) -> tuple[int, str, str]:
         command = ["bigbatch", "plan", "convnext_tiny_in1k", "model.name=test_convnext", "input.size=64", *arguments]
