@@ -119,7 +119,7 @@ def test_every_command_has_help_with_an_example():
 def test_the_examples_of_the_help_run(digits, tmp_path):
     """In a folder where nothing is but what the examples themselves make, in the order a user meets them."""
     commands = get_command(cli.app).commands
-    order = ["recipes", "shard", "verify", "train", "evaluate", "predict", "export", "report", "fingerprint", "runs", "doctor"]
+    order = ["recipes", "shard", "verify", "train", "evaluate", "predict", "export", "report", "fingerprint", "plan", "runs", "doctor"]
     Image.new("RGB", (40, 30)).save(tmp_path / "photograph.jpg")  # the one thing a user brings
     local = [name for name in order if name in commands]
     for name in local:
