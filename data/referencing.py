@@ -16,8 +16,8 @@ from data.shards import INDEX_DTYPE
 from data.sources.base import SPLITS, Names, held_out, require_classes
 from data.sources.class_map import read_class_map, renumber
 from data.sources.webdataset_shards import WebDatasetShards, label_text
-from data.spots import spots_digest
 from data.split_writing import write_split
+from data.spots import spots_digest
 from data.tar_samples import tar_samples
 from recipes.errors import UserError
 

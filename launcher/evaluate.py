@@ -4,10 +4,10 @@ from pathlib import Path
 
 from launcher.engine import make_accelerator
 from launcher.evaluation import evaluate
+from launcher.inputs import default_workers, open_shards
 from launcher.mistakes import Guesses, write_mistakes
 from launcher.run_directory import RunDirectory
 from launcher.saved_weights import recipe_of, run_weights
-from launcher.inputs import default_workers, open_shards
 from models.build import build
 from models.weights import fit_weights, read_weights
 from recipes.load import override

@@ -15,9 +15,9 @@ from data.progress import progress
 from data.sources.class_folders import IMAGE_ENDINGS
 from data.sources.files import FolderFiles
 from launcher.engine import make_accelerator
+from launcher.inputs import default_workers
 from launcher.run_directory import RunDirectory
 from launcher.saved_weights import classes_of, recipe_of, run_weights
-from launcher.inputs import default_workers
 from models.build import build
 from models.weights import fit_weights, read_weights
 from recipes.errors import UserError

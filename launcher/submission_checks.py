@@ -8,8 +8,8 @@ import torch
 from data.storage import is_url
 from launcher.cut import Cut, cut_for_model
 from launcher.engine_choice import choose_engine
-from launcher.planned_runs import Run
 from launcher.inputs import open_shards
+from launcher.planned_runs import Run
 from models import batch_norm
 from models.build import build
 from recipes.errors import UserError

@@ -5,9 +5,9 @@ import statistics
 
 from launcher.cut import Cut
 from launcher.history import History
+from launcher.inputs import open_shards
 from launcher.planned_runs import Options, Run
 from launcher.submission_checks import cuts
-from launcher.inputs import open_shards
 from recipes.errors import UserError
 from recipes.schedule import Timetable
 from slurm.cluster import LOCAL, Cluster

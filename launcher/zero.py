@@ -33,7 +33,6 @@ if not torch.cuda.is_available():
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402
 
-
 _OFFLOADED = {"none": "", "cpu": ", off-loaded to the CPU", "nvme": ", off-loaded to a disk"}
 
 

@@ -17,7 +17,6 @@ from launcher.checkpoint import CheckpointWriter, Piece, new_attempt, newest_who
 from launcher.retention import Retention
 from recipes.errors import UserError
 
-
 ABOUT = {"identity": "identity", "dataset": "dataset"}
 
 

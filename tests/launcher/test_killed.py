@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from launcher import checkpoint
-from launcher.run_directory import RunDirectory
 from recipes.load import load
+from tests.launcher.comparison import losses
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import Group
 
@@ -44,10 +44,6 @@ def test_killed_at_random_moments_no_checkpoint_is_lost_and_the_end_is_the_same(
     for kind in expected.kinds:
         for name, value in expected.tensors(kind).items():
             assert torch.equal(ours.tensor(kind, name), value), f"{kind}/{name}, seed {seed}"
-
-
-def losses(run: Path) -> list[float]:
-    return [event["loss"] for event in RunDirectory(run).metrics() if event["event"] == "step"]
 
 
 def _at_any_time(chance: random.Random, group: Group, run: Path) -> bool:

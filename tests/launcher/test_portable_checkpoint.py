@@ -4,12 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from launcher import checkpoint
-from launcher.run_directory import RunDirectory
 from recipes.load import load
 from recipes.schema import Recipe
+from tests.launcher.comparison import assert_same_curve, assert_same_state
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import Group, train_until
 
@@ -52,22 +50,6 @@ def until(step: int, world_size: int, recipe: Recipe, run: Path) -> Path:
     return run
 
 
-def losses(run: Path) -> list[float]:
-    return [event["loss"] for event in RunDirectory(run).metrics() if event["event"] == "step"]
-
-
-def assert_same_state(run: Path, reference: Path) -> None:
-    ours, expected = (checkpoint.newest_whole(folder / "checkpoints") for folder in (run, reference))
-    assert (ours.step, ours.numbers, ours.about) == (expected.step, expected.numbers, expected.about)
-    ours, expected = ours.reader(), expected.reader()
-    assert ours.kinds == expected.kinds >= {"weights", "exp_avg", "exp_avg_sq", "ema"}
-    for kind in expected.kinds:
-        theirs = expected.tensors(kind)
-        assert ours.tensors(kind).keys() == theirs.keys()
-        for name, value in theirs.items():
-            torch.testing.assert_close(ours.tensor(kind, name), value, rtol=1e-4, atol=1e-5, msg=f"{kind}/{name}")
-
-
 @pytest.mark.parametrize("worlds", [(1, 2), (2, 3), (3, 1)], ids="{0[0]} to {0[1]} processes".format)
 @pytest.mark.parametrize("reader", ENGINES)
 @pytest.mark.parametrize("writer", ENGINES)
@@ -75,6 +57,5 @@ def test_what_one_engine_saved_any_other_continues(saved_by, recipe, undisturbed
     """The test that DeepSpeed's own checkpoints do not pass; with layer-wise decay, so with many parameter groups."""
     shutil.copytree(saved_by(writer, worlds[0]), tmp_path / "run")
     run = until(FINISHED, worlds[1], recipe(reader), tmp_path / "run")
-    assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-5)
-    assert len(losses(run)) == FINISHED
+    assert_same_curve(run, undisturbed, FINISHED)
     assert_same_state(run, undisturbed)

@@ -1,10 +1,8 @@
 """One recipe, one trajectory: the same curve at any cut, through any launcher and any interruption."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from launcher import checkpoint
 from launcher.loop import _StopRequest
 from launcher.run_directory import RunDirectory
 from launcher.train import train
-from tests.launcher.conftest import SMALL, start_training, train_to_end
+from tests.launcher.conftest import start_training, train_to_end
 
 THIRTY_STEPS = ("schedule.epochs=2", "schedule.warmup_epochs=1", "batch.global=96", "batch.slices=6")  # 14 steps an epoch
 CUTS = {  # arguments by what the cut does

@@ -14,16 +14,12 @@ from launcher import checkpoint
 from launcher.run_directory import RunDirectory
 from recipes.load import load
 from recipes.schema import Recipe
+from tests.launcher.comparison import assert_same_curve, assert_same_state, losses
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import Group, train_group, train_until
 
 BIN = Path(sys.executable).parent
 STEPS = ["schedule.epochs=2", "schedule.warmup_epochs=1", "batch.global=96", "batch.slices=6", "run.evaluate_every=1"]  # 14 an epoch
-KINDS = ("weights", "ema", "exp_avg", "exp_avg_sq")
-
-
-def losses(run: Path) -> list[float]:
-    return [event["loss"] for event in RunDirectory(run).metrics() if event["event"] == "step"]
 
 
 def evaluations(run: Path) -> list[tuple]:
@@ -31,17 +27,9 @@ def evaluations(run: Path) -> list[tuple]:
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
-    assert losses(run) == pytest.approx(losses(reference), rel=1e-5)
+    assert_same_curve(run, reference, steps=len(losses(reference)))
     assert evaluations(run) == evaluations(reference)
-    ours, expected = (checkpoint.newest_whole(folder / "checkpoints") for folder in (run, reference))
-    assert ours.step == expected.step and ours.numbers == expected.numbers
-    ours, expected = ours.reader(), expected.reader()
-    assert ours.kinds == expected.kinds
-    for kind in KINDS:
-        theirs = expected.tensors(kind)
-        assert ours.tensors(kind).keys() == theirs.keys()
-        for name, value in theirs.items():
-            torch.testing.assert_close(ours.tensor(kind, name), value, rtol=1e-4, atol=1e-5, msg=f"{kind}/{name}")
+    assert_same_state(run, reference)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +76,7 @@ def test_batch_norm_models_have_the_same_statistics_at_every_stage(digits, tmp_p
         recipe = load("demo", [*SMALL, *STEPS, f"data.path={digits}", *changes, f"engine.zero={stage}"])
         Group(2, recipe, tmp_path / f"zero {stage}", train_until, step=4, micro_batch=16).finish()
     run, reference = tmp_path / f"zero {zero}", tmp_path / "zero 0"
-    assert losses(run) == pytest.approx(losses(reference), rel=1e-5) and len(losses(run)) == 4
+    assert_same_curve(run, reference, steps=4)
     ours, expected = (checkpoint.newest_whole(folder / "checkpoints").reader() for folder in (run, reference))
     for kind in ("buffers", "buffers_ema"):
         for name, value in expected.tensors(kind).items():

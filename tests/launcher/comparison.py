@@ -1,0 +1,35 @@
+"""When two runs of one recipe count as the same: curves, and the state at the end."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher import checkpoint
+from launcher.run_directory import RunDirectory
+
+
+def losses(run: Path) -> list[float]:
+    """The loss of every step."""
+    return [event["loss"] for event in RunDirectory(run).metrics() if event["event"] == "step"]
+
+
+def assert_same_curve(run: Path, reference: Path, steps: int) -> None:
+    """Losses within 1e-5, relative, at each of so many steps."""
+    ours, expected = losses(run), losses(reference)
+    assert len(ours) == len(expected) == steps
+    assert ours == pytest.approx(expected, rel=1e-5)
+
+
+def assert_same_state(run: Path, reference: Path) -> None:
+    """Final weights and averages within 1e-4; moments within a thousandth of the tensor's largest element; numbers equal."""
+    ours, expected = (checkpoint.newest_whole(folder / "checkpoints") for folder in (run, reference))
+    assert (ours.step, ours.numbers, ours.about) == (expected.step, expected.numbers, expected.about)
+    ours, expected = ours.reader(), expected.reader()
+    assert ours.kinds == expected.kinds >= {"weights", "ema"}
+    for kind in expected.kinds:
+        theirs = expected.tensors(kind)
+        assert ours.tensors(kind).keys() == theirs.keys()
+        for name, value in theirs.items():
+            absolute = 1e-4 if kind in ("weights", "ema") else 1e-3 * value.abs().max().item()
+            torch.testing.assert_close(ours.tensor(kind, name), value, rtol=1e-4, atol=absolute, msg=lambda text: f"{kind}/{name}: {text}")
