@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import threading
 import time
 import warnings
@@ -42,7 +43,7 @@ def save(folder: Path, *steps: int, **options) -> None:
 
 
 def steps_in(folder: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir())
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("*step-*"))
 
 
 def test_what_is_saved_is_what_is_read(tmp_path):
@@ -170,6 +171,35 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_earlier_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert newest_whole(tmp_path).step == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, which only root may mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("needs to mount a file system, as root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_became_read_only_is_one_sentence_and_leaves_the_earlier_checkpoint(small_disk):
+    save(small_disk, 1)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(UserError, match="could not be written.*Read-only") as caught:
+        save(small_disk, 2)
+    assert "\n" not in str(caught.value)
+    assert newest_whole(small_disk).step == 1
+
+
+def test_a_disk_that_is_really_full_is_one_sentence_and_leaves_the_earlier_checkpoint(small_disk):
+    save(small_disk, 1)
+    (small_disk / "others").write_bytes(bytes(1_030_000))
+    with pytest.raises(UserError, match="could not be written") as caught:
+        save(small_disk, 2)
+    assert "\n" not in str(caught.value)
+    assert steps_in(small_disk) == [1] and newest_whole(small_disk).step == 1
 
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):

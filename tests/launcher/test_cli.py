@@ -93,6 +93,10 @@ MISTAKES = {
         ["train", "demo", *SMALL, "optimizer.lr=1e-3", "--data", d, "--run-dir", r],
         "optimizer.lr is 0.004 there and 0.001 here",
     ),
+    "a run directory that cannot be made": lambda p, d, r: (
+        ["train", "demo", *SMALL, "--data", d, "--run-dir", (p / "file").write_text("") or p / "file" / "run"],
+        "cannot be made",
+    ),
     "not a run directory": lambda p, d, r: (["export", p, p / "x.safetensors"], "not a run directory"),
     "a device that cannot do it": lambda p, d, r: (["train", "demo", "engine.precision=fp16", "--data", d, "--run-dir", p / "r"], "GPU"),
 }
