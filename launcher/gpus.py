@@ -1,7 +1,7 @@
 """GPUs: memory, and how fast they are taken to be.
 
-The speeds are assumptions: what such cards reach on convolutional networks in training with torch's own kernels, between a
-sixth and a quarter of the data sheet's dense figure, less for small models. Expect a factor of two either way.
+The speeds are assumptions without a source: guesses of what such cards reach on convolutional networks in training with torch's own
+kernels, a ninth to a sixth of the data sheet's dense 16-bit figure. Expect a factor of two either way, and give `--tflops` once measured.
 """
 
 from dataclasses import dataclass

@@ -4,6 +4,7 @@ For every ZeRO stage, with and without off-loading and activation checkpointing,
 and does not cost time by padding the batch. Time is arithmetic on stated assumptions; memory is `launcher.memory_model`.
 """
 
+import math
 from dataclasses import dataclass
 
 from launcher.cut import Cut, cut_batch
@@ -88,7 +89,7 @@ def nearest(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> str:
     least = min(rows, key=lambda row: row.memory.peak)
     return (
         f"{recipe.name} does not fit {machines.gpus} GPUs of {machines.memory / GIB:.0f} GiB in any way; nearest is {least.engine} with "
-        f"{least.cut.micro_batch} images at a time, which needs {least.memory.peak / GIB:.1f} GiB a GPU: use --gpu-memory of at least that"
+        f"{least.cut.micro_batch} images at a time, which needs {math.ceil(least.memory.peak / GIB * 10) / 10:.1f} GiB a GPU: use GPUs of at least that"
     )
 
 
