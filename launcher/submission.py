@@ -34,7 +34,7 @@ def submit(arguments: list[str], options: Options, dry_run: bool) -> None:
     steps = plan(arguments, options)
     for number, runs in enumerate(steps):
         for run in runs:
-            check_recipe(run, resources, options.micro_batch, number > 0, cluster.stage)
+            check_recipe(run, resources, options.micro_batch, number > 0, cluster)
     if cluster_name != LOCAL:
         partition = check_fits(resources, cluster, read_partitions())
         if cluster.cpus_per_task is None:

@@ -33,6 +33,7 @@ class Cluster(BaseModel):
     gpus_per_node: int = Field(1, ge=0, description="--gpus-per-node wins; 0: no GPUs, one task per node")
     cpus_per_task: int | None = Field(None, ge=1, description="a GPU's share of its node's CPUs if not given")
     memory_gb: int | None = Field(None, ge=1, description="per node")
+    gpu_memory_gib: float | None = Field(None, gt=0, description="of one GPU; if given, a recipe that would not fit is refused")
     time: OneLine | None = Field(None, description="time limit in SLURM's notation; --time wins")
     setup: tuple[OneLine, ...] = Field((), description="shell lines at the start of a job, e.g. module load")
     environment: dict[VariableName, OneLine] = Field({}, description="variables of a job")

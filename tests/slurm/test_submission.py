@@ -47,6 +47,19 @@ def test_a_mistake_is_refused_in_one_sentence_and_nothing_is_submitted(bigbatch,
     assert cluster.run("squeue", "-h", "-t", "all", "-o", "%i") == before
 
 
+def test_a_recipe_that_does_not_fit_is_refused_and_one_that_does_is_not(bigbatch, cluster, digits, tmp_path):
+    profile, arguments = tmp_path / "clusters.toml", ["submit", "--data", digits, "demo", *SHORT, "--nodes", "1-2"]
+    profile.write_text("[small]\ngpu_memory_gib = 0.5\n")
+    before = cluster.run("squeue", "-h", "-t", "all", "-o", "%i")
+    code, _, errors = bigbatch(*arguments)
+    assert code == 2 and len(errors.strip().splitlines()) == 1
+    assert "GiB a GPU with" in errors and "bigbatch plan demo --gpus 1 --gpu-memory 0.5GiB" in errors
+    assert cluster.run("squeue", "-h", "-t", "all", "-o", "%i") == before
+    profile.write_text("[small]\ngpu_memory_gib = 16\n")
+    code, output, errors = bigbatch(*arguments, "--dry-run")
+    assert code == 0 and "nothing was submitted" in output, errors
+
+
 def test_a_dry_run_shows_script_cut_and_plan_and_leaves_nothing(bigbatch, cluster, digits, tmp_path):
     """As in the file beside this test; BIGBATCH_GOLDEN=1 writes it anew."""
     (tmp_path / "clusters.toml").write_text(
