@@ -358,7 +358,11 @@ def test_interrupted_by_the_user_it_stops_at_once_and_goes_on_later(dogs_vs_cats
         "shard(sys.argv[1], Path(sys.argv[2]), workers=2, shard_size=16_000_000, progress=False)"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", command, str(dogs_vs_cats_zip), str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", command, str(dogs_vs_cats_zip), str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background lets them, and so this, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list((tmp_path / "out/.work").glob("*.tar.json")):
         assert process.poll() is None
