@@ -96,8 +96,9 @@ def late_start(shards: ShardSet, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         imagenet = Imagenet(shards.split("train"), Path(folder))
         times = {0: [], 100_000: []}
-        for _ in range(rounds):
-            for first, found in times.items():
+        for number in range(rounds):  # each time another step there, since some photographs take longer than others
+            for place, found in times.items():
+                first = place + number
                 started = time.perf_counter()
                 next(load_steps(MicroBatches(imagenet, recipe, 0, 64), range(first, first + 1), 1, workers=1, pin=False))
                 found.append(time.perf_counter() - started)
