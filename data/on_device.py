@@ -5,6 +5,7 @@ The noise of an erased box is a run of a fixed bank of noise, from a place that 
 less than drawing it.
 """
 
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -26,7 +27,12 @@ class Finisher:
         mean, std = torch.tensor(recipe.input.mean, dtype=torch.float64), torch.tensor(recipe.input.std, dtype=torch.float64)
         self.scale = (1 / (255 * std)).float().view(3, 1, 1).to(device)
         self.shift = (mean / std).float().view(3, 1, 1).to(device)
-        self.noise = _noise_bank(_NOISE + 3 * recipe.input.size**2).to(device)
+        self.size, self.device = recipe.input.size, device
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """The bank of noise, float32; made when the first box is erased, since evaluation erases none."""
+        return _noise_bank(_NOISE + 3 * self.size**2).to(self.device)
 
     def images(self, batch: MicroBatch) -> Tensor:
         """Return the training images of a micro-batch on its device: float32 ``[n, 3, size, size]``."""

@@ -31,6 +31,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from data.durable import rename_durably, write_durably
 from launcher.retention import Retention
 from recipes.errors import UserError
 
@@ -217,9 +218,10 @@ class CheckpointWriter:
             unfinished.mkdir(exist_ok=True)
             part = unfinished / f"part-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
             safetensors.torch.save_file(tensors, part)
-            _sync(part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
             entry = {"bytes": part.stat().st_size, "sha256": _sha256(part)}
-            _write_json(unfinished / f"{part.name}.json", entry)
+            write_durably(unfinished / f"{part.name}.json", _json(entry))
             if self.rank == 0:
                 self._complete(unfinished, manifest)
         except BaseException as error:
@@ -236,14 +238,12 @@ class CheckpointWriter:
                 raise TimeoutError(f"only {len(entries)} of {self.world_size} processes wrote their part")
             time.sleep(0.02)
         manifest["files"] = {entry.name.removesuffix(".json"): json.loads(entry.read_text()) for entry in entries}
-        _write_json(unfinished / _MANIFEST, manifest)
+        write_durably(unfinished / _MANIFEST, _json(manifest))
         for entry in entries:
             entry.unlink()
-        _sync(unfinished)
         final = path_of(self.folder, manifest["step"])
         shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be there: a whole one would have been continued
-        unfinished.rename(final)
-        _sync(self.folder)
+        rename_durably(unfinished, final)
         steps = {int(path.name.removeprefix("step-")): path for path in self.folder.glob("step-*")}
         for step in steps.keys() - self.retention.kept(list(steps)):
             shutil.rmtree(steps[step], ignore_errors=True)
@@ -254,19 +254,8 @@ def new_attempt() -> str:
     return uuid.uuid4().hex[:8]
 
 
-def _write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(f"{path.name}.unfinished")
-    temporary.write_text(json.dumps(content, indent=1))
-    _sync(temporary)
-    temporary.rename(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _json(content: dict) -> bytes:
+    return json.dumps(content, indent=1).encode()
 
 
 def _sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from data.durable import write_durably
 from recipes.errors import UserError
 from recipes.load import validate
 from recipes.schema import Recipe
@@ -84,8 +85,8 @@ class RunDirectory:
 
     def write_description(self, recipe: Recipe, facts: dict) -> None:
         """Write the recipe and the facts, each whole or not at all."""
-        _write_whole(self.recipe_file, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-        _write_whole(self.facts_file, json.dumps(facts, indent=1))
+        write_durably(self.recipe_file, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
+        write_durably(self.facts_file, json.dumps(facts, indent=1).encode())
 
     def metrics(self) -> list[dict]:
         """All events so far; a last line torn by a kill is left out."""
@@ -107,7 +108,7 @@ class RunDirectory:
     def forget_after(self, step: int) -> None:
         """Remove the events of steps after `step`: the run goes on from there."""
         kept = [event for event in self.metrics() if event["step"] <= step]
-        _write_whole(self.metrics_file, "".join(json.dumps(event) + "\n" for event in kept))
+        write_durably(self.metrics_file, "".join(json.dumps(event) + "\n" for event in kept).encode())
 
     def log(self, event: str, **values) -> None:
         """Append one event to ``metrics.jsonl``."""
@@ -124,9 +125,3 @@ def _first_difference(there: dict, here: dict, prefix: str = ""):
         elif one != other:
             return prefix + key, one, other
     return None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)

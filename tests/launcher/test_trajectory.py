@@ -13,6 +13,8 @@ from launcher import checkpoint
 from launcher.loop import _StopRequest
 from launcher.run_directory import RunDirectory
 from launcher.train import train
+from tests.launcher import comparison
+from tests.launcher.comparison import losses
 from tests.launcher.conftest import start_training, train_to_end
 
 THIRTY_STEPS = ("schedule.epochs=2", "schedule.warmup_epochs=1", "batch.global=96", "batch.slices=6")  # 14 steps an epoch
@@ -26,10 +28,6 @@ CUTS = {  # arguments by what the cut does
 }
 
 
-def losses(run: Path) -> list[float]:
-    return [event["loss"] for event in RunDirectory(run).metrics() if event["event"] == "step"]
-
-
 def final_state(run: Path) -> dict[str, torch.Tensor]:
     saved = checkpoint.newest_whole(run / "checkpoints").reader()
     return {f"{kind}/{name}": value for kind in saved.kinds for name, value in saved.tensors(kind).items()}
@@ -37,9 +35,7 @@ def final_state(run: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_curve(run: Path, reference: Path, steps: int = 28) -> None:
     """Losses within 1e-5 relative at each step, final weights and averages within 1e-4."""
-    ours, expected = losses(run), losses(reference)
-    assert len(ours) == len(expected) == steps
-    assert ours == pytest.approx(expected, rel=1e-5)
+    comparison.assert_same_curve(run, reference, steps)
     state = final_state(run)
     for name, value in final_state(reference).items():
         if name.startswith(("weights/", "ema/")):

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from launcher.run_directory import RunDirectory
 from slurm.ledger import Ledger
-from tests.launcher.test_trajectory import assert_same_curve, losses
+from tests.launcher.comparison import losses
+from tests.launcher.test_trajectory import assert_same_curve
 from tests.slurm.cluster import processes_with
 from tests.slurm.conftest import SHORT, job_id, log_of, row, slow_down, wait_for, wait_for_end
 
