@@ -51,6 +51,11 @@ class MicroBatch:
     mixes: list[tuple[int, int, SliceMix]]  # rows from, to (exclusive), and how they are mixed
     replaced: list[str] = field(default_factory=list)  # unreadable photographs, and that another took their place
 
+    @property
+    def real(self) -> int:
+        """Positions that lie in the global batch; padding follows them."""
+        return max((stop for _, stop, _ in self.mixes), default=0)
+
     def to(self, device: torch.device) -> "MicroBatch":
         """The same with all tensors on `device`, copied without waiting where memory is pinned."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))

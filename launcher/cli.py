@@ -94,6 +94,9 @@ def train(
     procs: Annotated[int | None, typer.Option(help="Processes on this machine. Default: one per GPU.", min=1)] = None,
     micro_batch: MicroBatch = None,
     workers: Workers = None,
+    profile: Annotated[
+        int | None, typer.Option(help="Record that many micro-batches: what takes the time, and a trace, in RUN/profile.", min=1)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cut of the batch and, with ZeRO, DeepSpeed's JSON.")] = False,
 ):
     """Train a recipe, or go on with its run at the exact step. Ctrl-C saves first."""
@@ -114,13 +117,13 @@ def train(
     if procs > 1:
         from launcher.processes import run_processes
 
-        options = {"--data": data, "--run-dir": run_dir, "--micro-batch": micro_batch, "--workers": workers}
+        options = {"--data": data, "--run-dir": run_dir, "--micro-batch": micro_batch, "--workers": workers, "--profile": profile}
         given = [str(part) for option, value in options.items() if value is not None for part in (option, value)]
         code = run_processes("launcher.train", [recipe, *(overrides or []), *given], procs)
     else:
         from launcher.train import train as train_here
 
-        code = 0 if train_here(resolved, run_path, micro_batch, workers) else _INTERRUPTED
+        code = 0 if train_here(resolved, run_path, micro_batch, workers, profile=profile) else _INTERRUPTED
     if code == _INTERRUPTED and "RANK" not in os.environ:
         print(f"go on with: {shlex.join(['bigbatch', *sys.argv[1:]])}", file=sys.stderr)
     raise typer.Exit(code)

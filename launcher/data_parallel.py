@@ -19,7 +19,8 @@ class DataParallel(Engine):
     title = "DDP"
 
     def __init__(self, recipe: Recipe, model: nn.Module, accelerator: Accelerator):
-        super().__init__(recipe, model, accelerator)
+        # Channels last is what convolutions on a GPU are fastest with, and how images come. (ZeRO lays parameters end to end: it can't.)
+        super().__init__(recipe, model.to(memory_format=torch.channels_last), accelerator)
         self.model = accelerator.prepare_model(self.module)
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(self.module, recipe))
 
@@ -74,7 +75,8 @@ class DataParallel(Engine):
     def _load_optimizer_state(self, saved: CheckpointReader) -> None:
         device, kinds = self.accelerator.device, optimizer_kinds(saved)
         for parameter, name in self.names.items():
-            state = {kind: saved.tensor(kind, name).to(device) for kind in kinds}
+            # In the parameter's memory format: the fused update goes through all of them in the order of memory.
+            state = {kind: torch.empty_like(parameter, dtype=torch.float32).copy_(saved.tensor(kind, name)) for kind in kinds}
             if "exp_avg" in state:
                 state["step"] = torch.tensor(float(self.updates), device=device)
             self.optimizer.state[parameter].clear()

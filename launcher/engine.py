@@ -38,6 +38,8 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs, decides no result, and writes every buffer twice
+    else:
+        torch.backends.cudnn.benchmark = True  # the fastest of the kernels there are for each convolution
     accelerator = Accelerator(
         cpu=not on_gpu,
         mixed_precision=_mixed_precision(recipe.engine.precision, on_gpu),

@@ -59,6 +59,8 @@ def _from_accelerate(recipe: Recipe) -> dict:
 def _check(chosen: dict) -> None:
     if chosen["offload"] != "none" and chosen["zero"] == 0:
         raise UserError(f"engine.offload={chosen['offload']} needs ZeRO: add engine.zero=2, or 3 to off-load the parameters too")
+    if chosen["compile"] and chosen["zero"] == 3:
+        raise UserError("engine.compile=true does not go with engine.zero=3, which gathers parameters inside the blocks: choose a lower stage")
     if chosen["offload"] == "nvme" and chosen["zero"] != 3:
         raise UserError("engine.offload=nvme needs engine.zero=3: DeepSpeed ignores it at other stages")
     if chosen["offload"] == "nvme" and chosen["nvme_path"] is None:

@@ -24,6 +24,7 @@ from launcher.engine import Engine
 from launcher.evaluation import evaluate
 from launcher.progress import RunProgress
 from launcher.run_directory import RunDirectory
+from launcher.step_profile import StepProfile, marked
 from models.batch_norm import RunningStatistics
 from models.stochastic_depth import StochasticDepth
 from recipes.errors import UserError
@@ -47,6 +48,7 @@ class Training:
     writer: CheckpointWriter
     workers: int
     best_accuracy: float = 0.0  # of the evaluations before this start
+    profile: StepProfile | None = None
 
     def __post_init__(self):
         self.recipe = self.engine.recipe
@@ -75,15 +77,20 @@ class Training:
                     break
                 stop.agreed = self._step(step, batches, progress, stop.wanted)
                 step += 1
+                if self.profile:
+                    self.profile.after_step()
                 if step == total or stop.agreed or self._save_is_due(step):
                     self._save(step)
             self.writer.wait()
+            if self.profile:
+                self.profile.close()
         return step
 
     def _settle(self) -> None:
         device, size = self.engine.accelerator.device, self.recipe.input.size
         self.depth.draw(0, torch.arange(self.cut.micro_batch, device=device))
-        self.engine.settle_gradient_exchange(torch.zeros(self.cut.micro_batch, 3, size, size, device=device))
+        images = torch.zeros(self.cut.micro_batch, 3, size, size, device=device)
+        self.engine.settle_gradient_exchange(images.contiguous(memory_format=torch.channels_last))
 
     def _step(self, step: int, batches, progress: RunProgress, stop_wanted: bool) -> bool:
         """Do optimizer step `step`; return whether any process was asked to stop."""
@@ -93,23 +100,31 @@ class Training:
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         replaced: list[str] = []
         for number in range(self.cut.accumulation):
+            if self.profile:
+                self.profile.before_micro_batch()
             asked = time.perf_counter()
-            batch = next(batches)
+            with marked("data wait"):
+                batch = next(batches)
             waited += time.perf_counter() - asked
             replaced += batch.replaced
             loss_sum += self._micro_batch(batch, last=number == self.cut.accumulation - 1)
         if self.statistics:
             self.statistics.update(engine.sum)
-        # One exchange tells every process the loss, whether one was asked to stop, and what could not be read.
-        news = torch.stack([loss_sum, loss_sum.new_tensor(float(stop_wanted)), loss_sum.new_tensor(float(len(replaced)))])
-        loss, stops, replaced_now = engine.sum(news).tolist()
+        # One exchange tells every process the loss, whether one was asked to stop, and what could not be read. It is asked for after
+        # the update has been started: only then does this process wait for its device, and a GPU has no gap before the update.
+        with marked("agreement"):
+            told = (loss_sum.new_full((), float(number)) for number in (stop_wanted, len(replaced)))  # made there, not copied there
+            news = engine.sum(torch.stack([loss_sum, *told]))
+        with marked("update"):
+            engine.update(lr)
+        with marked("agreement"):
+            loss, stops, replaced_now = news.tolist()
         loss /= self.recipe.batch.global_
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss of step {step} is {loss}: the weights were not touched; a lower optimizer.lr, a longer warm-up or "
+                f"the loss of step {step} is {loss}: nothing is saved from there on; a lower optimizer.lr, a longer warm-up or "
                 f"optimizer.clip_grad=1 usually helps"
             )
-        engine.update(lr)
         self._report_replaced(replaced, int(replaced_now), progress)
         seconds = time.perf_counter() - started
         self._report_step(step + 1, loss, lr, seconds, waited, int(replaced_now), progress)
@@ -120,12 +135,13 @@ class Training:
         engine = self.engine
         self.depth.draw(batch.step, batch.positions)
         with engine.micro_batch(last_of_step=last):
-            logits = engine.forward(self.finisher.images(batch))
-            losses = mixed_cross_entropy(logits, batch, self.recipe.loss.smoothing)
-            engine.backward(losses.sum() * engine.micro_batch_weight)
+            with marked("forward"):
+                logits = engine.forward(self.finisher.images(batch))
+                losses = mixed_cross_entropy(logits, batch, self.recipe.loss.smoothing)
+            with marked("backward"):
+                engine.backward(losses.sum() * engine.micro_batch_weight)
         if self.statistics:
-            real = int((batch.positions < self.recipe.batch.global_).sum())
-            self.statistics.add(real // self.recipe.batch.statistics_size)
+            self.statistics.add(batch.real // self.recipe.batch.statistics_size)
         return losses.detach().double().sum()
 
     def _save_is_due(self, step: int) -> bool:

@@ -72,7 +72,7 @@ def trace_step(recipe: Recipe, classes: int, micro_batch: int, precision: str, c
         with _Allocations(model) as allocations:
             pixels = torch.empty(micro_batch, 3, size, size, dtype=torch.uint8)
             images = pixels.to(torch.float32)
-            depth.scales = torch.empty(len(depth.rates), micro_batch)
+            depth.use(torch.empty(len(depth.branches), micro_batch))
             with _autocast_of_a_gpu() if as_on_gpu else nullcontext():
                 with _autocast(DTYPES[precision]):
                     logits = model(images)

@@ -25,8 +25,9 @@ from launcher.loop import Training
 from launcher.retention import Retention
 from launcher.run_directory import RunDirectory
 from launcher.saved_weights import load_weights
+from launcher.step_profile import StepProfile
 from models import batch_norm, stochastic_depth
-from models.build import build, checkpoint_activations, scale_head
+from models.build import build, checkpoint_activations, compile_blocks, scale_head
 from models.cost import multiply_adds
 from recipes.errors import UserError
 from recipes.schedule import Timetable
@@ -34,7 +35,12 @@ from recipes.schema import Recipe
 
 
 def train(
-    recipe: Recipe, run_path: Path, micro_batch: int | None = None, workers: int | None = None, shards_at: Path | None = None
+    recipe: Recipe,
+    run_path: Path,
+    micro_batch: int | None = None,
+    workers: int | None = None,
+    shards_at: Path | None = None,
+    profile: int | None = None,
 ) -> bool:
     """Train the recipe, or go on with the run in that directory, in this process and its peers; return whether it is finished.
 
@@ -45,6 +51,7 @@ def train(
         micro_batch: images per forward and backward pass; None: at most 64.
         workers: processes that prepare images, per training process; None: what the CPUs allow; 0: none.
         shards_at: a copy of the recipe's shards to read instead.
+        profile: micro-batches for the main process to profile, soon after the start.
 
     Raises:
         UserError: anything the user can put right, before the first step wherever that is possible.
@@ -63,6 +70,8 @@ def train(
     statistics = batch_norm.attach(model, recipe.batch.statistics_size)
     if recipe.engine.checkpoint_activations:
         checkpoint_activations(model)
+    if recipe.engine.compile:
+        compile_blocks(model)
     cut = cut_for_model(recipe, accelerator.num_processes, micro_batch, has_batch_norm=statistics is not None)
 
     newest = _newest_checkpoint(accelerator, run)
@@ -71,7 +80,7 @@ def train(
         load_model(model, saved)
     else:
         _load_given_weights(model, recipe, say)
-    engine = _make_engine(recipe, model, accelerator, cut)
+    engine = make_engine(recipe, model, accelerator, cut)
     step = 0
     if saved:
         step = newest.step
@@ -101,6 +110,8 @@ def train(
     accelerator.wait_for_everyone()
     workers = default_workers() if workers is None else workers
     training = Training(engine, depth, statistics, timetable, cut, shards, run, writer, workers, best_accuracy)
+    if profile and engine.is_main:
+        training.profile = StepProfile(run.path / "profile", profile, cut, accelerator.device, say)
     engine.module.train()
     started = time.monotonic()
     try:
@@ -126,7 +137,7 @@ def _load_given_weights(model: nn.Module, recipe: Recipe, say) -> None:
         scale_head(model, recipe.model.head_init_scale)
 
 
-def _make_engine(recipe: Recipe, model: nn.Module, accelerator, cut: Cut) -> Engine:
+def make_engine(recipe: Recipe, model: nn.Module, accelerator, cut: Cut) -> Engine:
     if recipe.engine.zero == 0:
         return DataParallel(recipe, model, accelerator)
     from launcher.zero import Zero  # importing DeepSpeed takes seconds

@@ -79,7 +79,7 @@ class RunningStatistics:
         """End the step: move the running averages by the mean over the statistics batches of all processes."""
         device = self.layers[0].running_mean.device
         totals = [layer.total if layer.total is not None else torch.zeros(2, layer.num_features, device=device) for layer in self.layers]
-        flat = torch.cat([total.flatten() for total in totals] + [torch.tensor([float(self._batches)], device=device)])
+        flat = torch.cat([total.flatten() for total in totals] + [totals[0].new_full((1,), float(self._batches))])
         flat = sum_over_processes(flat)
         means = (flat[:-1] / flat[-1]).split([2 * layer.num_features for layer in self.layers])
         for layer, mean in zip(self.layers, means):

@@ -1,6 +1,7 @@
 """A model by name, initialised from the seed alone."""
 
 import difflib
+from collections import Counter
 
 import timm
 import torch
@@ -46,6 +47,29 @@ def checkpoint_activations(model: nn.Module) -> None:
         model.set_grad_checkpointing(True)
     except (AttributeError, AssertionError):
         raise UserError(f"{type(model).__name__} cannot checkpoint activations: add engine.checkpoint_activations=false") from None
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Module]:
+    """Let torch compile each block of `model`, in place, when it is first used; return the blocks.
+
+    Blocks are the parts of the model's sequences of which there are several of one class, e.g. ConvNeXtBlock or Bottleneck. Those of
+    one shape share their code, so this takes a fraction of the time of compiling the model as one; names and state stay as they are.
+
+    Raises:
+        UserError: the model has no such blocks.
+    """
+    sequences = [module for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
+    parts = [part for sequence in sequences for part in sequence if any(part.children()) and part not in sequences]
+    several = {kind for kind, count in Counter(map(type, parts)).items() if count > 1}
+    parts = [part for part in parts if type(part) in several]
+    blocks = [part for part in parts if not any(other in parts for other in part.modules() if other is not part)]  # the innermost
+    if not blocks:
+        raise UserError(f"{type(model).__name__} has no repeated blocks to compile: add engine.compile=false")
+    # One function compiled for every width, for training and for evaluation: more versions than torch expects of one.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    for block in blocks:
+        block.compile(backend=backend, dynamic=False)
+    return blocks
 
 
 def scale_head(model: nn.Module, factor: float) -> None:

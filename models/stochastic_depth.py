@@ -22,10 +22,13 @@ class StochasticDepth:
 
     def __init__(self, seed: int, rates: list[float]):
         self.seed = seed
-        self.rates = rates
-        self.scales: Tensor | None = None
+        self.branches = [KeyedDropPath(rate) for rate in rates]
         self._thresholds = torch.tensor([round(rate * 2**_UNIFORM_BITS) for rate in rates], dtype=torch.int64)
         self._kept_scale = torch.tensor([1 / (1 - rate) for rate in rates], dtype=torch.float32)
+
+    @property
+    def rates(self) -> list[float]:
+        return [branch.rate for branch in self.branches]
 
     def draw(self, step: int, positions: Tensor) -> Tensor:
         """Draw the masks of one micro-batch: float32 ``[branches, len(positions)]``, 0 or 1 / (1 - rate).
@@ -35,39 +38,45 @@ class StochasticDepth:
             positions: int64 ``[n]``, positions in the global batch, on the device of the model.
         """
         device = positions.device
-        keys = [key(self.seed, "drop path", step, branch) for branch in range(len(self.rates))]
-        keys = torch.tensor(keys, dtype=torch.int64, device=device)
+        keys = torch.tensor([key(self.seed, "drop path", step, branch) for branch in range(len(self.branches))], dtype=torch.int64)
+        if device.type == "cuda":
+            keys = keys.pin_memory().to(device, non_blocking=True)  # from other memory the copy would wait for all that is computed
+        self._thresholds, self._kept_scale = self._thresholds.to(device), self._kept_scale.to(device)  # moved once
         uniform = _hash(keys[:, None] ^ _hash(positions)[None, :]) & (2**_UNIFORM_BITS - 1)
-        kept = uniform >= self._thresholds.to(device)[:, None]
-        self.scales = kept * self._kept_scale.to(device)[:, None]
-        return self.scales
+        kept = uniform >= self._thresholds[:, None]
+        return self.use(kept * self._kept_scale[:, None])
+
+    def use(self, scales: Tensor) -> Tensor:
+        """Let each branch multiply by its row of `scales`, ``[branches, n]``; return them."""
+        for branch, scale in zip(self.branches, scales.unbind()):
+            branch.scale = scale
+        return scales
 
 
 class KeyedDropPath(nn.Module):
     """Takes the place of timm's DropPath: drops the residual branch of whole images."""
 
-    def __init__(self, depth: StochasticDepth, branch: int):
+    def __init__(self, rate: float):
         super().__init__()
-        self.depth = depth
-        self.branch = branch
+        self.rate = rate
+        self.scale: Tensor | None = None  # float32 [n], of the micro-batch at hand
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        scale = self.depth.scales[self.branch].to(x.dtype)
-        return x * scale.view(-1, *[1] * (x.ndim - 1))
+        return x * self.scale.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
     def extra_repr(self) -> str:
-        return f"rate={self.depth.rates[self.branch]:.3f}"
+        return f"rate={self.rate:.3f}"
 
 
 def attach(model: nn.Module, seed: int) -> StochasticDepth:
     """Replace every timm DropPath of `model` by a keyed one of the same rate; return the object that draws their masks."""
     places = [(name, module) for name, module in model.named_modules() if isinstance(module, DropPath)]
     depth = StochasticDepth(seed, [module.drop_prob for _, module in places])
-    for branch, (name, _) in enumerate(places):
+    for (name, _), branch in zip(places, depth.branches):
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, KeyedDropPath(depth, branch))
+        setattr(model.get_submodule(parent), child, branch)
     return depth
 
 

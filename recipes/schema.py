@@ -146,6 +146,7 @@ class Engine(Section):
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
         "auto", description="of the forward and backward pass; auto: what `accelerate launch` says, else bf16 where the GPU has it"
     )
+    compile: bool = Field(False, description="compile each block of the model with torch.compile: some minutes at the start, faster steps")
     deterministic: bool = Field(False, description="only deterministic kernels: the same cut gives the same bits on a GPU too")
     zero: Literal["auto", 0, 1, 2, 3] = Field(
         "auto",

@@ -44,8 +44,8 @@ def our_round(dataset, step, finisher, depth, branch_input) -> None:
     batch = dataset[(step, 0)]
     finisher.images(batch)
     depth.draw(step, batch.positions)
-    for branch in range(BRANCHES):
-        branch_input * depth.scales[branch].view(-1, 1, 1, 1)
+    for branch in depth.branches:
+        branch(branch_input)
 
 
 def overhead(shards: ShardSet, size: int, rounds: int) -> None:

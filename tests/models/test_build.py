@@ -4,7 +4,8 @@ import pytest
 import timm
 import torch
 
-from models.build import build, scale_head
+from models import batch_norm, stochastic_depth
+from models.build import build, compile_blocks, scale_head
 from models.weights import fit_weights
 from recipes.errors import UserError
 from recipes.load import load
@@ -67,3 +68,31 @@ def _convnexts_name(name: str) -> str:
     ]:  # fmt: skip
         name = name.replace(ours, theirs)
     return name
+
+
+@pytest.mark.parametrize("name, blocks", [("test_convnext", "ConvNeXtBlock"), ("test_resnet", "BasicBlock")])
+def test_blocks_are_compiled_once_and_compute_the_same(name, blocks):
+    """Blocks of one shape share their code, and no later step, whatever its masks, compiles again. (aot_eager: dynamo and autograd, no C++.)"""
+    outputs = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model = timm.create_model(name, num_classes=10, drop_path_rate=0.3).train()
+        depth, statistics = stochastic_depth.attach(model, 0), batch_norm.attach(model, 4)
+        names = list(model.state_dict())
+        if compiled:
+            found = compile_blocks(model, backend="aot_eager")
+            assert {type(block).__name__ for block in found} == {blocks} and list(model.state_dict()) == names
+        graphs, outputs_now = [], []
+        for step in range(3):
+            depth.draw(step, torch.arange(8))
+            outputs_now.append(model(torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(step))))
+            outputs_now[-1].sum().backward()
+            if statistics:
+                statistics.add(2)
+                statistics.update(lambda total: total)
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        outputs.append([*outputs_now, *(buffer for buffer in model.buffers())])
+    assert graphs[0] == graphs[-1] and 0 < graphs[0] <= len(found)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)
