@@ -74,6 +74,13 @@ def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest:
     return Cut(batch, world_size, micro_batch, -(-share // micro_batch))
 
 
+def smaller_cut(recipe: Recipe, cut: Cut, statistics_size: int) -> Cut | None:
+    """The cut with at most half the images at a time; None where a micro-batch cannot hold fewer."""
+    if cut.micro_batch <= statistics_size:
+        return None
+    return cut_batch(recipe, cut.world_size, None, cut.micro_batch // 2, statistics_size)
+
+
 def cut_for_model(recipe: Recipe, world_size: int, micro_batch: int | None, has_batch_norm: bool) -> Cut:
     """Cut the recipe's batch as a model can take it: one with BatchNorm layers needs whole statistics batches.
 

@@ -14,7 +14,7 @@ Off-loading to the CPU takes away master copy, moments, average and the gradient
 parameters that are not in use.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.cut import Cut
 from launcher.deepspeed_config import deepspeed_config
@@ -57,25 +57,29 @@ class Memory:
 
 def predict_memory(recipe: Recipe, needs: ModelNeeds, cut: Cut) -> Memory:
     """Return the memory of a recipe whose engine is chosen (`engine.zero` and `engine.offload` are not "auto")."""
+    activations = needs.activations(recipe.engine.checkpoint_activations).of(cut.micro_batch)
+    return replace(predict_states(recipe, needs.parameters, needs.buffers, cut), activations=activations)
+
+
+def predict_states(recipe: Recipe, parameters: int, buffers: int, cut: Cut) -> Memory:
+    """Return the memory beside activations, of a model with so many elements in parameters and bytes in buffers."""
     engine, world = recipe.engine, cut.world_size
-    all_ = _FLOAT32 * needs.parameters
+    all_ = _FLOAT32 * parameters
     share = all_ / world
     moments = 2 if recipe.optimizer.name == "adamw" else int(recipe.optimizer.momentum > 0)
     averages = int(recipe.ema.decay is not None)
-    activations = needs.activations(engine.checkpoint_activations).of(cut.micro_batch)
-    buffers = needs.buffers * (1 + averages)
+    buffers *= 1 + averages
     if engine.zero == 0:
-        return Memory(round(all_ + buffers), all_, moments * all_, averages * all_, activations, engine=0, host=0)
-    parameters = share if engine.zero == 3 else all_
+        return Memory(all_ + buffers, all_, moments * all_, averages * all_, activations=0, engine=0, host=0)
+    kept = share if engine.zero == 3 else all_
     gradients = all_ if engine.zero == 1 else share * 2 if engine.zero == 2 and cut.accumulation > 1 else share
     optimizer, ema = (1 + moments) * share, averages * share
-    collected = _FLOAT32 * deepspeed_config(recipe, cut, needs.parameters)["zero_optimization"]["reduce_bucket_size"]
-    gathered = _FLOAT32 * min(needs.parameters, _KEPT_GATHERED) if engine.zero == 3 else 0
+    collected = _FLOAT32 * deepspeed_config(recipe, cut, parameters)["zero_optimization"]["reduce_bucket_size"]
+    gathered = _FLOAT32 * min(parameters, _KEPT_GATHERED) if engine.zero == 3 else 0
     host = 0.0
     if engine.offload != "none":
         # Both stages add gradients up on the CPU; what stays here until then is one bucket.
         host, gradients, optimizer, ema = share + optimizer + ema, 0, 0, 0
         if engine.zero == 3:
-            host, parameters = host + parameters, 0
-    parts = (parameters + buffers, gradients, optimizer, ema, activations, collected + gathered, host)
-    return Memory(*map(round, parts))
+            host, kept = host + kept, 0
+    return Memory(*map(round, (kept + buffers, gradients, optimizer, ema, 0, collected + gathered, host)))

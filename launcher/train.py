@@ -22,6 +22,7 @@ from launcher.engine import Engine, load_model, make_accelerator
 from launcher.engine_choice import choose_engine
 from launcher.inputs import default_workers, open_shards
 from launcher.loop import Training
+from launcher.out_of_memory import rehearsed
 from launcher.retention import Retention
 from launcher.run_directory import RunDirectory
 from launcher.saved_weights import load_weights
@@ -71,6 +72,9 @@ def train(
         load_model(model, saved)
     else:
         _load_given_weights(model, recipe, say)
+    if accelerator.num_processes > 1 or recipe.engine.zero:  # what one process runs out of alone, the loop sees in time
+        unit = recipe.batch.statistics_size if statistics else 1
+        cut = rehearsed(recipe, model, depth, accelerator, cut, unit)
     engine = _make_engine(recipe, model, accelerator, cut)
     step = 0
     if saved:
