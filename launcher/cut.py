@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
-_LARGEST_MICRO_BATCH = 64  # where the user names none
+LARGEST_UNPLANNED = 64  # images at a time, where neither the user nor a plan names a number
 
 
 @dataclass(frozen=True)
@@ -88,4 +88,4 @@ def cut_for_model(recipe: Recipe, world_size: int, micro_batch: int | None, has_
         UserError: as `cut_batch`.
     """
     statistics_size = recipe.batch.statistics_size if has_batch_norm else 1
-    return cut_batch(recipe, world_size, micro_batch, _LARGEST_MICRO_BATCH, statistics_size)
+    return cut_batch(recipe, world_size, micro_batch, LARGEST_UNPLANNED, statistics_size)

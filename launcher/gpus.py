@@ -33,3 +33,9 @@ def gpu_named(name: str) -> Gpu:
     if name not in GPUS:
         raise UserError(f"--gpu {name} is not in the table: use one of {', '.join(GPUS)} with --gpu-memory, --tflops")
     return GPUS[name]
+
+
+def kind_of(device_name: str) -> str:
+    """The kind of a GPU by the name that its driver gives; one that is not in the table is taken to be as fast as an A100."""
+    found = [kind for kind in GPUS if kind in device_name.lower()]
+    return found[0] if found else "a100"

@@ -19,6 +19,10 @@ _TRACED = 16  # images of the smaller of the two steps; a model with BatchNorm n
 _FORMAT = 1  # of the files in the cache, and of what is counted
 
 
+class Unpredictable(UserError):
+    """The model cannot be traced: what it does depends on values."""
+
+
 @dataclass(frozen=True)
 class Activations:
     """Peak memory of a forward and backward pass beside parameters and gradients, in bytes, by the number of images.
@@ -48,6 +52,7 @@ class ModelNeeds:
     recomputed: Activations | None
 
     def activations(self, checkpointing: bool) -> Activations:
+        assert checkpointing in (True, False)  # not "auto"
         chosen = self.recomputed if checkpointing else self.kept
         assert chosen is not None
         return chosen
@@ -57,7 +62,8 @@ def model_needs(recipe: Recipe, precision: str) -> ModelNeeds:
     """Return what the recipe's model needs at "float32", "bf16" or "fp16", as on a GPU; from the cache if it was traced before.
 
     Raises:
-        UserError: the model cannot be built, or what it does depends on values and cannot be traced.
+        UserError: the model cannot be built.
+        Unpredictable: it cannot be traced.
     """
     if recipe.data.classes is None:
         raise UserError(f"recipe {recipe.name} leaves the number of classes to the shards: add data.classes=NUMBER")
@@ -113,7 +119,7 @@ def _traced(recipe: Recipe, precision: str) -> ModelNeeds:
     except UserError:
         raise
     except Exception as error:  # whatever a model does with tensors that have no values
-        raise UserError(f"the memory of {recipe.model.name} cannot be predicted, its operations depend on values ({error})") from None
+        raise Unpredictable(f"the memory of {recipe.model.name} cannot be predicted, its operations depend on values ({error})") from None
     try:
         recomputed = _activations(recipe, precision, smaller, checkpointing=True)
     except UserError:

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from launcher.checkpoint_interval import best_interval, goodput
-from launcher.engine_choice import choose_engine
 from launcher.gpus import gpu_named
 from launcher.memory_model import GIB
 from launcher.model_needs import ModelNeeds, model_needs
@@ -56,8 +55,6 @@ def print_plan(
     if precision == "auto":
         precision = "bf16" if gpu.has_bf16 else "float32"
     recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"precision": precision})})
-    if "auto" not in (recipe.engine.zero, recipe.engine.offload):
-        choose_engine(recipe)  # which refuses what cannot be meant
     needs = model_needs(recipe, precision)
     rows = feasible_rows(recipe, needs, machines)
     if not rows:
@@ -117,7 +114,7 @@ def _command(row: Row) -> str:
     engine = row.recipe.engine
     changes = [f"engine.zero={engine.zero}"]
     changes += [f"engine.offload={engine.offload}"] if engine.zero else []
-    changes += ["engine.checkpoint_activations=true"] if engine.checkpoint_activations else []
+    changes += [f"engine.checkpoint_activations={str(engine.checkpoint_activations).lower()}"]
     return f"bigbatch train {row.recipe.name} --micro-batch {row.cut.micro_batch} {' '.join(changes)}"
 
 

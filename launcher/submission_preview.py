@@ -3,11 +3,12 @@
 import re
 import statistics
 
+from launcher.automatic import Choice
 from launcher.cut import Cut
 from launcher.history import History
 from launcher.inputs import open_shards
 from launcher.planned_runs import Options, Run
-from launcher.submission_checks import cuts
+from launcher.submission_checks import choices
 from recipes.errors import UserError
 from recipes.schedule import Timetable
 from slurm.cluster import LOCAL, Cluster
@@ -35,17 +36,25 @@ def print_preview(steps: list[list[Run]], resources: Resources, cluster_name: st
                 print(f"# warning    {warning}")
         if number:
             print(f"# starts     after {steps[number - 1][0].recipe.name} has succeeded, from the weights it exports")
-        possible = cuts(first.recipe, resources, options.micro_batch, classes)
-        for nodes, cut in list(enumerate(possible, resources.min_nodes))[:_SHOWN_SIZES]:
-            print(f"# cut        {nodes} node{'s' if nodes > 1 else ''}: {cut}")
-        if len(possible) > _SHOWN_SIZES:
-            print(f"# cut        ... {resources.max_nodes} nodes: {possible[-1]}")
+        possible = choices(first.recipe, resources, options.micro_batch, classes, cluster)
+        _print_cuts(possible, resources)
         limit = show_minutes(resources.minutes) if resources.minutes else "the partition's"
-        print(f"# time       limit {limit}; {_estimate(first, possible)}")
+        print(f"# time       limit {limit}; {_estimate(first, [choice.cut for choice in possible])}")
         limit = f"gives up after {1 + cluster.retries} starts without a new checkpoint"
         print(f"# survives   requeues itself before the limit and after failures; {limit}")
         after = "<the job before>"
     print("# nothing was submitted")
+
+
+def _print_cuts(possible: list[Choice], resources: Resources) -> None:
+    sized = list(enumerate(possible, resources.min_nodes))
+    shown = sized if len(sized) <= _SHOWN_SIZES else [*sized[: _SHOWN_SIZES - 1], sized[-1]]
+    said = None
+    for nodes, choice in shown:
+        print(f"# cut        {nodes} node{'s' if nodes > 1 else ''}: {choice.cut}")
+        if choice.reason and choice.reason != said:
+            print(f"#            {choice.reason}")
+            said = choice.reason
 
 
 def _estimate(run: Run, possible: list[Cut]) -> str:

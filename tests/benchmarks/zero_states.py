@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from launcher.cut import cut_batch
+from launcher.engine_choice import plainest_engine
 from launcher.memory_model import predict_memory
 from launcher.model_needs import Activations, ModelNeeds
 from recipes.load import load
@@ -64,7 +65,7 @@ def main() -> None:
     shards = parser.parse_args().shards.resolve()
     changes = [f"data.path={shards}", "model.name=convnext_atto", "batch.global=8", "batch.slices=2", "input.size=32", "ema.decay=0.99"]
     for zero in range(4):
-        recipe = load("demo", [*changes, "engine.precision=float32", "engine.offload=none", f"engine.zero={zero}"])
+        recipe = plainest_engine(load("demo", [*changes, "engine.precision=float32", f"engine.zero={zero}"]))
         with tempfile.TemporaryDirectory() as folder:
             Group(2, recipe, Path(folder) / "run", measured, step=3, micro_batch=2).finish()
             lines = [line for line in (Path(folder) / "run.log").read_text().splitlines() if line.startswith("held")]

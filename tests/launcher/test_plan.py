@@ -7,6 +7,7 @@ import pytest
 
 from launcher import cli
 from launcher.cut import cut_batch
+from launcher.engine_choice import plainest_engine
 from launcher.gpus import GPUS
 from launcher.memory_model import GIB, predict_memory
 from launcher.model_needs import Activations, ModelNeeds, _highest_somewhere
@@ -61,7 +62,7 @@ def test_states_are_shared_out_by_stage():
 
     def states(zero: int) -> list[float]:
         chosen = recipe("ema.decay=0.9999", f"engine.zero={zero}", "engine.offload=none")
-        memory = predict_memory(chosen, NEEDS, cut_batch(chosen, 8, 64, largest=64))
+        memory = predict_memory(plainest_engine(chosen), NEEDS, cut_batch(chosen, 8, 64, largest=64))
         return [round(part / unit, 3) for part in (memory.parameters, memory.gradients, memory.optimizer, memory.ema)]
 
     assert states(0) == [1, 1, 2, 1]
