@@ -21,6 +21,7 @@ from torch import nn
 
 from launcher.cut import Cut, smaller_cut
 from launcher.memory_model import predict_states
+from launcher.model_needs import parameter_sizes
 from models.stochastic_depth import StochasticDepth
 from recipes.errors import UserError
 from recipes.schema import Recipe
@@ -102,7 +103,7 @@ def _rehearse(recipe: Recipe, model: nn.Module, depth: StochasticDepth, accelera
     model.to(device).train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     there = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
-    states = predict_states(recipe, sum(parameter.numel() for parameter in parameters), buffers=0, cut=cut)
+    states = predict_states(recipe, parameter_sizes(model), buffers=0, cut=cut)
     beside = torch.empty(max(0, states.tensors - there), dtype=torch.uint8, device=device)
     hooks = [parameter.register_post_accumulate_grad_hook(_forget_gradient) for parameter in parameters]
     try:

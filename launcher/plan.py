@@ -207,7 +207,7 @@ def _exchange_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut
         0: 2,  # reduce-scatter and all-gather of gradients, once a step
         1: 3,  # gradients as before, then the updated parameters
         2: 1 + cut.accumulation,  # gradients after every micro-batch
-        3: 2 * cut.accumulation,  # parameters and gradients, every micro-batch
+        3: 3 * cut.accumulation,  # parameters for each way, and gradients, every micro-batch
     }[recipe.engine.zero]
     speed = machines.network if machines.nodes > 1 else machines.gpu.links * 1e9
     return rounds * 4 * needs.parameters / speed

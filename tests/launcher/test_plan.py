@@ -10,12 +10,13 @@ from launcher.cut import cut_batch
 from launcher.engine_choice import plainest_engine
 from launcher.gpus import GPUS
 from launcher.memory_model import GIB, predict_memory
-from launcher.model_needs import Activations, ModelNeeds, _highest_somewhere
+from launcher.model_needs import Activations, ModelNeeds, ParameterSizes, _highest_somewhere
 from launcher.plan import Machines, feasible_rows, nearest, reason, recommended
 from recipes.load import load
 
 # Of the order of ConvNeXt-XL in bf16.
-NEEDS = ModelNeeds(393_000_000, 0, 60_900_000_000, False, Activations([(700e6, 260e6)], 1900), Activations([(800e6, 60e6)], 2400))
+SIZES = ParameterSizes(393_000_000, 45_000_000, 2_000_000)
+NEEDS = ModelNeeds(SIZES, 0, 60_900_000_000, False, Activations([(700e6, 260e6)], 1900), Activations([(800e6, 60e6)], 2400))
 
 
 def machines(gpus: int, gib: float) -> Machines:
@@ -50,8 +51,8 @@ def test_what_the_recipe_says_of_its_engine_is_kept():
 
 
 def test_where_nothing_fits_the_nearest_is_named_and_would_fit():
-    assert feasible_rows(recipe(), NEEDS, machines(8, 3)) == []
-    sentence = nearest(recipe(), NEEDS, machines(8, 3))
+    assert feasible_rows(recipe(), NEEDS, machines(8, 2)) == []
+    sentence = nearest(recipe(), NEEDS, machines(8, 2))
     needed = float(sentence.split("needs ")[1].split(" GiB")[0]) + 0.1
     assert feasible_rows(recipe(), NEEDS, machines(8, needed)) and "\n" not in sentence
 
