@@ -13,14 +13,14 @@ from accelerate.utils import broadcast_object_list
 
 from launcher.cut import LARGEST_UNPLANNED, Cut, cut_for_model
 from launcher.engine_choice import plainest_engine
-from launcher.gpus import gpu_named, kind_of
+from launcher.gpus import gpu_named, gpu_of_device
+from launcher.inputs import cpus_of_process
 from launcher.memory_model import GIB
 from launcher.model_needs import Unpredictable, model_needs
 from launcher.plan import Machines, feasible_rows, nearest, reason, recommended
+from launcher.speeds import images_per_core
 from recipes.errors import UserError
 from recipes.schema import Recipe
-
-_NETWORK = 25e9  # bytes/s of a node; assumed
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def choose_here(recipe: Recipe, classes: int, accelerator: Accelerator, micro_ba
     Raises:
         UserError: as `choose`.
     """
-    machines = machines_of(accelerator.num_processes) if _is_open(recipe, micro_batch) else None
+    machines = machines_of(recipe, accelerator.num_processes) if _is_open(recipe, micro_batch) else None
     if machines:
         free = accelerator.gather(torch.tensor([machines.memory], device=accelerator.device))
         machines = replace(machines, memory=int(free.min()))
@@ -91,21 +91,29 @@ def choose_here(recipe: Recipe, classes: int, accelerator: Accelerator, micro_ba
     return _from_main_process(accelerator, chosen)
 
 
-def machines_of(processes: int) -> Machines | None:
+def machines_of(recipe: Recipe, processes: int) -> Machines | None:
     """As many GPUs of this process's kind, each with what is free on it now; None on a CPU."""
     if not torch.cuda.is_available():
         return None
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     free, _ = torch.cuda.mem_get_info()
-    return Machines(processes, per_node, free, gpu_named(kind_of(torch.cuda.get_device_name())), _NETWORK)
+    gpu = gpu_of_device(torch.cuda.get_device_name())
+    return Machines(processes, per_node, free, gpu, images_per_core(recipe), cpus_per_gpu=cpus_of_process())
 
 
-def machines_named(gpus: int, per_node: int, kind: str | None, memory_gib: float | None) -> Machines | None:
-    """The GPUs of a profile; None where it tells neither their kind nor their memory."""
+def machines_named(
+    recipe: Recipe, gpus: int, per_node: int, kind: str | None, memory_gib: float | None, cpus_per_gpu: int
+) -> Machines | None:
+    """The GPUs of a profile; None where it tells neither their kind nor their memory.
+
+    Raises:
+        UserError: there is no such kind.
+    """
     if kind is None and memory_gib is None:
         return None
-    gpu = gpu_named(kind or kind_of(""))
-    return Machines(gpus, per_node, round((memory_gib or gpu.memory_gib) * GIB), gpu, _NETWORK)
+    gpu = gpu_named(kind) if kind else gpu_of_device("")
+    memory = round((memory_gib or gpu.memory_gib) * GIB)
+    return Machines(gpus, per_node, memory, gpu, images_per_core(recipe), cpus_per_gpu=cpus_per_gpu)
 
 
 def _is_open(recipe: Recipe, micro_batch: int | None) -> bool:

@@ -31,7 +31,7 @@ def print_dry_run(recipe: Recipe, processes: int | None, micro_batch: int | None
     parameters = sum(parameter.numel() for parameter in model.parameters())
     has_batch_norm = batch_norm.attach(model, recipe.batch.statistics_size) is not None
     processes = processes or int(os.environ.get("WORLD_SIZE", max(1, torch.cuda.device_count())))
-    choice = choose(recipe, recipe.data.classes, processes, micro_batch, has_batch_norm, machines_of(processes))
+    choice = choose(recipe, recipe.data.classes, processes, micro_batch, has_batch_norm, machines_of(recipe, processes))
     recipe, cut = choice.recipe, choice.cut
     print(f"{recipe.name}: {recipe.model.name}, {parameters:,} parameters, {cut}")
     if choice.reason:

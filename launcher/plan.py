@@ -10,14 +10,19 @@ from dataclasses import dataclass, replace
 from launcher.cut import Cut, cut_batch
 from launcher.engine_choice import plainest_engine
 from launcher.gpus import Gpu
+from launcher.inputs import loader_processes
 from launcher.memory_model import GIB, Memory, predict_memory
 from launcher.model_needs import ModelNeeds
+from launcher.speeds import Figure
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
 # Assumed, and said so where times are printed.
+NETWORK = 25e9
+CPUS_PER_GPU = 8
 _SECONDS_PER_OPERATION = 10e-6  # torch starts an operation in no less
 _HOST_LINK = 20e9  # bytes/s between a GPU and the memory of its machine
+_DISK = 3e9  # bytes/s of a node's disk
 _HOST_MEMORY = 100e9  # bytes/s of that memory, shared by the GPUs of a node
 _PADDING = 1.01  # a larger micro-batch may cost so much of the step by padding
 _ABOUT_AS_FAST = 1.03  # a simpler way is preferred up to here
@@ -27,18 +32,24 @@ _MORE_GPUS = 64  # times as many are tried where nothing fits
 
 @dataclass(frozen=True)
 class Machines:
-    """The hardware of a plan; `network` is bytes/s of one node's network."""
+    """The hardware of a plan; `network` is bytes/s of one node's network; CPUs prepare images."""
 
     gpus: int
     per_node: int
     memory: int  # bytes of one GPU
     gpu: Gpu
-    network: float
-    tflops: float | None = None  # measured, instead of the table's
+    images_per_core: Figure
+    network: float = NETWORK
+    cpus_per_gpu: int = CPUS_PER_GPU
 
     @property
     def nodes(self) -> int:
         return -(-self.gpus // self.per_node)
+
+    @property
+    def images_per_second(self) -> float:
+        """What all loader processes can prepare."""
+        return self.gpus * loader_processes(self.cpus_per_gpu) * self.images_per_core.value
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,14 @@ class Row:
     recipe: Recipe  # with the engine chosen
     cut: Cut
     memory: Memory
-    step_seconds: float
+    gpu_seconds: float  # of a step, if images are ready in time
+    reading_seconds: float  # to prepare the images of a step, meanwhile
     fits: bool
+
+    @property
+    def step_seconds(self) -> float:
+        """Whichever takes longer."""
+        return max(self.gpu_seconds, self.reading_seconds)
 
     @property
     def engine(self) -> str:
@@ -183,14 +200,15 @@ def _best_cut(recipe: Recipe, needs: ModelNeeds, machines: Machines, micro_batch
 
 def _row(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut: Cut) -> Row:
     memory = predict_memory(recipe, needs, cut)
-    return Row(recipe, cut, memory, step_seconds(recipe, needs, machines, cut), memory.peak <= machines.memory)
+    reading = recipe.batch.global_ / machines.images_per_second
+    return Row(recipe, cut, memory, _gpu_seconds(recipe, needs, machines, cut), reading, memory.peak <= machines.memory)
 
 
-def step_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut: Cut) -> float:
-    """Predicted seconds of an optimizer step; reading and preparing images is taken to keep up."""
+def _gpu_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut: Cut) -> float:
+    """Predicted seconds of an optimizer step whose images are ready in time."""
     engine = recipe.engine
     passes = 4 if engine.checkpoint_activations else 3  # a backward pass costs two forward passes
-    tflops = machines.tflops or (machines.gpu.tflops_float32 if engine.precision == "float32" else machines.gpu.tflops_16_bit)
+    tflops = machines.gpu.tflops[engine.precision].value
     arithmetic = 2 * needs.multiply_adds * passes * cut.micro_batch / (tflops * 1e12)
     pass_ = max(arithmetic, needs.activations(engine.checkpoint_activations).operations * _SECONDS_PER_OPERATION)
     exchange, hidden = _exchange_seconds(recipe, needs, machines, cut), 0.0
@@ -218,5 +236,7 @@ def _host_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> floa
     if recipe.engine.offload == "none":
         return 0.0
     share = 4 * needs.parameters / machines.gpus
-    update = 10 * share * min(machines.gpus, machines.per_node) / _HOST_MEMORY  # four tensors read and written, two read
-    return 2 * share / _HOST_LINK + update
+    of_node = share * min(machines.gpus, machines.per_node)
+    update = 10 * of_node / _HOST_MEMORY  # four tensors read and written, two read
+    disk = 8 * of_node / _DISK if recipe.engine.offload == "nvme" else 0.0  # weights, two moments and average, to and fro
+    return 2 * share / _HOST_LINK + update + disk

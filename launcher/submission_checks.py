@@ -56,7 +56,10 @@ def choices(recipe: Recipe, resources: Resources, micro_batch: int | None, class
         why = "the profile does not tell the kind of the GPUs (gpu), so the job plans when it has them"
     for nodes in range(resources.min_nodes, resources.max_nodes + 1):
         processes = nodes * resources.tasks_per_node
-        machines = machines_named(processes, resources.tasks_per_node, cluster.gpu, cluster.gpu_memory_gib) if resources.gpus_per_node else None
+        machines = None
+        if resources.gpus_per_node:
+            cpus = resources.cpus_per_task
+            machines = machines_named(recipe, processes, resources.tasks_per_node, cluster.gpu, cluster.gpu_memory_gib, cpus)
         found.append(choose(recipe, classes, processes, micro_batch, has_batch_norm, machines, why))
     return found
 

@@ -12,13 +12,14 @@ from launcher.memory_model import GIB
 from launcher.model_needs import Unpredictable, model_needs
 from launcher.plan import Machines, feasible_rows, recommended
 from launcher.run_directory import RunDirectory
+from launcher.speeds import Figure
 from recipes.errors import UserError
 from recipes.load import load
 from recipes.schema import Recipe
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import Group, train_until
 
-AMPLE = Machines(2, 2, 16 * GIB, GPUS["a100"], 25e9)
+AMPLE = Machines(2, 2, 16 * GIB, GPUS["a100"], Figure(327, "assumed"))
 CHANGES = [*SMALL, "model.drop_path=0.1", "data.classes=10", "batch.global=512", "batch.slices=4"]
 
 
@@ -82,7 +83,7 @@ def train_as_on_gpus(recipe: Recipe, run: Path, memory: list[int]) -> None:
     """In each process: as if it found a GPU of which so much is free."""
     import os
 
-    automatic.machines_of = lambda processes: replace(AMPLE, gpus=processes, memory=memory[int(os.environ["RANK"])])
+    automatic.machines_of = lambda _, processes: replace(AMPLE, gpus=processes, memory=memory[int(os.environ["RANK"])])
     train_until(recipe, run, step=1)
 
 

@@ -12,15 +12,17 @@ from launcher.gpus import GPUS
 from launcher.memory_model import GIB, predict_memory
 from launcher.model_needs import Activations, ModelNeeds, ParameterSizes, _highest_somewhere
 from launcher.plan import Machines, feasible_rows, nearest, reason, recommended
+from launcher.speeds import Figure
 from recipes.load import load
 
 # Of the order of ConvNeXt-XL in bf16.
 SIZES = ParameterSizes(393_000_000, 45_000_000, 2_000_000)
 NEEDS = ModelNeeds(SIZES, 0, 60_900_000_000, False, Activations([(700e6, 260e6)], 1900), Activations([(800e6, 60e6)], 2400))
+READING = Figure(327.0, "assumed")
 
 
 def machines(gpus: int, gib: float) -> Machines:
-    return Machines(gpus, 8, round(gib * GIB), GPUS["a100"], 25e9)
+    return Machines(gpus, 8, round(gib * GIB), GPUS["a100"], READING)
 
 
 def recipe(*changes: str):
