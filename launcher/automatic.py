@@ -25,11 +25,12 @@ from recipes.schema import Recipe
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe whose engine is chosen, the cut of its batch, and why so in one sentence; "" where the user chose."""
+    """A recipe whose engine is chosen, the cut of its batch, why so in one sentence ("" where the user chose), and a step's time."""
 
     recipe: Recipe
     cut: Cut
     reason: str
+    step_seconds: float | None = None  # predicted; None where nothing was planned
 
 
 def choose(
@@ -71,7 +72,7 @@ def choose(
         raise UserError(nearest(planned, needs, machines, micro_batch))
     row = recommended(rows)
     engine = row.recipe.engine.model_copy(update={"precision": recipe.engine.precision})
-    return Choice(recipe.model_copy(update={"engine": engine}), row.cut, reason(row, rows))
+    return Choice(recipe.model_copy(update={"engine": engine}), row.cut, reason(row, rows), row.step_seconds)
 
 
 def choose_here(recipe: Recipe, classes: int, accelerator: Accelerator, micro_batch: int | None, has_batch_norm: bool) -> Choice:
@@ -97,7 +98,7 @@ def machines_of(recipe: Recipe, processes: int) -> Machines | None:
         return None
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     free, _ = torch.cuda.mem_get_info()
-    gpu = gpu_of_device(torch.cuda.get_device_name())
+    gpu = gpu_of_device(torch.cuda.get_device_name(), recipe)
     return Machines(processes, per_node, free, gpu, images_per_core(recipe), cpus_per_gpu=cpus_of_process())
 
 
@@ -111,7 +112,7 @@ def machines_named(
     """
     if kind is None and memory_gib is None:
         return None
-    gpu = gpu_named(kind) if kind else gpu_of_device("")
+    gpu = gpu_named(kind, recipe) if kind else gpu_of_device("", recipe)
     memory = round((memory_gib or gpu.memory_gib) * GIB)
     return Machines(gpus, per_node, memory, gpu, images_per_core(recipe), cpus_per_gpu=cpus_per_gpu)
 

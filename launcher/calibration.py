@@ -17,7 +17,7 @@ from launcher.loop import mixed_cross_entropy
 from launcher.memory_model import GIB
 from launcher.optimizer import make_optimizer
 from launcher.out_of_memory import is_out_of_memory
-from launcher.speeds import Device, Figure, file_of_speeds, keep, measured, measured_now
+from launcher.speeds import Device, file_of_speeds, keep, measured, measured_now, read, trained
 from models import batch_norm, stochastic_depth
 from models.build import build
 from models.cost import multiply_adds
@@ -44,17 +44,18 @@ def calibrate(recipe: Recipe) -> None:
     kind = kind_of(name) if device.type == "cuda" else CPU
     with torch.device("meta"):
         work = 6 * multiply_adds(build(recipe, recipe.data.classes), recipe.input.size)  # a backward pass costs two forward passes
-    tflops: dict[str, Figure] = {}
+    tflops = found.devices[kind].tflops if kind in found.devices else {}
     for precision in _precisions(device):
         images, seconds = _step(recipe, device, precision)
-        what = f"{recipe.model.name} at {recipe.input.size} px, {images} images at a time"
-        tflops[precision] = measured_now(work * images / seconds / 1e12, what)
-        print(f"{name}, {precision}: {tflops[precision].value:.3g} TFLOP/s, {images / seconds:,.1f} images/s ({what})", flush=True)
+        what = f"{trained(recipe)}, micro-batch {images}"
+        figure = measured_now(work * images / seconds / 1e12, what)
+        tflops.setdefault(precision, {})[trained(recipe)] = figure
+        print(f"{name}, {precision}: {figure.value:.3g} TFLOP/s, {images / seconds:,.1f} images/s ({what})", flush=True)
     found.devices[kind] = Device(round(memory / GIB, 1), tflops)
     if recipe.data.path is not None:
         speed = _reading(recipe, open_shards(recipe).split("train"))
-        found.images_per_core = measured_now(speed, f"{recipe.data.path} at {recipe.input.size} px")
-        print(f"reading {recipe.data.path}: {speed:,.0f} images/s in one loader process", flush=True)
+        found.images_per_core[read(recipe)] = measured_now(speed, f"{recipe.data.path} at {recipe.input.size} px")
+        print(f"{read(recipe)}: {speed:,.0f} images/s in one loader process", flush=True)
     keep(found)
     print(f"kept in {file_of_speeds()}; used by: bigbatch plan {recipe.name} --gpu {kind}")
 
@@ -147,10 +148,10 @@ def _reading(recipe: Recipe, split: Split) -> float:
     torch.set_num_threads(1)
     try:
         next(batches)
-        began, read = time.perf_counter(), 0
+        began, images = time.perf_counter(), 0
         while time.perf_counter() - began < _SECONDS:
             next(batches)
-            read += count
-        return read / (time.perf_counter() - began)
+            images += count
+        return images / (time.perf_counter() - began)
     finally:
         torch.set_num_threads(threads)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from launcher.speeds import Figure, measured
 from recipes.errors import UserError
+from recipes.schema import Recipe
 
 _ASSUMED = "assumed"
 CPU = "cpu"
@@ -43,24 +44,21 @@ GPUS = {
 }
 
 
-def gpu_named(name: str) -> Gpu:
-    """A GPU of the table or one that was measured, or "cpu" once that was; measured speeds win.
+def gpu_named(name: str, recipe: Recipe) -> Gpu:
+    """A GPU of the table or one that was measured, or "cpu" once that was; for the recipe, measured speeds win.
 
     Raises:
         UserError: there is none of that name.
     """
-    found = measured()
+    devices = measured().devices
     gpu = GPUS.get(name)
+    if gpu is None and name not in devices:
+        known = ", ".join(dict.fromkeys([*GPUS, *devices]))
+        raise UserError(f"--gpu {name} is not in the table: use one of {known} with --gpu-memory, or measure it with `bigbatch plan --calibrate`")
     if gpu is None:
-        if name not in found.devices:
-            known = ", ".join(dict.fromkeys([*GPUS, *found.devices]))
-            raise UserError(f"--gpu {name} is not in the table: use one of {known} with --gpu-memory, or measure with `bigbatch plan --calibrate`")
-        device = found.devices[name]
-        fastest = max(device.tflops.values(), key=lambda figure: figure.value)
-        gpu = replace(GPUS["a100"].reaching(fastest.value), kind=name, memory_gib=device.memory_gib, has_bf16="bf16" in device.tflops and name != CPU)
-    if gpu.kind in found.devices:
-        gpu = replace(gpu, tflops=gpu.tflops | found.devices[gpu.kind].tflops)
-    return gpu
+        reached = devices[name].reached(recipe)
+        gpu = replace(GPUS["a100"], kind=name, memory_gib=devices[name].memory_gib, has_bf16="bf16" in reached and name != CPU)
+    return replace(gpu, tflops=gpu.tflops | (devices[gpu.kind].reached(recipe) if gpu.kind in devices else {}))
 
 
 def kind_of(device_name: str) -> str:
@@ -70,7 +68,7 @@ def kind_of(device_name: str) -> str:
     return known[0] if known else re.sub(r"[^a-z0-9]+", "-", name.replace("nvidia", "").replace("geforce", "")).strip("-")
 
 
-def gpu_of_device(device_name: str) -> Gpu:
+def gpu_of_device(device_name: str, recipe: Recipe) -> Gpu:
     """A GPU by the name that its driver gives; one that is neither known nor measured is taken to be as fast as an A100."""
     kind = kind_of(device_name)
-    return gpu_named(kind if kind in GPUS or kind in measured().devices else "a100")
+    return gpu_named(kind if kind in GPUS or kind in measured().devices else "a100", recipe)

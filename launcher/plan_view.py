@@ -46,7 +46,7 @@ def print_plan(recipe: Recipe, asked: Question, as_json: bool) -> None:
     Raises:
         UserError: nothing fits (and what comes nearest), or the recipe or the hardware is impossible.
     """
-    gpu = gpu_named(asked.gpu)
+    gpu = gpu_named(asked.gpu, recipe)
     if asked.tflops:
         gpu = gpu.reaching(asked.tflops)
     memory = round(gpu.memory_gib * GIB) if asked.gpu_memory is None else _bytes(asked.gpu_memory)

@@ -24,10 +24,17 @@ class Figure(NamedTuple):
 
 @dataclass
 class Device:
-    """A kind of GPU, or the CPU: achieved TFLOP/s by precision."""
+    """A kind of GPU, or the CPU: achieved TFLOP/s by precision and by what was trained."""
 
     memory_gib: float
-    tflops: dict[str, Figure] = field(default_factory=dict)
+    tflops: dict[str, dict[str, Figure]] = field(default_factory=dict)
+
+    def reached(self, recipe: Recipe) -> dict[str, Figure]:
+        """By precision: what it reached with the recipe's model, or else with the model that it was fastest with."""
+        return {
+            precision: figures.get(trained(recipe)) or max(figures.values(), key=lambda figure: figure.value)
+            for precision, figures in self.tflops.items()
+        }
 
 
 @dataclass
@@ -35,7 +42,17 @@ class Speeds:
     """All that was measured."""
 
     devices: dict[str, Device] = field(default_factory=dict)
-    images_per_core: Figure | None = None
+    images_per_core: dict[str, Figure] = field(default_factory=dict)  # by what was read
+
+
+def trained(recipe: Recipe) -> str:
+    """What decides how fast a device trains a recipe."""
+    return f"{recipe.model.name} at {recipe.input.size} px"
+
+
+def read(recipe: Recipe) -> str:
+    """What decides how fast a core prepares a recipe's images."""
+    return f"{recipe.data.name} at {recipe.input.size} px, {_with_randaugment(recipe)}"
 
 
 def file_of_speeds() -> Path:
@@ -53,11 +70,10 @@ def measured() -> Speeds:
     try:
         values = json.loads(file.read_text())
         devices = {
-            name: Device(float(device["memory_gib"]), {precision: _figure(pair) for precision, pair in device["tflops"].items()})
+            name: Device(float(device["memory_gib"]), {precision: _figures(found) for precision, found in device["tflops"].items()})
             for name, device in values["devices"].items()
         }
-        reading = values["images_per_core"]
-        return Speeds(devices, _figure(reading) if reading else None)
+        return Speeds(devices, _figures(values["images_per_core"]))
     except FileNotFoundError:
         return Speeds()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -66,9 +82,12 @@ def measured() -> Speeds:
 
 def images_per_core(recipe: Recipe) -> Figure:
     """Images/s that one loader process prepares for a recipe."""
-    randaugment = recipe.augment.randaugment is not None
-    of_table = Figure(_IMAGES_PER_CORE[randaugment], f"docs/data.md, {'with' if randaugment else 'without'} RandAugment")
-    return measured().images_per_core or of_table
+    of_table = Figure(_IMAGES_PER_CORE[recipe.augment.randaugment is not None], f"docs/data.md, {_with_randaugment(recipe)}")
+    return measured().images_per_core.get(read(recipe), of_table)
+
+
+def _with_randaugment(recipe: Recipe) -> str:
+    return "without RandAugment" if recipe.augment.randaugment is None else "with RandAugment"
 
 
 def keep(speeds: Speeds) -> None:
@@ -90,8 +109,8 @@ def measured_now(value: float, with_what: str) -> Figure:
     return Figure(float(f"{value:.4g}"), f"measured {time.strftime('%Y-%m-%d')} with {with_what}")
 
 
-def _figure(pair: list) -> Figure:
-    value, source = pair
-    if not float(value) > 0:
-        raise ValueError(f"{value} is no speed")
-    return Figure(float(value), str(source))
+def _figures(found: dict) -> dict[str, Figure]:
+    figures = {what: Figure(float(value), str(source)) for what, (value, source) in found.items()}
+    if not all(figure.value > 0 for figure in figures.values()):
+        raise ValueError("a speed is not above 0")
+    return figures

@@ -4,7 +4,6 @@ import re
 import statistics
 
 from launcher.automatic import Choice
-from launcher.cut import Cut
 from launcher.history import History
 from launcher.inputs import open_shards
 from launcher.planned_runs import Options, Run
@@ -39,7 +38,7 @@ def print_preview(steps: list[list[Run]], resources: Resources, cluster_name: st
         possible = choices(first.recipe, resources, options.micro_batch, classes, cluster)
         _print_cuts(possible, resources)
         limit = show_minutes(resources.minutes) if resources.minutes else "the partition's"
-        print(f"# time       limit {limit}; {_estimate(first, [choice.cut for choice in possible])}")
+        print(f"# time       limit {limit}; {_estimate(first, possible, cluster)}")
         limit = f"gives up after {1 + cluster.retries} starts without a new checkpoint"
         print(f"# survives   requeues itself before the limit and after failures; {limit}")
         after = "<the job before>"
@@ -57,8 +56,9 @@ def _print_cuts(possible: list[Choice], resources: Resources) -> None:
             said = choice.reason
 
 
-def _estimate(run: Run, possible: list[Cut]) -> str:
-    """Training time at the speed per process that earlier runs of this model had, if there are any."""
+def _estimate(run: Run, possible: list[Choice], cluster: Cluster) -> str:
+    """Training time at the speed per process that earlier runs of this model had; if there are none, as the plan predicts."""
+    timetable = Timetable(run.recipe, len(open_shards(run.recipe).split("train")))
     speeds = []
     for other in sorted(run.directory.path.parent.glob("*/run.json")):
         try:
@@ -68,11 +68,18 @@ def _estimate(run: Run, possible: list[Cut]) -> str:
             continue
         if (history.recipe.model.name, history.recipe.input.size) == (run.recipe.model.name, run.recipe.input.size):
             speeds.append((history.images_per_second / processes, history.starts[-1]["device"]))
-    if not speeds:
+    if speeds:
+        speed, device = statistics.median(s for s, _ in speeds), speeds[-1][1]
+        images = timetable.total_steps * run.recipe.batch.global_
+        span = _hours([images / speed / choice.cut.world_size for choice in possible])
+        return f"about {span} of training at the {speed:,.0f} images/s a process of earlier runs ({device})"
+    planned = [timetable.total_steps * choice.step_seconds for choice in possible if choice.step_seconds]
+    if cluster.gpu is None or not planned:
         return "no run of this model beside this one tells how fast it is"
-    speed, device = statistics.median(s for s, _ in speeds), speeds[-1][1]
-    timetable = Timetable(run.recipe, len(open_shards(run.recipe).split("train")))
-    images = timetable.total_steps * run.recipe.batch.global_
-    hours = [images / speed / cut.world_size / 3600 for cut in (possible[-1], possible[0])]
-    span = f"{hours[0]:.1f}" if len(possible) == 1 else f"{hours[0]:.1f} to {hours[1]:.1f}"
-    return f"about {span} h of training at the {speed:,.0f} images/s a process of earlier runs ({device})"
+    return f"about {_hours(planned)} of training as planned for {cluster.gpu}; `bigbatch plan` says what that rests on"
+
+
+def _hours(seconds: list[float]) -> str:
+    """What the fewest and the most nodes need, the shorter first."""
+    least, most = (f"{value / 3600:.1f}" for value in (min(seconds), max(seconds)))
+    return f"{least} h" if least == most else f"{least} to {most} h"

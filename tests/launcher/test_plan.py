@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,12 @@ def test_where_nothing_fits_the_nearest_is_named_and_would_fit():
     assert feasible_rows(recipe(), NEEDS, machines(8, needed)) and "\n" not in sentence
 
 
+def test_a_step_takes_as_long_as_its_images_take_to_prepare():
+    ready, late = (recommended(feasible_rows(recipe(), NEEDS, replace(machines(64, 80), cpus_per_gpu=cpus))) for cpus in (16, 2))
+    assert ready.reading_seconds < ready.gpu_seconds == ready.step_seconds
+    assert late.step_seconds == late.reading_seconds == pytest.approx(4096 / (64 * READING.value))
+
+
 def test_states_are_shared_out_by_stage():
     """In units of the float32 parameters, 8 processes, AdamW with an average."""
     unit = 4 * NEEDS.parameters
@@ -91,6 +98,7 @@ def cache(tmp_path_factory):
 def plan(monkeypatch, capfd, cache):
     """Run `bigbatch plan` on a model that is traced fast; return exit code, stdout and stderr."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(cache))
 
     def run(*arguments: str) -> tuple[int, str, str]:
         command = ["bigbatch", "plan", "convnext_tiny_in1k", "model.name=test_convnext", "input.size=64", *arguments]
@@ -111,7 +119,8 @@ def test_the_command_plans_from_a_trace_and_the_second_time_from_its_cache(plan,
     assert 0.5 < values["failures"]["goodput"] < 1
     monkeypatch.setattr("launcher.model_needs._traced", lambda *_: pytest.fail("traced again"))
     assert plan("--gpus", "16", "--json", "--mtbf-hours", "2000")[1] == first
-    assert "→" in plan("--gpus", "16")[1]
+    shown = plan("--gpus", "16", "--cpus-per-gpu", "1")[1]
+    assert "→" in shown and "Reading bounds the step" in shown and "327 images/s a core (docs/data.md, with RandAugment)" in shown
 
 
 @pytest.mark.parametrize(
