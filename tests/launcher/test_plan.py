@@ -61,9 +61,12 @@ def test_where_nothing_fits_the_nearest_is_named_and_would_fit():
 
 
 def test_a_step_takes_as_long_as_its_images_take_to_prepare():
-    ready, late = (recommended(feasible_rows(recipe(), NEEDS, replace(machines(64, 80), cpus_per_gpu=cpus))) for cpus in (16, 2))
+    slow = Figure(100.0, "given")
+    ready, late = (
+        recommended(feasible_rows(recipe(), NEEDS, replace(machines(64, 80), images_per_core=slow, cpus_per_gpu=cpus))) for cpus in (16, 2)
+    )
     assert ready.reading_seconds < ready.gpu_seconds == ready.step_seconds
-    assert late.step_seconds == late.reading_seconds == pytest.approx(4096 / (64 * READING.value))
+    assert late.step_seconds == late.reading_seconds == pytest.approx(4096 / (64 * 100))
 
 
 def test_states_are_shared_out_by_stage():
