@@ -6,6 +6,7 @@ from recipes.schema import Recipe
 _BUCKET = 50_000_000  # elements exchanged at once; DeepSpeed's own 500 million would take 2 GB of each GPU in float32
 _GATHERED = 100_000_000  # elements of parameters that stage 3 keeps gathered beside those in use; DeepSpeed's own billion is all of any model here
 
+NVME_BUFFERS = 5  # weights, gradient, two moments and average at once
 KEPT_WHOLE = 100_000  # elements under which stage 3 keeps a parameter whole in every process
 
 
@@ -33,7 +34,7 @@ def deepspeed_config(recipe: Recipe, cut: Cut, parameters: int) -> dict:
     if engine.offload != "none":
         place = {"device": engine.offload, "pin_memory": True}
         if engine.offload == "nvme":
-            place |= {"nvme_path": engine.nvme_path, "buffer_count": 5}  # weights, gradient, two moments and average at once
+            place |= {"nvme_path": engine.nvme_path, "buffer_count": NVME_BUFFERS}
         zero["offload_optimizer"] = place
         if engine.zero == 3:
             # Parameters are a fifth of the state; on a disk they would have to be read twice a micro-batch.

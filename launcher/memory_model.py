@@ -17,7 +17,7 @@ parameters that are not in use.
 from dataclasses import dataclass, replace
 
 from launcher.cut import Cut
-from launcher.deepspeed_config import deepspeed_config, kept_gathered
+from launcher.deepspeed_config import NVME_BUFFERS, deepspeed_config, kept_gathered
 from launcher.model_needs import ModelNeeds, ParameterSizes
 from recipes.schema import Recipe
 
@@ -79,6 +79,8 @@ def predict_states(recipe: Recipe, sizes: ParameterSizes, buffers: int, cut: Cut
     if engine.offload != "none":
         # Both stages add gradients up on the CPU; what stays here until then is one bucket.
         host, gradients, optimizer, ema = share + optimizer + ema, 0, 0, 0
+        if engine.offload == "nvme":
+            host = share + NVME_BUFFERS * share  # one for each of a group's tensors, and a group may be nearly all there is
         if engine.zero == 3:
             host, kept = host + kept, 0
     return Memory(*map(round, (kept + buffers, gradients, optimizer, ema, 0, collected + gathered, host)))

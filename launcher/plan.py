@@ -117,11 +117,11 @@ def nearest(recipe: Recipe, needs: ModelNeeds, machines: Machines, micro_batch: 
         best = recommended(rows)
         ways = [f"leave micro-batch and engine to auto, which takes {best.engine} with micro-batch {best.cut.micro_batch}", *ways]
     elif more := _enough_gpus(open_, needs, machines):
-        ways.append(f"or {more[0]} of these, which {more[1].engine} fits")
+        ways.append(f"take {more[0]} of these, where {more[1].engine} fits")
     return (
         f"{recipe.name} does not fit {machines.gpus} GPUs of {machines.memory / GIB:.3g} GiB in any way"
         f"{' that you left open' if open_ != recipe or micro_batch else ''}; nearest is {least.engine} with micro-batch "
-        f"{least.cut.micro_batch}, which needs {needed:.1f} GiB a GPU: {', '.join(ways)}"
+        f"{least.cut.micro_batch}, which needs {needed:.1f} GiB a GPU: {', or '.join(ways)}"
     )
 
 
@@ -223,8 +223,8 @@ def _exchange_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut
         return 0.0
     rounds = {
         0: 2,  # reduce-scatter and all-gather of gradients, once a step
-        1: 3,  # gradients as before, then the updated parameters
-        2: 1 + cut.accumulation,  # gradients after every micro-batch
+        1: 3,  # gradients as before (DeepSpeed all-reduces its buckets), then the updated parameters
+        2: 1 + 2 * cut.accumulation,  # the same, but gradients after every micro-batch
         3: 3 * cut.accumulation,  # parameters for each way, and gradients, every micro-batch
     }[recipe.engine.zero]
     speed = machines.network if machines.nodes > 1 else machines.gpu.links * 1e9
