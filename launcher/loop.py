@@ -74,16 +74,20 @@ class Training:
                     self._evaluate(step, progress)
                 if step == total or stop.agreed:
                     break
+                ran_out = False
                 try:
                     stop.agreed = self._step(step, batches, progress, stop.wanted)
                 except OutOfMemory:
-                    self._take_fewer_images(step, progress)
-                    batches = self._batches(step)
-                    continue
+                    ran_out = True
                 except RuntimeError as error:
                     if self.fits or not is_out_of_memory(error):
                         raise
                     raise explanation(self.recipe, self.cut, f"in step {step}") from None
+                if ran_out:  # out here nothing holds on to what was computed
+                    batches.close()
+                    self._take_fewer_images(step, progress)
+                    batches = self._batches(step)
+                    continue
                 step += 1
                 if step == total or stop.agreed or self._save_is_due(step):
                     self._save(step)

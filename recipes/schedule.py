@@ -57,9 +57,10 @@ class Timetable:
                 f"it will lag behind; try ema.decay={1 - 5 / max(self.total_steps, 10):.4g}"
             )
         if self.total_steps < _FEW_STEPS:
+            epochs = -(-_FEW_STEPS // self.steps_per_epoch)
             found.append(
-                f"the run has only {self.total_steps:,} optimizer steps: schedule.epochs={-(-_FEW_STEPS // self.steps_per_epoch)} gives "
-                f"{_FEW_STEPS}, and so does a smaller batch.global"
+                f"the run has only {self.total_steps:,} optimizer steps: schedule.epochs={epochs} gives {epochs * self.steps_per_epoch:,}, and a "
+                f"smaller batch.global more of them an epoch"
             )
         if 2 * self.warmup_steps > self.total_steps:
             found.append(
