@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli_jobs import jobs
+from launcher.cli_jobs import MicroBatch, jobs
 from launcher.cli_plan import planning
 from recipes.errors import UserError
 
@@ -27,7 +27,6 @@ app = typer.Typer(
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A name from `bigbatch recipes`, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, e.g. optimizer.lr=2e-3.")]
 DataOption = Annotated[str | None, typer.Option("--data", help="Folder or URL of shards made by `bigbatch shard`.")]
-MicroBatch = Annotated[int | None, typer.Option(help="Images per forward pass; changes speed and memory, never the result.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that prepare images, per training process; 0: none.", min=0)]
 
 

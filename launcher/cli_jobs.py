@@ -7,6 +7,24 @@ import typer
 
 jobs = typer.Typer()
 
+
+def _micro_batch(text: str) -> int | None:
+    """Raises BadParameter unless `text` is "auto" or a number."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither a number of images nor auto")
+    return int(text)
+
+
+MicroBatch = Annotated[
+    int | None,
+    typer.Option(
+        parser=_micro_batch,
+        metavar="N|auto",
+        help="Images per forward pass; changes speed and memory, never the result. Default: auto, what the plan recommends for the GPUs.",
+    ),
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -28,7 +46,7 @@ def submit(
     array: Annotated[str | None, typer.Option(help="A sweep as a job array, e.g. optimizer.lr=1e-3,2e-3,4e-3.")] = None,
     after: Annotated[str | None, typer.Option(metavar="JOB", help="Start only when that job has succeeded.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Default: runs/RECIPE. Of a chain or sweep: the folder of the runs.")] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Images per forward pass; changes speed and memory, never the result.")] = None,
+    micro_batch: MicroBatch = None,
     workers: Annotated[int | None, typer.Option(help="Processes that prepare images, per training process; 0: none.", min=0)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the script and the plan; submit nothing.")] = False,
 ):

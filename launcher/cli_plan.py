@@ -1,5 +1,6 @@
 """The part of the `bigbatch` command that predicts: plan."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -13,16 +14,27 @@ def plan(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")] = None,
     gpus: Annotated[int, typer.Option(help="GPUs in all, one process each.", min=1)] = 8,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of one machine.", min=1)] = 8,
-    gpu: Annotated[str, typer.Option(help="What kind: v100, a100, a100-80 or h100.")] = "a100",
+    gpu: Annotated[str, typer.Option(help="What kind: v100, a100, a100-80, h100, or one that was calibrated.")] = "a100",
     gpu_memory: Annotated[str | None, typer.Option(help="Memory of one, e.g. 80GiB. Default: the kind's.")] = None,
-    tflops: Annotated[float | None, typer.Option(help="What one was measured to reach, instead of the table's assumption.", min=0.01)] = None,
-    network: Annotated[float, typer.Option(help="Network of a node in GB/s; assumed, if not given.", min=0.01)] = 25.0,
+    tflops: Annotated[float | None, typer.Option(help="What one reaches in training, instead of what is kept or assumed.", min=0.01)] = None,
+    cpus_per_gpu: Annotated[int, typer.Option(help="CPU cores beside each GPU; all but one prepare images.", min=1)] = 8,
+    network: Annotated[float | None, typer.Option(help="Network of a node in GB/s. Default: 25, assumed.", min=0.01)] = None,
     mtbf_hours: Annotated[float | None, typer.Option(help="Hours between failures of one GPU and its share of a node.", min=0.01)] = None,
     save_stall: Annotated[float, typer.Option(help="Seconds that saving a checkpoint stops training; a run's metrics name it.", min=0)] = 5.0,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine for a minute, and plan with what it reaches from then on.")
+    ] = False,
+    data: Annotated[str | None, typer.Option("--data", help="With --calibrate: shards whose reading is measured too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ):
     """Say how a recipe would run: what fits, how it is cut, how long it takes. No GPU and no data are needed."""
-    from launcher.plan_view import print_plan
     from recipes.load import load
 
-    print_plan(load(recipe, overrides or []), gpus, gpus_per_node, gpu, gpu_memory, tflops, network, mtbf_hours, save_stall, as_json)
+    resolved = load(recipe, [*(overrides or []), *([f"data.path={json.dumps(data)}"] if data else [])])
+    if calibrate:
+        from launcher.calibration import calibrate as measure
+
+        return measure(resolved)
+    from launcher.plan_view import Question, print_plan
+
+    print_plan(resolved, Question(gpus, gpus_per_node, gpu, gpu_memory, tflops, cpus_per_gpu, network, mtbf_hours, save_stall), as_json)

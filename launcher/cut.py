@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
-_LARGEST_MICRO_BATCH = 64  # where the user names none
+LARGEST_UNPLANNED = 64  # images at a time, where neither the user nor a plan names a number
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,13 @@ def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest:
     return Cut(batch, world_size, micro_batch, -(-share // micro_batch))
 
 
+def smaller_cut(recipe: Recipe, cut: Cut, statistics_size: int) -> Cut | None:
+    """The cut with at most half the images at a time; None where a micro-batch cannot hold fewer."""
+    if cut.micro_batch <= statistics_size:
+        return None
+    return cut_batch(recipe, cut.world_size, None, cut.micro_batch // 2, statistics_size)
+
+
 def cut_for_model(recipe: Recipe, world_size: int, micro_batch: int | None, has_batch_norm: bool) -> Cut:
     """Cut the recipe's batch as a model can take it: one with BatchNorm layers needs whole statistics batches.
 
@@ -81,4 +88,4 @@ def cut_for_model(recipe: Recipe, world_size: int, micro_batch: int | None, has_
         UserError: as `cut_batch`.
     """
     statistics_size = recipe.batch.statistics_size if has_batch_norm else 1
-    return cut_batch(recipe, world_size, micro_batch, _LARGEST_MICRO_BATCH, statistics_size)
+    return cut_batch(recipe, world_size, micro_batch, LARGEST_UNPLANNED, statistics_size)

@@ -17,6 +17,7 @@ class DataParallel(Engine):
     """Through Accelerate: devices, processes, mixed precision and, for fp16, the loss scale are its."""
 
     title = "DDP"
+    exchanges_only_in_last = True
 
     def __init__(self, recipe: Recipe, model: nn.Module, accelerator: Accelerator):
         # Channels last is what convolutions on a GPU are fastest with, and how images come. (ZeRO lays parameters end to end: it can't.)
@@ -29,9 +30,16 @@ class DataParallel(Engine):
         which order gradients are added up. A run that resumes would start with the first arrangement again, and differ in the
         last bits from one that was not interrupted.
         """
+        self.exchange_gradients(images)
+        self.forget_gradient()
+
+    def exchange_gradients(self, images: Tensor) -> None:
         if self.model is not self.module:
             self.accelerator.backward(self.model(images).float().sum() * 0.0)
-            self.optimizer.zero_grad()
+
+    def forget_gradient(self) -> None:
+        # DDP's gradients lie in its buckets, which stay; a gradient that were made anew would be there a second time.
+        self.optimizer.zero_grad(set_to_none=self.model is self.module)
 
     def micro_batch(self, last_of_step: bool):
         return contextlib.nullcontext() if last_of_step else self.accelerator.no_sync(self.model)
@@ -47,7 +55,7 @@ class DataParallel(Engine):
         if self.recipe.optimizer.clip_grad is not None:
             self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.optimizer.clip_grad)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.forget_gradient()
         return not self.optimizer.step_was_skipped
 
     def _averaged_parameters(self):

@@ -5,9 +5,9 @@ import os
 
 import torch
 
-from launcher.cut import cut_for_model
+from launcher.automatic import choose, machines_of
 from launcher.deepspeed_config import deepspeed_config
-from launcher.engine_choice import choose_engine
+from launcher.engine_choice import engine_as_launched
 from models import batch_norm
 from models.build import build
 from recipes.errors import UserError
@@ -23,7 +23,7 @@ def print_dry_run(recipe: Recipe, processes: int | None, micro_batch: int | None
     Raises:
         UserError: the recipe's model, engine or cut is impossible.
     """
-    recipe = choose_engine(recipe)
+    recipe = engine_as_launched(recipe)
     if recipe.data.classes is None:
         raise UserError(f"recipe {recipe.name} leaves the number of classes to the shards: add data.classes=NUMBER")
     with torch.device("meta"):
@@ -31,7 +31,10 @@ def print_dry_run(recipe: Recipe, processes: int | None, micro_batch: int | None
     parameters = sum(parameter.numel() for parameter in model.parameters())
     has_batch_norm = batch_norm.attach(model, recipe.batch.statistics_size) is not None
     processes = processes or int(os.environ.get("WORLD_SIZE", max(1, torch.cuda.device_count())))
-    cut = cut_for_model(recipe, processes, micro_batch, has_batch_norm)
+    choice = choose(recipe, recipe.data.classes, processes, micro_batch, has_batch_norm, machines_of(recipe, processes))
+    recipe, cut = choice.recipe, choice.cut
     print(f"{recipe.name}: {recipe.model.name}, {parameters:,} parameters, {cut}")
+    if choice.reason:
+        print(f"cut: {choice.reason}")
     if recipe.engine.zero:
         print(json.dumps(deepspeed_config(recipe, cut, parameters), indent=2))

@@ -66,6 +66,7 @@ class Engine(ABC):
 
     optimizer: torch.optim.Optimizer
     title: str  # e.g. "ZeRO-2, off-loaded to the CPU"
+    exchanges_only_in_last = False  # all but a step's last pass leave the other processes alone
 
     def __init__(self, recipe: Recipe, model: nn.Module, accelerator: Accelerator):
         self.recipe = recipe
@@ -104,6 +105,21 @@ class Engine(ABC):
     @abstractmethod
     def micro_batch(self, last_of_step: bool) -> AbstractContextManager:
         """The context of a forward and backward pass; gradients are exchanged in the step's last."""
+
+    def exchange_gradients(self, images: Tensor) -> None:
+        """Exchange the gradient of a step that was passed without an exchange, adding zero to it.
+
+        Args:
+            images: as of `settle_gradient_exchange`.
+
+        Raises:
+            NotImplementedError: an engine that does not exchange `exchanges_only_in_last`.
+        """
+        raise NotImplementedError
+
+    def forget_gradient(self) -> None:
+        """Forget the gradient of the step so far; for the same engines."""
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Which engine a run gets: what the recipe says, what `accelerate launch` says, and a refusal where they contradict."""
+"""Which engine a run gets: what the recipe says, what `accelerate launch` says, and a refusal where they contradict.
+
+What both leave open is for `launcher.automatic` to fill in.
+"""
 
 import os
 
@@ -6,14 +9,14 @@ from recipes.errors import UserError
 from recipes.schema import Recipe
 
 
-def choose_engine(recipe: Recipe) -> Recipe:
-    """Return the recipe with nothing in `engine` left to "auto" but the precision, if only the hardware decides it.
+def engine_as_launched(recipe: Recipe) -> Recipe:
+    """Return the recipe with what an accelerate config says of the engine, where the recipe leaves that open.
 
-    An accelerate config that names DeepSpeed is taken as the user's choice of stage and off-loading; the rest of the
-    configuration is the recipe's.
+    A config that names DeepSpeed is taken as the user's choice of stage and off-loading; the rest of the configuration is
+    the recipe's.
 
     Raises:
-        UserError: the recipe and the accelerate config contradict each other, or the choice is impossible.
+        UserError: the recipe and the config contradict each other, or the config cannot be followed.
     """
     chosen = recipe.engine.model_dump()
     for key, value in _from_accelerate(recipe).items():
@@ -24,8 +27,18 @@ def choose_engine(recipe: Recipe) -> Recipe:
                 f"engine.{key}={chosen[key]} but the accelerate config says {value}: leave engine.{key} out, or start with "
                 f"`bigbatch train` or `torchrun`, which have no config"
             )
-    chosen["zero"] = 0 if chosen["zero"] == "auto" else chosen["zero"]
-    chosen["offload"] = "none" if chosen["offload"] == "auto" else chosen["offload"]
+    return recipe.model_copy(update={"engine": recipe.engine.model_copy(update=chosen)})
+
+
+def plainest_engine(recipe: Recipe) -> Recipe:
+    """Return the recipe with nothing left to "auto" in `engine` but the precision: as little of ZeRO as what is named allows.
+
+    Raises:
+        UserError: what is named is impossible together.
+    """
+    plain = {"zero": 0, "offload": "none", "checkpoint_activations": False}
+    chosen = recipe.engine.model_dump()
+    chosen |= {key: value for key, value in plain.items() if chosen[key] == "auto"}
     _check(chosen)
     return recipe.model_copy(update={"engine": recipe.engine.model_copy(update=chosen)})
 

@@ -32,5 +32,14 @@ def open_shards(recipe: Recipe, copy: Path | None = None) -> ShardSet:
 
 def default_workers() -> int:
     """Loader processes per training process: the CPUs divided among the processes of this machine, less the trainer's own."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(16, len(os.sched_getaffinity(0)) // processes - 1))
+    return loader_processes(cpus_of_process())
+
+
+def cpus_of_process() -> int:
+    """The CPUs of this machine that are left to us, divided among the training processes on it."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def loader_processes(cpus: int) -> int:
+    """How many processes prepare images where a training process has so many CPUs, one of which is its own."""
+    return max(1, min(16, cpus - 1))

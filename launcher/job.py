@@ -13,8 +13,6 @@ import typer
 
 from slurm.job import FINISHED, STOPPED
 
-_MOST_WORKERS = 16  # processes that prepare images, where the user names none
-
 
 def job(
     run: Path,
@@ -24,6 +22,7 @@ def job(
 ) -> None:
     """Train the run's recipe; exit as `slurm.job` says."""
     from launcher.doctor import preflight
+    from launcher.inputs import loader_processes
     from launcher.planned_runs import WEIGHTS
     from launcher.run_directory import RunDirectory
     from launcher.saved_weights import export
@@ -32,7 +31,7 @@ def job(
     recipe = RunDirectory(run / "job").recipe()
     near = preflight(recipe.data.path, run, Path(os.path.expandvars(stage)) if stage else None)
     if workers is None and "SLURM_CPUS_PER_TASK" in os.environ:
-        workers = max(1, min(_MOST_WORKERS, int(os.environ["SLURM_CPUS_PER_TASK"]) - 1))
+        workers = loader_processes(int(os.environ["SLURM_CPUS_PER_TASK"]))
     finished = train(recipe, run, micro_batch, workers, shards_at=near)
     if finished and os.environ["RANK"] == "0":
         export(run, run / WEIGHTS, averaged=True)

@@ -7,6 +7,8 @@ rate, whether to evaluate or save. So the loop has no state but the engine's and
 import math
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,7 @@ from launcher.checkpoint import CheckpointWriter
 from launcher.cut import Cut
 from launcher.engine import Engine
 from launcher.evaluation import evaluate
+from launcher.out_of_memory import OutOfMemory, after_running_out, all_or_none, explanation, is_out_of_memory
 from launcher.progress import RunProgress
 from launcher.run_directory import RunDirectory
 from launcher.step_profile import StepProfile, marked
@@ -56,6 +59,7 @@ class Training:
         self.replaced = 0
         self.seen = 0
         self.replaced_names: list[str] = []
+        self.fits = False  # a step went through with the optimizer's state in memory
 
     def train(self, step: int) -> int:
         """Train from `step` finished steps to the end of the schedule, or until interrupted; return the steps finished.
@@ -63,19 +67,29 @@ class Training:
         Raises:
             UserError: the loss is not finite, or a checkpoint cannot be written.
         """
-        engine, recipe, total = self.engine, self.recipe, self.timetable.total_steps
-        rank, on_gpu = engine.accelerator.process_index, engine.accelerator.device.type == "cuda"
-        dataset = MicroBatches(self.shards.split("train"), recipe, self.cut.first_position(rank), self.cut.micro_batch)
-        self._settle()
-        loaded = load_steps(dataset, range(step, total), self.cut.accumulation, self.workers, pin=on_gpu)
-        batches = one_ahead(loaded, engine.accelerator.device)
-        with RunProgress(total, step, engine.is_main) as progress, _StopRequest(progress) as stop:
+        total = self.timetable.total_steps
+        self.engine.settle_gradient_exchange(self._blank_images())
+        batches = self._batches(step)
+        with RunProgress(total, step, self.engine.is_main) as progress, _StopRequest(progress) as stop:
             while True:
                 if self._evaluation_is_due(step):
                     self._evaluate(step, progress)
                 if step == total or stop.agreed:
                     break
-                stop.agreed = self._step(step, batches, progress, stop.wanted)
+                ran_out = False
+                try:
+                    stop.agreed = self._step(step, batches, progress, stop.wanted)
+                except OutOfMemory:
+                    ran_out = True
+                except RuntimeError as error:
+                    if self.fits or not is_out_of_memory(error):
+                        raise
+                    raise explanation(self.recipe, self.cut, f"in step {step}") from None
+                if ran_out:  # out here nothing holds on to what was computed
+                    batches.close()
+                    self._take_fewer_images(step, progress)
+                    batches = self._batches(step)
+                    continue
                 step += 1
                 if self.profile:
                     self.profile.after_step()
@@ -86,11 +100,32 @@ class Training:
                 self.profile.close()
         return step
 
-    def _settle(self) -> None:
+    def _batches(self, step: int) -> Iterator[MicroBatch]:
+        """The micro-batches of this process from `step` on, on its device."""
+        device = self.engine.accelerator.device
+        first = self.cut.first_position(self.engine.accelerator.process_index)
+        dataset = MicroBatches(self.shards.split("train"), self.recipe, first, self.cut.micro_batch)
+        steps = range(step, self.timetable.total_steps)
+        return one_ahead(load_steps(dataset, steps, self.cut.accumulation, self.workers, pin=device.type == "cuda"), device)
+
+    def _blank_images(self) -> Tensor:
+        """Images of a micro-batch's shape, with masks drawn for them."""
         device, size = self.engine.accelerator.device, self.recipe.input.size
         self.depth.draw(0, torch.arange(self.cut.micro_batch, device=device))
         images = torch.zeros(self.cut.micro_batch, 3, size, size, device=device)
-        self.engine.settle_gradient_exchange(images.contiguous(memory_format=torch.channels_last))
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _take_fewer_images(self, step: int, progress: RunProgress) -> None:
+        """After all processes agreed that one of them ran out of memory in `step`."""
+        self.engine.forget_gradient()
+        if self.statistics:
+            self.statistics.forget()
+        unit = self.recipe.batch.statistics_size if self.statistics else 1
+        self.cut = after_running_out(self.recipe, self.cut, unit, f"in step {step}", progress.say)
+        if self.profile:
+            self.profile.begin_anew(self.cut)
+        if self.engine.is_main:
+            self.run.log("cut", step=step, cut=str(self.cut))
 
     def _step(self, step: int, batches, progress: RunProgress, stop_wanted: bool) -> bool:
         """Do optimizer step `step`; return whether any process was asked to stop."""
@@ -99,15 +134,20 @@ class Training:
         device = engine.accelerator.device
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         replaced: list[str] = []
-        for number in range(self.cut.accumulation):
-            if self.profile:
-                self.profile.before_micro_batch()
-            asked = time.perf_counter()
-            with marked("data wait"):
-                batch = next(batches)
-            waited += time.perf_counter() - asked
-            replaced += batch.replaced
-            loss_sum += self._micro_batch(batch, last=number == self.cut.accumulation - 1)
+        alone = engine.exchanges_only_in_last and not self.fits
+        fits = engine.updates > 0  # of what a step takes, the optimizer's state comes last
+        with all_or_none(engine.accelerator) if alone else nullcontext():
+            for number in range(self.cut.accumulation):
+                if self.profile:
+                    self.profile.before_micro_batch()
+                asked = time.perf_counter()
+                with marked("data wait"):
+                    batch = next(batches)
+                waited += time.perf_counter() - asked
+                replaced += batch.replaced
+                loss_sum += self._micro_batch(batch, last=number == self.cut.accumulation - 1 and not alone)
+        if alone:
+            engine.exchange_gradients(self._blank_images())
         if self.statistics:
             self.statistics.update(engine.sum)
         # One exchange tells every process the loss, whether one was asked to stop, and what could not be read. It is asked for after
@@ -125,6 +165,7 @@ class Training:
                 f"the loss of step {step} is {loss}: nothing is saved from there on; a lower optimizer.lr, a longer warm-up or "
                 f"optimizer.clip_grad=1 usually helps"
             )
+        self.fits |= fits
         self._report_replaced(replaced, int(replaced_now), progress)
         seconds = time.perf_counter() - started
         self._report_step(step + 1, loss, lr, seconds, waited, int(replaced_now), progress)

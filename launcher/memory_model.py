@@ -4,7 +4,7 @@ Parameters, gradients, the optimizer's state and the average are float32 in ever
 in units of 4N bytes; DeepSpeed's columns are what its objects were found to hold (docs/plan.md):
 
                       DDP     ZeRO-1     ZeRO-2        ZeRO-3
-    parameters        1       1          1             1/W, and all of them while they are in use
+    parameters        1       1          1             1/W, and what is gathered: a quarter or less, and a layer
     master copy       -       1/W        1/W           1/W
     gradients         1       1          1/W or 2/W    1/W
     Adam's moments    2       2/W        2/W           2/W
@@ -14,16 +14,15 @@ Off-loading to the CPU takes away master copy, moments, average and the gradient
 parameters that are not in use.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.cut import Cut
-from launcher.deepspeed_config import deepspeed_config
-from launcher.model_needs import ModelNeeds
+from launcher.deepspeed_config import NVME_BUFFERS, deepspeed_config, kept_gathered
+from launcher.model_needs import ModelNeeds, ParameterSizes
 from recipes.schema import Recipe
 
 GIB = 2**30
 _FLOAT32 = 4
-_KEPT_GATHERED = 10**9  # DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance, in elements
 # Assumed, not measured: what torch's allocator cannot use, and what CUDA, cuDNN and NCCL take for themselves.
 _FRAGMENTED = 0.06
 _OUTSIDE_TORCH = GIB
@@ -57,25 +56,31 @@ class Memory:
 
 def predict_memory(recipe: Recipe, needs: ModelNeeds, cut: Cut) -> Memory:
     """Return the memory of a recipe whose engine is chosen (`engine.zero` and `engine.offload` are not "auto")."""
+    activations = needs.activations(recipe.engine.checkpoint_activations).of(cut.micro_batch)
+    return replace(predict_states(recipe, needs.sizes, needs.buffers, cut), activations=activations)
+
+
+def predict_states(recipe: Recipe, sizes: ParameterSizes, buffers: int, cut: Cut) -> Memory:
+    """Return the memory beside activations, of a model with such parameters and so many bytes in buffers."""
     engine, world = recipe.engine, cut.world_size
-    all_ = _FLOAT32 * needs.parameters
+    all_ = _FLOAT32 * sizes.total
     share = all_ / world
     moments = 2 if recipe.optimizer.name == "adamw" else int(recipe.optimizer.momentum > 0)
     averages = int(recipe.ema.decay is not None)
-    activations = needs.activations(engine.checkpoint_activations).of(cut.micro_batch)
-    buffers = needs.buffers * (1 + averages)
+    buffers *= 1 + averages
     if engine.zero == 0:
-        return Memory(round(all_ + buffers), all_, moments * all_, averages * all_, activations, engine=0, host=0)
-    parameters = share if engine.zero == 3 else all_
+        return Memory(all_ + buffers, all_, moments * all_, averages * all_, activations=0, engine=0, host=0)
+    kept = share if engine.zero == 3 else all_
     gradients = all_ if engine.zero == 1 else share * 2 if engine.zero == 2 and cut.accumulation > 1 else share
     optimizer, ema = (1 + moments) * share, averages * share
-    collected = _FLOAT32 * deepspeed_config(recipe, cut, needs.parameters)["zero_optimization"]["reduce_bucket_size"]
-    gathered = _FLOAT32 * min(needs.parameters, _KEPT_GATHERED) if engine.zero == 3 else 0
+    collected = _FLOAT32 * deepspeed_config(recipe, cut, sizes.total)["zero_optimization"]["reduce_bucket_size"]
+    gathered = _FLOAT32 * (kept_gathered(sizes.total) + sizes.largest + sizes.small) if engine.zero == 3 else 0
     host = 0.0
     if engine.offload != "none":
         # Both stages add gradients up on the CPU; what stays here until then is one bucket.
         host, gradients, optimizer, ema = share + optimizer + ema, 0, 0, 0
+        if engine.offload == "nvme":
+            host = share + NVME_BUFFERS * share  # one for each of a group's tensors, and a group may be nearly all there is
         if engine.zero == 3:
-            host, parameters = host + parameters, 0
-    parts = (parameters + buffers, gradients, optimizer, ema, activations, collected + gathered, host)
-    return Memory(*map(round, parts))
+            host, kept = host + kept, 0
+    return Memory(*map(round, (kept + buffers, gradients, optimizer, ema, 0, collected + gathered, host)))

@@ -11,12 +11,21 @@ import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
+from launcher.deepspeed_config import KEPT_WHOLE
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
+if TYPE_CHECKING:
+    from torch import nn
+
 _TRACED = 16  # images of the smaller of the two steps; a model with BatchNorm needs whole statistics batches
-_FORMAT = 1  # of the files in the cache, and of what is counted
+_FORMAT = 2  # of the files in the cache, and of what is counted
+
+
+class Unpredictable(UserError):
+    """The model cannot be traced: what it does depends on values."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +45,38 @@ class Activations:
         return round(max(fixed + per_image * images for fixed, per_image in self.lines))
 
 
+class ParameterSizes(NamedTuple):
+    """Elements of all parameters of a model, of the largest, and of those so small that ZeRO-3 keeps them whole."""
+
+    total: int
+    largest: int
+    small: int
+
+
+def parameter_sizes(model: "nn.Module") -> ParameterSizes:
+    """Of a model in which each parameter is whole."""
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    return ParameterSizes(sum(sizes), max(sizes), sum(size for size in sizes if size < KEPT_WHOLE))
+
+
 @dataclass(frozen=True)
 class ModelNeeds:
     """Of one model at one size and precision. `recomputed` is with activation checkpointing, None if the model has none."""
 
-    parameters: int  # elements
+    sizes: ParameterSizes
     buffers: int  # bytes
     multiply_adds: int  # of one forward pass over one image
     has_batch_norm: bool
     kept: Activations
     recomputed: Activations | None
 
+    @property
+    def parameters(self) -> int:
+        """Elements of all parameters."""
+        return self.sizes.total
+
     def activations(self, checkpointing: bool) -> Activations:
+        assert checkpointing in (True, False)  # not "auto"
         chosen = self.recomputed if checkpointing else self.kept
         assert chosen is not None
         return chosen
@@ -57,7 +86,8 @@ def model_needs(recipe: Recipe, precision: str) -> ModelNeeds:
     """Return what the recipe's model needs at "float32", "bf16" or "fp16", as on a GPU; from the cache if it was traced before.
 
     Raises:
-        UserError: the model cannot be built, or what it does depends on values and cannot be traced.
+        UserError: the model cannot be built.
+        Unpredictable: it cannot be traced.
     """
     if recipe.data.classes is None:
         raise UserError(f"recipe {recipe.name} leaves the number of classes to the shards: add data.classes=NUMBER")
@@ -66,7 +96,8 @@ def model_needs(recipe: Recipe, precision: str) -> ModelNeeds:
         values = json.loads(file.read_text())
         recomputed = values.pop("recomputed")
         kept = Activations(**values.pop("kept"))
-        return ModelNeeds(**values, kept=kept, recomputed=Activations(**recomputed) if recomputed else None)
+        sizes = ParameterSizes(*values.pop("sizes"))
+        return ModelNeeds(**values, sizes=sizes, kept=kept, recomputed=Activations(**recomputed) if recomputed else None)
     except (OSError, ValueError, TypeError, KeyError):  # not there, or not whole: trace
         needs = _traced(recipe, precision)
     try:
@@ -103,7 +134,7 @@ def _traced(recipe: Recipe, precision: str) -> ModelNeeds:
 
     with torch.device("meta"):
         model = build(recipe, recipe.data.classes)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sizes = parameter_sizes(model)
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     try:
         cost = multiply_adds(model, recipe.input.size)
@@ -113,12 +144,12 @@ def _traced(recipe: Recipe, precision: str) -> ModelNeeds:
     except UserError:
         raise
     except Exception as error:  # whatever a model does with tensors that have no values
-        raise UserError(f"the memory of {recipe.model.name} cannot be predicted, its operations depend on values ({error})") from None
+        raise Unpredictable(f"the memory of {recipe.model.name} cannot be predicted, its operations depend on values ({error})") from None
     try:
         recomputed = _activations(recipe, precision, smaller, checkpointing=True)
     except UserError:
         recomputed = None
-    return ModelNeeds(parameters, buffers, cost, has_batch_norm, kept, recomputed)
+    return ModelNeeds(sizes, buffers, cost, has_batch_norm, kept, recomputed)
 
 
 def _activations(recipe: Recipe, precision: str, smaller: int, checkpointing: bool) -> Activations:

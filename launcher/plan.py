@@ -5,38 +5,51 @@ and does not cost time by padding the batch. Time is arithmetic on stated assump
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.cut import Cut, cut_batch
+from launcher.engine_choice import plainest_engine
 from launcher.gpus import Gpu
+from launcher.inputs import loader_processes
 from launcher.memory_model import GIB, Memory, predict_memory
 from launcher.model_needs import ModelNeeds
+from launcher.speeds import Figure
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
 # Assumed, and said so where times are printed.
+NETWORK = 25e9
+CPUS_PER_GPU = 8
 _SECONDS_PER_OPERATION = 10e-6  # torch starts an operation in no less
 _HOST_LINK = 20e9  # bytes/s between a GPU and the memory of its machine
+_DISK = 3e9  # bytes/s of a node's disk
 _HOST_MEMORY = 100e9  # bytes/s of that memory, shared by the GPUs of a node
 _PADDING = 1.01  # a larger micro-batch may cost so much of the step by padding
 _ABOUT_AS_FAST = 1.03  # a simpler way is preferred up to here
-_CHOICES = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "cpu"), (3, "cpu")]  # simplest first
+_CHOICES = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "cpu"), (3, "cpu"), (3, "nvme")]  # simplest first
+_MORE_GPUS = 64  # times as many are tried where nothing fits
 
 
 @dataclass(frozen=True)
 class Machines:
-    """The hardware of a plan; `network` is bytes/s of one node's network."""
+    """The hardware of a plan; `network` is bytes/s of one node's network; CPUs prepare images."""
 
     gpus: int
     per_node: int
     memory: int  # bytes of one GPU
     gpu: Gpu
-    network: float
-    tflops: float | None = None  # measured, instead of the table's
+    images_per_core: Figure
+    network: float = NETWORK
+    cpus_per_gpu: int = CPUS_PER_GPU
 
     @property
     def nodes(self) -> int:
         return -(-self.gpus // self.per_node)
+
+    @property
+    def images_per_second(self) -> float:
+        """What all loader processes can prepare."""
+        return self.gpus * loader_processes(self.cpus_per_gpu) * self.images_per_core.value
 
 
 @dataclass(frozen=True)
@@ -46,23 +59,33 @@ class Row:
     recipe: Recipe  # with the engine chosen
     cut: Cut
     memory: Memory
-    step_seconds: float
+    gpu_seconds: float  # of a step, if images are ready in time
+    reading_seconds: float  # to prepare the images of a step, meanwhile
     fits: bool
+
+    @property
+    def step_seconds(self) -> float:
+        """Whichever takes longer."""
+        return max(self.gpu_seconds, self.reading_seconds)
 
     @property
     def engine(self) -> str:
         engine = self.recipe.engine
         title = f"ZeRO-{engine.zero}" if engine.zero else "DDP"
-        return title + (" +cpu" if engine.offload == "cpu" else "") + (" +checkpointing" if engine.checkpoint_activations else "")
+        return title + (f" +{engine.offload}" if engine.offload != "none" else "") + (" +checkpointing" if engine.checkpoint_activations else "")
 
 
-def feasible_rows(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Row]:
+def feasible_rows(recipe: Recipe, needs: ModelNeeds, machines: Machines, micro_batch: int | None = None) -> list[Row]:
     """Return a row for every engine that fits, simplest engine first; empty where none does.
 
+    Args:
+        recipe: what its `engine` section does not leave to "auto" is kept.
+        micro_batch: the only one to consider.
+
     Raises:
-        UserError: the batch cannot be cut over so many GPUs.
+        UserError: the batch cannot be cut over so many GPUs, or what the recipe says of the engine is impossible.
     """
-    rows = (_best_cut(variant, needs, machines) for variant in _variants(recipe, needs, machines))
+    rows = (_best_cut(variant, needs, machines, micro_batch) for variant in _variants(recipe, needs, machines))
     return [row for row in rows if row.fits]
 
 
@@ -83,40 +106,80 @@ def reason(chosen: Row, rows: list[Row]) -> str:
     return f"{chosen.engine} is the simplest way that fits, and no other is more than 3% faster."
 
 
-def nearest(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> str:
+def nearest(recipe: Recipe, needs: ModelNeeds, machines: Machines, micro_batch: int | None = None) -> str:
     """Where nothing fits: what comes nearest, and what would make it fit, in one sentence."""
-    rows = [_row(variant, needs, machines, _cuts(variant, needs, machines)[-1]) for variant in _variants(recipe, needs, machines)]
-    least = min(rows, key=lambda row: row.memory.peak)
+    variants = _variants(recipe, needs, machines)
+    least = min((_row(v, needs, machines, _cuts(v, needs, machines, micro_batch)[-1]) for v in variants), key=lambda row: row.memory.peak)
+    needed = math.ceil(least.memory.peak / GIB * 10) / 10
+    ways = ["use GPUs of at least that"]
+    open_ = _left_open(recipe)
+    if rows := feasible_rows(open_, needs, machines):
+        best = recommended(rows)
+        ways = [f"leave micro-batch and engine to auto, which takes {best.engine} with micro-batch {best.cut.micro_batch}", *ways]
+    elif more := _enough_gpus(open_, needs, machines):
+        ways.append(f"take {more[0]} of these, where {more[1].engine} fits")
     return (
-        f"{recipe.name} does not fit {machines.gpus} GPUs of {machines.memory / GIB:.0f} GiB in any way; nearest is {least.engine} with "
-        f"{least.cut.micro_batch} images at a time, which needs {math.ceil(least.memory.peak / GIB * 10) / 10:.1f} GiB a GPU: use GPUs of at least that"
+        f"{recipe.name} does not fit {machines.gpus} GPUs of {machines.memory / GIB:.3g} GiB in any way"
+        f"{' that you left open' if open_ != recipe or micro_batch else ''}; nearest is {least.engine} with micro-batch "
+        f"{least.cut.micro_batch}, which needs {needed:.1f} GiB a GPU: {', or '.join(ways)}"
     )
 
 
+def _left_open(recipe: Recipe) -> Recipe:
+    engine = recipe.engine.model_copy(update={"zero": "auto", "offload": "auto", "checkpoint_activations": "auto"})
+    return recipe.model_copy(update={"engine": engine})
+
+
+def _enough_gpus(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> tuple[int, Row] | None:
+    """The fewest doublings of the GPUs after which something fits, and what."""
+    gpus = machines.gpus
+    while gpus < _MORE_GPUS * machines.gpus:
+        gpus *= 2
+        try:
+            rows = feasible_rows(recipe, needs, replace(machines, gpus=gpus))
+        except UserError:  # the batch has not so many parts
+            return None
+        if rows:
+            return gpus, recommended(rows)
+    return None
+
+
 def _variants(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Recipe]:
-    """The recipe under every engine that its own `engine` section leaves open; simplest first."""
+    """The recipe under every engine that its own `engine` section leaves open; simplest first.
+
+    Raises:
+        UserError: there is none, as what it says is impossible.
+    """
     engine = recipe.engine
     found = []
     for checkpointing in (False, True):
         for zero, offload in _CHOICES:
             if engine.zero not in ("auto", zero) or engine.offload not in ("auto", offload):
                 continue
-            if checkpointing and needs.recomputed is None or engine.checkpoint_activations and not checkpointing:
+            if checkpointing and needs.recomputed is None or engine.checkpoint_activations not in ("auto", checkpointing):
                 continue
-            if zero and machines.gpus == 1 and offload == "none":
+            if zero and engine.zero == "auto" and machines.gpus == 1 and offload == "none":
                 continue  # nobody to share with
+            if offload == "nvme" and engine.nvme_path is None:
+                continue
             chosen = {"zero": zero, "offload": offload, "checkpoint_activations": checkpointing}
             found.append(recipe.model_copy(update={"engine": engine.model_copy(update=chosen)}))
     if not found:
-        raise UserError(f"engine.zero={engine.zero} with engine.offload={engine.offload} is not planned: leave one of them out")
+        plainest_engine(recipe)  # which says what is wrong, in most cases
+        raise UserError(
+            f"engine.zero={engine.zero}, engine.offload={engine.offload} and engine.checkpoint_activations={engine.checkpoint_activations} "
+            f"are not possible together with {recipe.model.name}: leave one of them out"
+        )
     return found
 
 
-def _cuts(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Cut]:
+def _cuts(recipe: Recipe, needs: ModelNeeds, machines: Machines, micro_batch: int | None) -> list[Cut]:
     """Fewest accumulation steps first."""
     unit = recipe.batch.statistics_size if needs.has_batch_norm else 1
-    cuts: list[Cut] = []
     largest = recipe.batch.global_
+    if micro_batch is not None:
+        return [cut_batch(recipe, machines.gpus, micro_batch, largest, unit)]
+    cuts: list[Cut] = []
     while True:
         cut = cut_batch(recipe, machines.gpus, None, largest, unit)
         cuts.append(cut)
@@ -125,9 +188,9 @@ def _cuts(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Cut]:
         largest = cut.micro_batch - 1
 
 
-def _best_cut(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> Row:
+def _best_cut(recipe: Recipe, needs: ModelNeeds, machines: Machines, micro_batch: int | None) -> Row:
     """The row of the largest micro-batch that fits, of those about as fast as the fastest; the smallest where none fits."""
-    rows = [_row(recipe, needs, machines, cut) for cut in _cuts(recipe, needs, machines)]
+    rows = [_row(recipe, needs, machines, cut) for cut in _cuts(recipe, needs, machines, micro_batch)]
     fitting = [row for row in rows if row.fits]
     if not fitting:
         return rows[-1]
@@ -137,14 +200,15 @@ def _best_cut(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> Row:
 
 def _row(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut: Cut) -> Row:
     memory = predict_memory(recipe, needs, cut)
-    return Row(recipe, cut, memory, step_seconds(recipe, needs, machines, cut), memory.peak <= machines.memory)
+    reading = recipe.batch.global_ / machines.images_per_second
+    return Row(recipe, cut, memory, _gpu_seconds(recipe, needs, machines, cut), reading, memory.peak <= machines.memory)
 
 
-def step_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut: Cut) -> float:
-    """Predicted seconds of an optimizer step; reading and preparing images is taken to keep up."""
+def _gpu_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut: Cut) -> float:
+    """Predicted seconds of an optimizer step whose images are ready in time."""
     engine = recipe.engine
     passes = 4 if engine.checkpoint_activations else 3  # a backward pass costs two forward passes
-    tflops = machines.tflops or (machines.gpu.tflops_float32 if engine.precision == "float32" else machines.gpu.tflops_16_bit)
+    tflops = machines.gpu.tflops[engine.precision].value
     arithmetic = 2 * needs.multiply_adds * passes * cut.micro_batch / (tflops * 1e12)
     pass_ = max(arithmetic, needs.activations(engine.checkpoint_activations).operations * _SECONDS_PER_OPERATION)
     exchange, hidden = _exchange_seconds(recipe, needs, machines, cut), 0.0
@@ -159,9 +223,9 @@ def _exchange_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines, cut
         return 0.0
     rounds = {
         0: 2,  # reduce-scatter and all-gather of gradients, once a step
-        1: 3,  # gradients as before, then the updated parameters
-        2: 1 + cut.accumulation,  # gradients after every micro-batch
-        3: 2 * cut.accumulation,  # parameters and gradients, every micro-batch
+        1: 3,  # gradients as before (DeepSpeed all-reduces its buckets), then the updated parameters
+        2: 1 + 2 * cut.accumulation,  # the same, but gradients after every micro-batch
+        3: 3 * cut.accumulation,  # parameters for each way, and gradients, every micro-batch
     }[recipe.engine.zero]
     speed = machines.network if machines.nodes > 1 else machines.gpu.links * 1e9
     return rounds * 4 * needs.parameters / speed
@@ -172,5 +236,7 @@ def _host_seconds(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> floa
     if recipe.engine.offload == "none":
         return 0.0
     share = 4 * needs.parameters / machines.gpus
-    update = 10 * share * min(machines.gpus, machines.per_node) / _HOST_MEMORY  # four tensors read and written, two read
-    return 2 * share / _HOST_LINK + update
+    of_node = share * min(machines.gpus, machines.per_node)
+    update = 10 * of_node / _HOST_MEMORY  # four tensors read and written, two read
+    disk = 8 * of_node / _DISK if recipe.engine.offload == "nvme" else 0.0  # weights, two moments and average, to and fro
+    return 2 * share / _HOST_LINK + update + disk

@@ -1,18 +1,20 @@
 """`bigbatch plan` as a person, or a script, reads it."""
 
 import json
+import math
 import re
 import sys
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
 from launcher.checkpoint_interval import best_interval, goodput
-from launcher.engine_choice import choose_engine
 from launcher.gpus import gpu_named
 from launcher.memory_model import GIB
 from launcher.model_needs import ModelNeeds, model_needs
-from launcher.plan import Machines, Row, feasible_rows, nearest, reason, recommended
+from launcher.plan import CPUS_PER_GPU, NETWORK, Machines, Row, feasible_rows, nearest, reason, recommended
+from launcher.speeds import images_per_core
 from recipes.errors import UserError
 from recipes.schedule import Timetable
 from recipes.schema import Recipe
@@ -20,51 +22,47 @@ from recipes.schema import Recipe
 _PIPED_WIDTH = 200
 _RESTART = 300.0  # seconds from a failure to training again: queue, start, read; assumed
 _PARTS = ("parameters", "gradients", "optimizer", "ema", "activations", "engine", "allowance", "peak")
-_ASSUMED = (
-    "Memory is traced and counted, but for an allowance of 6% and 1 GiB that no GPU has confirmed. Times assume {tflops:g} TFLOP/s a GPU, "
-    "{network:g} GB/s a node between nodes, and images that are ready in time: expect a factor of two either way."
-)
+_MEMORY = "Memory is traced and counted, but for an allowance of 6% and 1 GiB that no GPU has confirmed."
 
 
-def print_plan(
-    recipe: Recipe,
-    gpus: int,
-    gpus_per_node: int,
-    gpu_name: str,
-    gpu_memory: str | None,
-    tflops: float | None,
-    network: float,
-    mtbf_hours: float | None,
-    save_stall: float,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True)
+class Question:
+    """What `bigbatch plan` is asked; None: what is usual of the GPU, or assumed."""
+
+    gpus: int
+    gpus_per_node: int
+    gpu: str
+    gpu_memory: str | None = None  # e.g. "80GiB"
+    tflops: float | None = None
+    cpus_per_gpu: int = CPUS_PER_GPU
+    network: float | None = None  # GB/s of a node
+    mtbf_hours: float | None = None  # between failures of one GPU; None: failures are left out
+    save_stall: float = 5.0  # seconds
+
+
+def print_plan(recipe: Recipe, asked: Question, as_json: bool) -> None:
     """Print the ways that fit, the recommended one and why.
-
-    Args:
-        gpu_memory: e.g. "80GiB"; None: that of the kind of GPU.
-        network: GB/s of a node.
-        mtbf_hours: hours between failures of one GPU; None: failures are left out.
-        save_stall: seconds.
 
     Raises:
         UserError: nothing fits (and what comes nearest), or the recipe or the hardware is impossible.
     """
-    gpu = gpu_named(gpu_name)
-    memory = gpu.memory_gib * GIB if gpu_memory is None else _bytes(gpu_memory)
-    machines = Machines(gpus, gpus_per_node, memory, gpu, network * 1e9, tflops)
+    gpu = gpu_named(asked.gpu, recipe)
+    if asked.tflops:
+        gpu = gpu.reaching(asked.tflops)
+    memory = round(gpu.memory_gib * GIB) if asked.gpu_memory is None else _bytes(asked.gpu_memory)
+    network = NETWORK if asked.network is None else asked.network * 1e9
+    machines = Machines(asked.gpus, asked.gpus_per_node, memory, gpu, images_per_core(recipe), network, asked.cpus_per_gpu)
     precision = recipe.engine.precision
     if precision == "auto":
         precision = "bf16" if gpu.has_bf16 else "float32"
     recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"precision": precision})})
-    if "auto" not in (recipe.engine.zero, recipe.engine.offload):
-        choose_engine(recipe)  # which refuses what cannot be meant
     needs = model_needs(recipe, precision)
     rows = feasible_rows(recipe, needs, machines)
     if not rows:
         raise UserError(nearest(recipe, needs, machines))
     best = recommended(rows)
     timetable = Timetable(recipe, recipe.data.train_images) if recipe.data.train_images else None
-    failures = _failures(best, timetable, gpus, mtbf_hours, save_stall) if mtbf_hours else None
+    failures = _failures(best, timetable, asked.gpus, asked.mtbf_hours, asked.save_stall) if asked.mtbf_hours else None
     warnings = timetable.warnings() if timetable else []
     if as_json:
         values = {
@@ -74,6 +72,7 @@ def print_plan(
             "multiply_adds": needs.multiply_adds,
             "rows": [_values(row, timetable) | {"recommended": row is best} for row in rows],
             "reason": reason(best, rows),
+            "speeds": {"tflops": gpu.tflops[precision]._asdict(), "images_per_core": machines.images_per_core._asdict()},
             "failures": failures,
             "warnings": warnings,
         }
@@ -81,8 +80,10 @@ def print_plan(
     _print_table(recipe, needs, machines, rows, best, timetable)
     print(f"→ {reason(best, rows)}")
     print(f"  {_command(best)}")
-    rate = tflops or (gpu.tflops_float32 if precision == "float32" else gpu.tflops_16_bit)
-    print(_ASSUMED.format(tflops=rate, network=network))
+    print(_MEMORY)
+    print(_speeds(machines, precision, asked.network is None))
+    if best.reading_seconds > best.gpu_seconds:
+        print(_reading(recipe, machines, best))
     if failures:
         print(
             f"A failure every {failures['hours_between_failures']:.1f} h: save every {failures['interval_seconds'] / 60:.1f} min "
@@ -113,11 +114,28 @@ def _print_table(recipe: Recipe, needs: ModelNeeds, machines: Machines, rows: li
     print("GiB on each GPU at the peak of a step.")
 
 
+def _speeds(machines: Machines, precision: str, network_assumed: bool) -> str:
+    tflops, reading = machines.gpu.tflops[precision], machines.images_per_core
+    return (
+        f"Times follow from {tflops.value:.3g} TFLOP/s a GPU ({tflops.source}), {machines.network / 1e9:g} GB/s a node between nodes "
+        f"({'assumed' if network_assumed else 'given'}), and {reading.value:,.0f} images/s a core ({reading.source}) of {machines.cpus_per_gpu} a GPU: "
+        f"expect a factor of two either way where one is assumed."
+    )
+
+
+def _reading(recipe: Recipe, machines: Machines, row: Row) -> str:
+    needed = machines.cpus_per_gpu * row.reading_seconds / row.gpu_seconds
+    return (
+        f"Reading bounds the step: all loader processes prepare {machines.images_per_second:,.0f} images/s and the GPUs would take "
+        f"{recipe.batch.global_ / row.gpu_seconds:,.0f}; about {math.ceil(needed)} cores a GPU (--cpus-per-gpu) would keep up."
+    )
+
+
 def _command(row: Row) -> str:
     engine = row.recipe.engine
     changes = [f"engine.zero={engine.zero}"]
     changes += [f"engine.offload={engine.offload}"] if engine.zero else []
-    changes += ["engine.checkpoint_activations=true"] if engine.checkpoint_activations else []
+    changes += [f"engine.checkpoint_activations={str(engine.checkpoint_activations).lower()}"]
     return f"bigbatch train {row.recipe.name} --micro-batch {row.cut.micro_batch} {' '.join(changes)}"
 
 
@@ -133,6 +151,7 @@ def _values(row: Row, timetable: Timetable | None) -> dict:
         "padding": row.cut.padding,
         "bytes": {part: getattr(row.memory, part) for part in (*_PARTS, "host")},
         "step_seconds": row.step_seconds,
+        "reading_seconds": row.reading_seconds,
         "training_seconds": row.step_seconds * timetable.total_steps if timetable else None,
     }
 

@@ -79,12 +79,16 @@ class StepProfile:
     """
 
     def __init__(self, folder: Path, micro_batches: int, cut: Cut, device: torch.device, say: Callable[[str], None]):
-        self.folder, self.say = folder, say
-        self.accumulation, self.on_gpu = cut.accumulation, device.type == "cuda"
-        steps = -(-micro_batches // cut.accumulation)
-        self.recorded = micro_batches if steps == 1 else steps * cut.accumulation
-        self.first = (_WARM_STEPS + steps) * cut.accumulation - self.recorded
-        self.steps = steps
+        self.folder, self.say, self.asked = folder, say, micro_batches
+        self.on_gpu = device.type == "cuda"
+        self.begin_anew(cut)
+
+    def begin_anew(self, cut: Cut) -> None:
+        """Count from here on, with steps of that cut."""
+        self.accumulation = cut.accumulation
+        self.steps = -(-self.asked // cut.accumulation)
+        self.recorded = self.asked if self.steps == 1 else self.steps * cut.accumulation
+        self.first = (_WARM_STEPS + self.steps) * cut.accumulation - self.recorded
         self.seen = 0
         self.profiler: profile | None = None
 

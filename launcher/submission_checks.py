@@ -6,11 +6,8 @@ from pathlib import Path
 import torch
 
 from data.storage import is_url
-from launcher.cut import Cut, cut_for_model
-from launcher.engine_choice import choose_engine
+from launcher.automatic import Choice, choose, machines_named
 from launcher.inputs import open_shards
-from launcher.memory_model import GIB, predict_memory
-from launcher.model_needs import model_needs
 from launcher.planned_runs import Run
 from models import batch_norm
 from models.build import build
@@ -39,41 +36,32 @@ def check_recipe(run: Run, resources: Resources, micro_batch: int | None, follow
         )
     shards = open_shards(recipe)
     Timetable(recipe, len(shards.split("train")))
-    possible = cuts(recipe, resources, micro_batch, len(shards.classes))
-    chosen = choose_engine(recipe)
-    if cluster.gpu_memory_gib:
-        _check_memory(chosen, possible, len(shards.classes), cluster.gpu_memory_gib)
+    choices(recipe, resources, micro_batch, len(shards.classes), cluster)
     weights = recipe.model.weights
     if weights not in (None, "timm") and not follows and not Path(weights).exists():
         raise UserError(f"there are no weights {weights}: model.weights is a run directory, a weights file, or timm")
 
 
-def cuts(recipe: Recipe, resources: Resources, micro_batch: int | None, classes: int) -> list[Cut]:
-    """The cut of the batch for every number of nodes that the job may get.
+def choices(recipe: Recipe, resources: Resources, micro_batch: int | None, classes: int, cluster: Cluster) -> list[Choice]:
+    """The engine and the cut of the batch for every number of nodes that the job may get.
 
     Raises:
-        UserError: the model does not exist, or one of the cuts is impossible.
+        UserError: the model does not exist, one of the cuts is impossible, or does not fit the GPUs of the profile in any way.
     """
     with torch.device("meta"):
         model = build(recipe, classes)
     has_batch_norm = batch_norm.attach(model, recipe.batch.statistics_size) is not None
-    sizes = range(resources.min_nodes, resources.max_nodes + 1)
-    return [cut_for_model(recipe, nodes * resources.tasks_per_node, micro_batch, has_batch_norm) for nodes in sizes]
-
-
-def _check_memory(recipe: Recipe, possible: list[Cut], classes: int, gpu_memory_gib: float) -> None:
-    """Refuse a recipe that is predicted to need more than a GPU has, at any of the cuts that the job may get."""
-    precision = "bf16" if recipe.engine.precision == "auto" else recipe.engine.precision
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"classes": classes})})
-    needs = model_needs(recipe, precision)
-    for cut in possible:
-        gib = predict_memory(recipe, needs, cut).peak / GIB
-        if gib > gpu_memory_gib:
-            raise UserError(
-                f"{recipe.name} needs {gib:.1f} GiB a GPU with {cut.micro_batch} images at a time on {cut.world_size} GPUs, and the profile says "
-                f"that one has {gpu_memory_gib:g}: a smaller --micro-batch, engine.zero or engine.checkpoint_activations=true may help, and "
-                f"`bigbatch plan {recipe.name} --gpus {cut.world_size} --gpu-memory {gpu_memory_gib:g}GiB` shows what fits"
-            )
+    found, why = [], "there is no GPU to plan for"
+    if resources.gpus_per_node:
+        why = "the profile does not tell the kind of the GPUs (gpu), so the job plans when it has them"
+    for nodes in range(resources.min_nodes, resources.max_nodes + 1):
+        processes = nodes * resources.tasks_per_node
+        machines = None
+        if resources.gpus_per_node:
+            cpus = resources.cpus_per_task
+            machines = machines_named(recipe, processes, resources.tasks_per_node, cluster.gpu, cluster.gpu_memory_gib, cpus)
+        found.append(choose(recipe, classes, processes, micro_batch, has_batch_norm, machines, why))
+    return found
 
 
 def check_free(steps: Iterable[list[Run]]) -> None:

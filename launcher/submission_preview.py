@@ -3,11 +3,11 @@
 import re
 import statistics
 
-from launcher.cut import Cut
+from launcher.automatic import Choice
 from launcher.history import History
 from launcher.inputs import open_shards
 from launcher.planned_runs import Options, Run
-from launcher.submission_checks import cuts
+from launcher.submission_checks import choices
 from recipes.errors import UserError
 from recipes.schedule import Timetable
 from slurm.cluster import LOCAL, Cluster
@@ -35,21 +35,30 @@ def print_preview(steps: list[list[Run]], resources: Resources, cluster_name: st
                 print(f"# warning    {warning}")
         if number:
             print(f"# starts     after {steps[number - 1][0].recipe.name} has succeeded, from the weights it exports")
-        possible = cuts(first.recipe, resources, options.micro_batch, classes)
-        for nodes, cut in list(enumerate(possible, resources.min_nodes))[:_SHOWN_SIZES]:
-            print(f"# cut        {nodes} node{'s' if nodes > 1 else ''}: {cut}")
-        if len(possible) > _SHOWN_SIZES:
-            print(f"# cut        ... {resources.max_nodes} nodes: {possible[-1]}")
+        possible = choices(first.recipe, resources, options.micro_batch, classes, cluster)
+        _print_cuts(possible, resources)
         limit = show_minutes(resources.minutes) if resources.minutes else "the partition's"
-        print(f"# time       limit {limit}; {_estimate(first, possible)}")
+        print(f"# time       limit {limit}; {_estimate(first, possible, cluster)}")
         limit = f"gives up after {1 + cluster.retries} starts without a new checkpoint"
         print(f"# survives   requeues itself before the limit and after failures; {limit}")
         after = "<the job before>"
     print("# nothing was submitted")
 
 
-def _estimate(run: Run, possible: list[Cut]) -> str:
-    """Training time at the speed per process that earlier runs of this model had, if there are any."""
+def _print_cuts(possible: list[Choice], resources: Resources) -> None:
+    sized = list(enumerate(possible, resources.min_nodes))
+    shown = sized if len(sized) <= _SHOWN_SIZES else [*sized[: _SHOWN_SIZES - 1], sized[-1]]
+    said = None
+    for nodes, choice in shown:
+        print(f"# cut        {nodes} node{'s' if nodes > 1 else ''}: {choice.cut}")
+        if choice.reason and choice.reason != said:
+            print(f"#            {choice.reason}")
+            said = choice.reason
+
+
+def _estimate(run: Run, possible: list[Choice], cluster: Cluster) -> str:
+    """Training time at the speed per process that earlier runs of this model had; if there are none, as the plan predicts."""
+    timetable = Timetable(run.recipe, len(open_shards(run.recipe).split("train")))
     speeds = []
     for other in sorted(run.directory.path.parent.glob("*/run.json")):
         try:
@@ -59,11 +68,18 @@ def _estimate(run: Run, possible: list[Cut]) -> str:
             continue
         if (history.recipe.model.name, history.recipe.input.size) == (run.recipe.model.name, run.recipe.input.size):
             speeds.append((history.images_per_second / processes, history.starts[-1]["device"]))
-    if not speeds:
+    if speeds:
+        speed, device = statistics.median(s for s, _ in speeds), speeds[-1][1]
+        images = timetable.total_steps * run.recipe.batch.global_
+        span = _hours([images / speed / choice.cut.world_size for choice in possible])
+        return f"about {span} of training at the {speed:,.0f} images/s a process of earlier runs ({device})"
+    planned = [timetable.total_steps * choice.step_seconds for choice in possible if choice.step_seconds]
+    if cluster.gpu is None or not planned:
         return "no run of this model beside this one tells how fast it is"
-    speed, device = statistics.median(s for s, _ in speeds), speeds[-1][1]
-    timetable = Timetable(run.recipe, len(open_shards(run.recipe).split("train")))
-    images = timetable.total_steps * run.recipe.batch.global_
-    hours = [images / speed / cut.world_size / 3600 for cut in (possible[-1], possible[0])]
-    span = f"{hours[0]:.1f}" if len(possible) == 1 else f"{hours[0]:.1f} to {hours[1]:.1f}"
-    return f"about {span} h of training at the {speed:,.0f} images/s a process of earlier runs ({device})"
+    return f"about {_hours(planned)} of training as planned for {cluster.gpu}; `bigbatch plan` says what that rests on"
+
+
+def _hours(seconds: list[float]) -> str:
+    """What the fewest and the most nodes need, the shorter first."""
+    least, most = (f"{value / 3600:.1f}" for value in (min(seconds), max(seconds)))
+    return f"{least} h" if least == most else f"{least} to {most} h"

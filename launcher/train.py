@@ -16,12 +16,14 @@ from torch import nn
 
 from data.shards import ShardSet
 from launcher import checkpoint
-from launcher.cut import Cut, cut_for_model
+from launcher.automatic import choose_here
+from launcher.cut import Cut
 from launcher.data_parallel import DataParallel
 from launcher.engine import Engine, load_model, make_accelerator
-from launcher.engine_choice import choose_engine
+from launcher.engine_choice import engine_as_launched
 from launcher.inputs import default_workers, open_shards
 from launcher.loop import Training
+from launcher.out_of_memory import rehearsed
 from launcher.retention import Retention
 from launcher.run_directory import RunDirectory
 from launcher.saved_weights import load_weights
@@ -48,7 +50,7 @@ def train(
 
     Args:
         run_path: where the run is kept.
-        micro_batch: images per forward and backward pass; None: at most 64.
+        micro_batch: images per forward and backward pass; None: what the plan for the GPUs recommends, on a CPU at most 64.
         workers: processes that prepare images, per training process; None: what the CPUs allow; 0: none.
         shards_at: a copy of the recipe's shards to read instead.
         profile: micro-batches for the main process to profile, soon after the start.
@@ -62,17 +64,16 @@ def train(
     run.check_is_free_for(recipe)
     run.check_data(shards.digest)
 
-    recipe = choose_engine(recipe)
+    recipe = engine_as_launched(recipe)
     accelerator = make_accelerator(recipe, tracking=run.tensorboard)
     say = accelerator.print
     model = build(recipe, len(shards.classes))
     depth = stochastic_depth.attach(model, recipe.seed)
     statistics = batch_norm.attach(model, recipe.batch.statistics_size)
+    choice = choose_here(recipe, len(shards.classes), accelerator, micro_batch, has_batch_norm=statistics is not None)
+    recipe, cut = choice.recipe, choice.cut
     if recipe.engine.checkpoint_activations:
         checkpoint_activations(model)
-    if recipe.engine.compile:
-        compile_blocks(model)
-    cut = cut_for_model(recipe, accelerator.num_processes, micro_batch, has_batch_norm=statistics is not None)
 
     newest = _newest_checkpoint(accelerator, run)
     saved = newest.reader() if newest else None
@@ -80,6 +81,11 @@ def train(
         load_model(model, saved)
     else:
         _load_given_weights(model, recipe, say)
+    if accelerator.num_processes > 1 or recipe.engine.zero:  # what one process runs out of alone, the loop sees in time
+        unit = recipe.batch.statistics_size if statistics else 1
+        cut = rehearsed(recipe, model, depth, accelerator, cut, unit)
+    if recipe.engine.compile:
+        compile_blocks(model)
     engine = make_engine(recipe, model, accelerator, cut)
     step = 0
     if saved:
@@ -93,6 +99,8 @@ def train(
         run.log("start", step=step, cut=str(cut), engine=engine.title, device=device, precision=precision)
     accelerator.init_trackers("curves", init_kwargs={"tensorboard": {"purge_step": step + 1}})
     say(f"{recipe.name}: {recipe.model.name}, {timetable.total_steps:,} steps of {cut}, {engine.title}")
+    if choice.reason:
+        say(f"cut: {choice.reason}")
     if step:
         say(f"continues at step {step} of {timetable.total_steps}")
     for warning in timetable.warnings():

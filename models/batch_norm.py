@@ -88,3 +88,9 @@ class RunningStatistics:
             layer.num_batches_tracked += 1
             layer.total = None
         self._batches = 0
+
+    def forget(self) -> None:
+        """Forget what was added since the last update: the step is done again."""
+        for layer in self.layers:
+            layer.seen, layer.total = [], None
+        self._batches = 0

@@ -5,6 +5,8 @@ import math
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
+_FEW_STEPS = 300  # under which a schedule, an average and AdamW's moments have no time to do what they are for
+
 
 class Timetable:
     """How many optimizer steps a recipe takes over `train_images` images, and what happens at each.
@@ -54,17 +56,30 @@ class Timetable:
                 f"the EMA looks back {round(1 / (1 - decay)):,} steps but the run has {self.total_steps:,}: "
                 f"it will lag behind; try ema.decay={1 - 5 / max(self.total_steps, 10):.4g}"
             )
-        if self.total_steps < 200:
+        if self.total_steps < _FEW_STEPS:
+            epochs = -(-_FEW_STEPS // self.steps_per_epoch)
             found.append(
-                f"the run has only {self.total_steps:,} optimizer steps: a smaller batch.global or more schedule.epochs gives more"
+                f"the run has only {self.total_steps:,} optimizer steps: schedule.epochs={epochs} gives {epochs * self.steps_per_epoch:,}, and a "
+                f"smaller batch.global more of them an epoch"
+            )
+        if 2 * self.warmup_steps > self.total_steps:
+            found.append(
+                f"the warm-up takes {self.recipe.schedule.warmup_epochs} of {self.recipe.schedule.epochs} epochs, so most of the run has too low "
+                f"a learning rate: try schedule.warmup_epochs={self.recipe.schedule.epochs // 10}"
             )
         dropped = self.train_images % self.recipe.batch.global_
         if dropped > 0.2 * self.train_images:
             found.append(
-                f"every epoch leaves out {dropped:,} of {self.train_images:,} images, which do not fill a global batch: "
-                f"another batch.global leaves out fewer"
+                f"every epoch leaves out {dropped:,} of {self.train_images:,} images, which do not fill a global batch: try {self._fuller_batch()}"
             )
         return found
+
+    def _fuller_batch(self) -> str:
+        """The largest smaller batch of whole slices with which an epoch has one step more, as overrides."""
+        images, slices = self.train_images // (self.steps_per_epoch + 1), self.recipe.batch.slices
+        if images >= slices:
+            return f"batch.global={images // slices * slices}"
+        return f"batch.global={images} batch.slices=1"
 
 
 def _power_of_two_below(number: int) -> int:

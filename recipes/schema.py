@@ -151,15 +151,17 @@ class Engine(Section):
     zero: Literal["auto", 0, 1, 2, 3] = Field(
         "auto",
         description="DeepSpeed ZeRO: share out the optimizer's state (1), gradients too (2), parameters too (3); 0: plain DDP; "
-        "auto: what `accelerate launch` says, else 0",
+        "auto: what `accelerate launch` says, else what the plan for the GPUs at hand recommends",
     )
     offload: Literal["auto", "none", "cpu", "nvme"] = Field(
         "auto",
         description="where ZeRO keeps the optimizer's state, and with it at stage 3 the parameters on the CPU; "
-        "auto: what `accelerate launch` says, else none",
+        "auto: what `accelerate launch` says, else as the plan recommends",
     )
     nvme_path: str | None = Field(None, description="folder on a local disk for engine.offload=nvme")
-    checkpoint_activations: bool = Field(False, description="compute activations again in the backward pass instead of keeping them")
+    checkpoint_activations: Literal["auto", True, False] = Field(
+        "auto", description="compute activations again in the backward pass instead of keeping them; auto: as the plan recommends"
+    )
 
 
 class Run(Section):

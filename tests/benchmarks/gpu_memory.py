@@ -15,6 +15,7 @@ import torch
 from launcher.cut import cut_batch
 from launcher.data_parallel import DataParallel
 from launcher.engine import make_accelerator
+from launcher.engine_choice import plainest_engine
 from launcher.memory_model import predict_memory
 from launcher.model_needs import model_needs
 from models import batch_norm, stochastic_depth
@@ -32,7 +33,7 @@ def main() -> None:
         raise UserError("this needs a GPU")
     print("recipe, micro-batch: tensors predicted, allocated, error, reserved, used (GiB); TFLOP/s")
     for name in arguments.recipes:
-        recipe = load(name, ["engine.precision=bf16", "engine.zero=0", "engine.offload=none"])
+        recipe = plainest_engine(load(name, ["engine.precision=bf16"]))
         needs = model_needs(recipe, "bf16")
         model = build(recipe, recipe.data.classes)
         depth = stochastic_depth.attach(model, recipe.seed)

@@ -45,7 +45,6 @@ from data.sharding import shard
 from data.shards import ShardSet
 from launcher.cut import Cut
 from launcher.engine import make_accelerator
-from launcher.engine_choice import choose_engine
 from launcher.inputs import default_workers
 from launcher.loop import Training
 from launcher.progress import RunProgress
@@ -100,7 +99,7 @@ class Setting:
 @contextmanager
 def ours(setting: Setting, *changes: str, real_loader: bool = False) -> Iterator[Step]:
     """The step of `launcher.loop`, reports to the run directory included."""
-    recipe = choose_engine(load_like(setting.recipe, *changes))
+    recipe = load_like(setting.recipe, *changes)
     accelerator = make_accelerator(recipe)
     model = build(recipe, recipe.data.classes)
     depth, averages = stochastic_depth.attach(model, recipe.seed), batch_norm.attach(model, recipe.batch.statistics_size)
@@ -304,6 +303,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
             images = (SMALL if chosen.small else LARGE)[name]
             OVERRIDES[name] = [f"batch.global={images}", "batch.slices=1", "batch.statistics=null", "schedule.warmup_epochs=0", "engine.precision=bf16"]
             OVERRIDES[name] += [*(SMALL_CHANGES[name] if chosen.small else []), "ema.decay=0.9999", "optimizer.name=adamw", "optimizer.lr=1e-4"]
+            OVERRIDES[name] += ["engine.zero=0", "engine.offload=none", "engine.checkpoint_activations=false"]
             recipe = load(name, OVERRIDES[name])
             with torch.device("meta"):
                 cost = 6 * multiply_adds(build(recipe, recipe.data.classes), recipe.input.size)

@@ -4,7 +4,7 @@ import pytest
 
 from launcher.cut import cut_batch
 from launcher.deepspeed_config import deepspeed_config
-from launcher.engine_choice import choose_engine
+from launcher.engine_choice import engine_as_launched, plainest_engine
 from recipes.errors import UserError
 from recipes.load import load
 
@@ -22,7 +22,7 @@ def accelerate(monkeypatch):
 
 
 def choice(*changes: str) -> tuple:
-    engine = choose_engine(load("demo", changes)).engine
+    engine = plainest_engine(engine_as_launched(load("demo", changes))).engine
     return engine.zero, engine.offload, engine.precision
 
 

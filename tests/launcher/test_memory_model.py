@@ -7,6 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from launcher.cut import cut_batch
 from launcher.data_parallel import DataParallel
 from launcher.engine import make_accelerator
+from launcher.engine_choice import plainest_engine
 from launcher.loop import mixed_cross_entropy
 from launcher.memory_model import predict_memory
 from launcher.model_needs import model_needs
@@ -79,8 +80,8 @@ def measured_peaks(recipe, micro_batches: tuple[int, ...]) -> list[int]:
 def test_the_peak_of_a_real_step_is_predicted_within_5_percent(model):
     """The activations alone too, so that the states cannot hide an error; but for ResNet, for its workspaces."""
     (name, *changes), micro_batches = MODELS[model]
-    changes += ["batch.global=480", "batch.slices=1", f"batch.statistics={STATISTICS}"]
-    recipe = load(name, [*changes, "engine.precision=float32", "engine.zero=0", "engine.offload=none"])
+    fixed = ["batch.global=480", "batch.slices=1", f"batch.statistics={STATISTICS}", "engine.precision=float32"]
+    recipe = plainest_engine(load(name, [*fixed, *changes]))
     needs = model_needs(recipe, "float32")
     for micro_batch, measured in zip(micro_batches, measured_peaks(recipe, micro_batches)):
         predicted = predict_memory(recipe, needs, cut_batch(recipe, 1, micro_batch, largest=micro_batch))

@@ -2,23 +2,28 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
 from launcher import cli
 from launcher.cut import cut_batch
+from launcher.engine_choice import plainest_engine
 from launcher.gpus import GPUS
 from launcher.memory_model import GIB, predict_memory
-from launcher.model_needs import Activations, ModelNeeds, _highest_somewhere
+from launcher.model_needs import Activations, ModelNeeds, ParameterSizes, _highest_somewhere
 from launcher.plan import Machines, feasible_rows, nearest, reason, recommended
+from launcher.speeds import Figure
 from recipes.load import load
 
 # Of the order of ConvNeXt-XL in bf16.
-NEEDS = ModelNeeds(393_000_000, 0, 60_900_000_000, False, Activations([(700e6, 260e6)], 1900), Activations([(800e6, 60e6)], 2400))
+SIZES = ParameterSizes(393_000_000, 45_000_000, 2_000_000)
+NEEDS = ModelNeeds(SIZES, 0, 60_900_000_000, False, Activations([(700e6, 260e6)], 1900), Activations([(800e6, 60e6)], 2400))
+READING = Figure(327.0, "assumed")
 
 
 def machines(gpus: int, gib: float) -> Machines:
-    return Machines(gpus, 8, round(gib * GIB), GPUS["a100"], 25e9)
+    return Machines(gpus, 8, round(gib * GIB), GPUS["a100"], READING)
 
 
 def recipe(*changes: str):
@@ -49,10 +54,19 @@ def test_what_the_recipe_says_of_its_engine_is_kept():
 
 
 def test_where_nothing_fits_the_nearest_is_named_and_would_fit():
-    assert feasible_rows(recipe(), NEEDS, machines(8, 3)) == []
-    sentence = nearest(recipe(), NEEDS, machines(8, 3))
+    assert feasible_rows(recipe(), NEEDS, machines(8, 2)) == []
+    sentence = nearest(recipe(), NEEDS, machines(8, 2))
     needed = float(sentence.split("needs ")[1].split(" GiB")[0]) + 0.1
     assert feasible_rows(recipe(), NEEDS, machines(8, needed)) and "\n" not in sentence
+
+
+def test_a_step_takes_as_long_as_its_images_take_to_prepare():
+    slow = Figure(100.0, "given")
+    ready, late = (
+        recommended(feasible_rows(recipe(), NEEDS, replace(machines(64, 80), images_per_core=slow, cpus_per_gpu=cpus))) for cpus in (16, 2)
+    )
+    assert ready.reading_seconds < ready.gpu_seconds == ready.step_seconds
+    assert late.step_seconds == late.reading_seconds == pytest.approx(4096 / (64 * 100))
 
 
 def test_states_are_shared_out_by_stage():
@@ -61,7 +75,7 @@ def test_states_are_shared_out_by_stage():
 
     def states(zero: int) -> list[float]:
         chosen = recipe("ema.decay=0.9999", f"engine.zero={zero}", "engine.offload=none")
-        memory = predict_memory(chosen, NEEDS, cut_batch(chosen, 8, 64, largest=64))
+        memory = predict_memory(plainest_engine(chosen), NEEDS, cut_batch(chosen, 8, 64, largest=64))
         return [round(part / unit, 3) for part in (memory.parameters, memory.gradients, memory.optimizer, memory.ema)]
 
     assert states(0) == [1, 1, 2, 1]
@@ -87,6 +101,7 @@ def cache(tmp_path_factory):
 def plan(monkeypatch, capfd, cache):
     """Run `bigbatch plan` on a model that is traced fast; return exit code, stdout and stderr."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(cache))
 
     def run(*arguments: str) -> tuple[int, str, str]:
         command = ["bigbatch", "plan", "convnext_tiny_in1k", "model.name=test_convnext", "input.size=64", *arguments]
@@ -107,7 +122,8 @@ def test_the_command_plans_from_a_trace_and_the_second_time_from_its_cache(plan,
     assert 0.5 < values["failures"]["goodput"] < 1
     monkeypatch.setattr("launcher.model_needs._traced", lambda *_: pytest.fail("traced again"))
     assert plan("--gpus", "16", "--json", "--mtbf-hours", "2000")[1] == first
-    assert "→" in plan("--gpus", "16")[1]
+    shown = plan("--gpus", "16", "--cpus-per-gpu", "1")[1]
+    assert "→" in shown and "Reading bounds the step" in shown and "327 images/s a core (docs/data.md, with RandAugment)" in shown
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The learning rate of every step is that of ConvNeXt's code."""
 
 import math
+import re
 
 import pytest
 
@@ -34,7 +35,25 @@ def test_fewer_images_than_one_batch_is_refused_with_a_batch_that_works():
         Timetable(load("convnext_tiny_in1k"), 1438)
 
 
-def test_the_imagenet_recipe_on_a_small_data_set_is_warned_about():
-    warnings = " ".join(Timetable(load("convnext_tiny_in1k", ["schedule.epochs=30"]), 5000).warnings())
-    assert "EMA" in warnings and "optimizer steps" in warnings
+SMALL_DATA = {  # changes to the ImageNet recipe, training images, what is wrong, and the keys that put it right
+    "an average that looks too far back": (["schedule.epochs=100"], 50_000, "looks back 10,000 steps", ["ema.decay"]),
+    "few steps": (["schedule.epochs=30", "ema.decay=null"], 5000, "only 30 optimizer steps", ["schedule.epochs"]),
+    "a long warm-up": (["schedule.epochs=30"], 1_281_167, "warm-up takes 20 of 30 epochs", ["schedule.warmup_epochs"]),
+    "a large remainder": (["ema.decay=null"], 7000, "leaves out 2,904 of 7,000 images", ["batch.global"]),
+    "a remainder smaller than the slices": (
+        ["ema.decay=null", "batch.global=32"], 50, "leaves out 18 of 50 images", ["batch.global", "batch.slices"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SMALL_DATA)
+def test_what_does_not_fit_the_data_is_said_in_one_line_with_the_number_that_does(case):
+    changes, images, part, keys = SMALL_DATA[case]
+    warning = next(text for text in Timetable(load("convnext_tiny_in1k", changes), images).warnings() if part in text)
+    advice = re.findall(r"([a-z_]+\.[a-z_]+=[\d.]*\d)", warning)
+    assert [text.partition("=")[0] for text in advice] == keys and "\n" not in warning
+    assert not any(part[:12] in text for text in Timetable(load("convnext_tiny_in1k", [*changes, *advice]), images).warnings())
+
+
+def test_the_imagenet_recipe_on_imagenet_is_not_warned_about():
     assert not Timetable(load("convnext_tiny_in1k"), IMAGENET).warnings()

@@ -53,11 +53,14 @@ def test_a_recipe_that_does_not_fit_is_refused_and_one_that_does_is_not(bigbatch
     before = cluster.run("squeue", "-h", "-t", "all", "-o", "%i")
     code, _, errors = bigbatch(*arguments)
     assert code == 2 and len(errors.strip().splitlines()) == 1
-    assert "GiB a GPU with" in errors and "bigbatch plan demo --gpus 1 --gpu-memory 0.5GiB" in errors
+    assert "does not fit 1 GPUs of 0.5 GiB in any way" in errors and "use GPUs of at least that" in errors
     assert cluster.run("squeue", "-h", "-t", "all", "-o", "%i") == before
-    profile.write_text("[small]\ngpu_memory_gib = 16\n")
+    profile.write_text("[small]\ngpu = \"v100\"\n")
     code, output, errors = bigbatch(*arguments, "--dry-run")
     assert code == 0 and "nothing was submitted" in output, errors
+    assert "# cut        2 nodes: 64 = 2 processes × 32 × 1 accumulation step\n" in output
+    assert output.count("#            DDP fits with 64 images at a time") == output.count("#            DDP fits with 32 images at a time") == 1
+    assert "0.0 h of training as planned for v100" in output
 
 
 def test_a_dry_run_shows_script_cut_and_plan_and_leaves_nothing(bigbatch, cluster, digits, tmp_path):
