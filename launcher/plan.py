@@ -160,7 +160,7 @@ def _variants(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Rec
                 continue
             if zero and engine.zero == "auto" and machines.gpus == 1 and offload == "none":
                 continue  # nobody to share with
-            if offload == "nvme" and engine.nvme_path is None:
+            if offload == "nvme" and engine.nvme_path is None or engine.compile and zero == 3:
                 continue
             chosen = {"zero": zero, "offload": offload, "checkpoint_activations": checkpointing}
             found.append(recipe.model_copy(update={"engine": engine.model_copy(update=chosen)}))
