@@ -66,7 +66,8 @@ def choose(
     try:
         needs = model_needs(planned, precision)
     except Unpredictable as error:
-        return Choice(plain, cut_for_model(recipe, world_size, micro_batch, has_batch_norm), f"at most {LARGEST_UNPLANNED} images at a time: {error}")
+        why = f"at most {LARGEST_UNPLANNED} images at a time: {error}"
+        return Choice(plain, cut_for_model(recipe, world_size, micro_batch, has_batch_norm), why)
     rows = feasible_rows(planned, needs, machines, micro_batch)
     if not rows:
         raise UserError(nearest(planned, needs, machines, micro_batch))

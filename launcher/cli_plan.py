@@ -16,11 +16,11 @@ def plan(
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of one machine.", min=1)] = 8,
     gpu: Annotated[str, typer.Option(help="What kind: v100, a100, a100-80, h100, or one that was calibrated.")] = "a100",
     gpu_memory: Annotated[str | None, typer.Option(help="Memory of one, e.g. 80GiB. Default: the kind's.")] = None,
-    tflops: Annotated[float | None, typer.Option(help="What one reaches in training, instead of what is kept or assumed.", min=0.01)] = None,
+    tflops: Annotated[float | None, typer.Option(help="What one reaches, instead of what is kept or assumed.", min=0.01)] = None,
     cpus_per_gpu: Annotated[int, typer.Option(help="CPU cores beside each GPU; all but one prepare images.", min=1)] = 8,
     network: Annotated[float | None, typer.Option(help="Network of a node in GB/s. Default: 25, assumed.", min=0.01)] = None,
     mtbf_hours: Annotated[float | None, typer.Option(help="Hours between failures of one GPU and its share of a node.", min=0.01)] = None,
-    save_stall: Annotated[float, typer.Option(help="Seconds that saving a checkpoint stops training; a run's metrics name it.", min=0)] = 5.0,
+    save_stall: Annotated[float, typer.Option(help="Seconds that a save stops training; a run's metrics name it.", min=0)] = 5.0,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure this machine for a minute, and plan with what it reaches from then on.")
     ] = False,

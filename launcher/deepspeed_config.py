@@ -4,7 +4,7 @@ from launcher.cut import Cut
 from recipes.schema import Recipe
 
 _BUCKET = 50_000_000  # elements exchanged at once; DeepSpeed's own 500 million would take 2 GB of each GPU in float32
-_GATHERED = 100_000_000  # elements of parameters that stage 3 keeps gathered beside those in use; DeepSpeed's own billion is all of any model here
+_GATHERED = 100_000_000  # of parameters that stage 3 keeps gathered; DeepSpeed's own billion is all of any model here
 
 NVME_BUFFERS = 5  # weights, gradient, two moments and average at once
 KEPT_WHOLE = 100_000  # elements under which stage 3 keeps a parameter whole in every process
@@ -28,7 +28,7 @@ def deepspeed_config(recipe: Recipe, cut: Cut, parameters: int) -> dict:
     }
     if engine.zero == 3:
         kept = kept_gathered(parameters)
-        # Parameters are let go of after use unless they are used again within so many elements; ahead of use no more than that are gathered.
+        # Parameters are let go of unless used again within so many elements; ahead of use no more than that are gathered.
         zero |= {"stage3_max_reuse_distance": kept, "stage3_max_live_parameters": kept, "stage3_prefetch_bucket_size": kept // 4}
         zero["stage3_param_persistence_threshold"] = KEPT_WHOLE
     if engine.offload != "none":

@@ -54,7 +54,7 @@ def gpu_named(name: str, recipe: Recipe) -> Gpu:
     gpu = GPUS.get(name)
     if gpu is None and name not in devices:
         known = ", ".join(dict.fromkeys([*GPUS, *devices]))
-        raise UserError(f"--gpu {name} is not in the table: use one of {known} with --gpu-memory, or measure it with `bigbatch plan --calibrate`")
+        raise UserError(f"--gpu {name} is not in the table: use one of {known}, or measure it there with `bigbatch plan --calibrate`")
     if gpu is None:
         reached = devices[name].reached(recipe)
         gpu = replace(GPUS["a100"], kind=name, memory_gib=devices[name].memory_gib, has_bf16="bf16" in reached and name != CPU)

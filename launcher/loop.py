@@ -84,7 +84,7 @@ class Training:
                 except RuntimeError as error:
                     if self.fits or not is_out_of_memory(error):
                         raise
-                    raise explanation(self.recipe, self.cut, f"in step {step}") from None
+                    raise explanation(self.recipe, self.cut, self._statistics_size, f"in step {step}") from None
                 if ran_out:  # out here nothing holds on to what was computed
                     batches.close()
                     self._take_fewer_images(step, progress)
@@ -99,6 +99,11 @@ class Training:
             if self.profile:
                 self.profile.close()
         return step
+
+    @property
+    def _statistics_size(self) -> int:
+        """A micro-batch holds a whole number of these."""
+        return self.recipe.batch.statistics_size if self.statistics else 1
 
     def _batches(self, step: int) -> Iterator[MicroBatch]:
         """The micro-batches of this process from `step` on, on its device."""
@@ -120,8 +125,7 @@ class Training:
         self.engine.forget_gradient()
         if self.statistics:
             self.statistics.forget()
-        unit = self.recipe.batch.statistics_size if self.statistics else 1
-        self.cut = after_running_out(self.recipe, self.cut, unit, f"in step {step}", progress.say)
+        self.cut = after_running_out(self.recipe, self.cut, self._statistics_size, f"in step {step}", progress.say)
         if self.profile:
             self.profile.begin_anew(self.cut)
         if self.engine.is_main:

@@ -80,14 +80,16 @@ def after_running_out(recipe: Recipe, cut: Cut, statistics_size: int, when: str,
     clear_device_cache(garbage_collection=True)
     smaller = smaller_cut(recipe, cut, statistics_size)
     if smaller is None:
-        raise explanation(recipe, cut, when)
+        raise explanation(recipe, cut, statistics_size, when)
     say(f"out of memory {when} with micro-batch {cut.micro_batch}: goes on with {smaller.micro_batch}, the result is the same ({smaller})")
     return smaller
 
 
-def explanation(recipe: Recipe, cut: Cut, when: str) -> UserError:
-    """What to do where a smaller micro-batch is not possible, or comes too late."""
+def explanation(recipe: Recipe, cut: Cut, statistics_size: int, when: str) -> UserError:
+    """What to do where a smaller micro-batch is not possible, or comes too late for this start."""
     engine, help_ = recipe.engine, []
+    if smaller := smaller_cut(recipe, cut, statistics_size):
+        help_.append(f"--micro-batch {smaller.micro_batch}")
     if engine.checkpoint_activations is not True:
         help_.append("engine.checkpoint_activations=true")
     if cut.world_size > 1 and engine.zero != 3:

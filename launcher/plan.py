@@ -72,7 +72,8 @@ class Row:
     def engine(self) -> str:
         engine = self.recipe.engine
         title = f"ZeRO-{engine.zero}" if engine.zero else "DDP"
-        return title + (f" +{engine.offload}" if engine.offload != "none" else "") + (" +checkpointing" if engine.checkpoint_activations else "")
+        title += f" +{engine.offload}" if engine.offload != "none" else ""
+        return title + (" +checkpointing" if engine.checkpoint_activations else "")
 
 
 def feasible_rows(recipe: Recipe, needs: ModelNeeds, machines: Machines, micro_batch: int | None = None) -> list[Row]:

@@ -118,8 +118,8 @@ def _speeds(machines: Machines, precision: str, network_assumed: bool) -> str:
     tflops, reading = machines.gpu.tflops[precision], machines.images_per_core
     return (
         f"Times follow from {tflops.value:.3g} TFLOP/s a GPU ({tflops.source}), {machines.network / 1e9:g} GB/s a node between nodes "
-        f"({'assumed' if network_assumed else 'given'}), and {reading.value:,.0f} images/s a core ({reading.source}) of {machines.cpus_per_gpu} a GPU: "
-        f"expect a factor of two either way where one is assumed."
+        f"({'assumed' if network_assumed else 'given'}), and {reading.value:,.0f} images/s a core ({reading.source}) of "
+        f"{machines.cpus_per_gpu} a GPU: expect a factor of two either way where one is assumed."
     )
 
 

@@ -1,4 +1,4 @@
-"""Speeds that `bigbatch plan --calibrate` measured, in the user's file ``~/.config/bigbatch/speeds.json``, and where each figure is from."""
+"""Speeds that `bigbatch plan --calibrate` measured, kept in ``~/.config/bigbatch/speeds.json``, and where each is from."""
 
 import json
 import os

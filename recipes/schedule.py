@@ -59,18 +59,19 @@ class Timetable:
         if self.total_steps < _FEW_STEPS:
             epochs = -(-_FEW_STEPS // self.steps_per_epoch)
             found.append(
-                f"the run has only {self.total_steps:,} optimizer steps: schedule.epochs={epochs} gives {epochs * self.steps_per_epoch:,}, and a "
-                f"smaller batch.global more of them an epoch"
+                f"the run has only {self.total_steps:,} optimizer steps: schedule.epochs={epochs} gives "
+                f"{epochs * self.steps_per_epoch:,}, and a smaller batch.global more of them an epoch"
             )
         if 2 * self.warmup_steps > self.total_steps:
             found.append(
-                f"the warm-up takes {self.recipe.schedule.warmup_epochs} of {self.recipe.schedule.epochs} epochs, so most of the run has too low "
-                f"a learning rate: try schedule.warmup_epochs={self.recipe.schedule.epochs // 10}"
+                f"the warm-up takes {self.recipe.schedule.warmup_epochs} of {self.recipe.schedule.epochs} epochs, so most of the run has "
+                f"too low a learning rate: try schedule.warmup_epochs={self.recipe.schedule.epochs // 10}"
             )
         dropped = self.train_images % self.recipe.batch.global_
         if dropped > 0.2 * self.train_images:
             found.append(
-                f"every epoch leaves out {dropped:,} of {self.train_images:,} images, which do not fill a global batch: try {self._fuller_batch()}"
+                f"every epoch leaves out {dropped:,} of {self.train_images:,} images, which do not fill a global batch: "
+                f"try {self._fuller_batch()}"
             )
         return found
 
