@@ -50,10 +50,13 @@ def choose(
     Raises:
         UserError: the engine or the cut is impossible, or nothing fits the GPUs; with what would.
     """
-    plain = plainest_engine(recipe)
+
+    def plainly(why: str) -> Choice:
+        said = "" if micro_batch is not None else f"at most {LARGEST_UNPLANNED} images at a time: {why}"
+        return Choice(plainest_engine(recipe), cut_for_model(recipe, world_size, micro_batch, has_batch_norm), said)
+
     if machines is None:
-        why = "" if micro_batch is not None else f"at most {LARGEST_UNPLANNED} images at a time: {why_unplanned}"
-        return Choice(plain, cut_for_model(recipe, world_size, micro_batch, has_batch_norm), why)
+        return plainly(why_unplanned)
     precision = recipe.engine.precision
     if precision == "auto":
         precision = "bf16" if machines.gpu.has_bf16 else "float32"
@@ -66,8 +69,7 @@ def choose(
     try:
         needs = model_needs(planned, precision)
     except Unpredictable as error:
-        why = f"at most {LARGEST_UNPLANNED} images at a time: {error}"
-        return Choice(plain, cut_for_model(recipe, world_size, micro_batch, has_batch_norm), why)
+        return plainly(str(error))
     rows = feasible_rows(planned, needs, machines, micro_batch)
     if not rows:
         raise UserError(nearest(planned, needs, machines, micro_batch))

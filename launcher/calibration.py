@@ -19,7 +19,7 @@ from launcher.optimizer import make_optimizer
 from launcher.out_of_memory import is_out_of_memory
 from launcher.speeds import Device, file_of_speeds, keep, measured, measured_now, read, trained
 from models import batch_norm, stochastic_depth
-from models.build import build
+from models.build import build, compile_blocks
 from models.cost import multiply_adds
 from recipes.errors import UserError
 from recipes.schema import Batch, Recipe
@@ -106,13 +106,16 @@ class _TrainingStep:
         self.model = build(recipe, recipe.data.classes)
         self.depth = stochastic_depth.attach(self.model, recipe.seed)
         self.unit = recipe.batch.statistics_size if batch_norm.attach(self.model, recipe.batch.statistics_size) else 1
-        self.model.to(device).train()
+        if recipe.engine.compile:
+            compile_blocks(self.model)
+        self.model.to(device, memory_format=torch.channels_last).train()
         self.optimizer = make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def __call__(self, images: int) -> float:
         size = self.recipe.input.size
         pixels, batch = torch.rand(images, 3, size, size, device=self.device), _labels(images, self.device)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         self.depth.draw(0, batch.positions)
         self._finish()
         started = time.perf_counter()

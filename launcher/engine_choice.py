@@ -31,10 +31,10 @@ def engine_as_launched(recipe: Recipe) -> Recipe:
 
 
 def plainest_engine(recipe: Recipe) -> Recipe:
-    """Return the recipe with nothing left to "auto" in `engine` but the precision: as little of ZeRO as what is named allows.
+    """Return the recipe with nothing left to "auto" in `engine` but the precision: no ZeRO, no off-loading, no checkpointing.
 
     Raises:
-        UserError: what is named is impossible together.
+        UserError: what is named is impossible, or is so without what was left open.
     """
     plain = {"zero": 0, "offload": "none", "checkpoint_activations": False}
     chosen = recipe.engine.model_dump()

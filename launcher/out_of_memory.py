@@ -102,7 +102,8 @@ def explanation(recipe: Recipe, cut: Cut, statistics_size: int, when: str) -> Us
 
 def _rehearse(recipe: Recipe, model: nn.Module, depth: StochasticDepth, accelerator: Accelerator, cut: Cut) -> None:
     device, size = accelerator.device, recipe.input.size
-    model.to(device).train()
+    memory_format = torch.channels_last if recipe.engine.zero == 0 else torch.preserve_format  # as the engine will have it
+    model.to(device, memory_format=memory_format).train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     there = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     states = predict_states(recipe, parameter_sizes(model), buffers=0, cut=cut)
@@ -110,8 +111,9 @@ def _rehearse(recipe: Recipe, model: nn.Module, depth: StochasticDepth, accelera
     hooks = [parameter.register_post_accumulate_grad_hook(_forget_gradient) for parameter in parameters]
     try:
         depth.draw(0, torch.arange(cut.micro_batch, device=device))
+        images = torch.zeros(cut.micro_batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
-            logits = model(torch.zeros(cut.micro_batch, 3, size, size, device=device))
+            logits = model(images)
         logits.float().log_softmax(dim=-1).sum().backward()
     finally:
         for hook in hooks:

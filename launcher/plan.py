@@ -163,6 +163,8 @@ def _variants(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Rec
                 continue  # nobody to share with
             if offload == "nvme" and engine.nvme_path is None or engine.compile and zero == 3:
                 continue
+            if zero == 3 and engine.compile:
+                continue  # see `launcher.engine_choice`
             chosen = {"zero": zero, "offload": offload, "checkpoint_activations": checkpointing}
             found.append(recipe.model_copy(update={"engine": engine.model_copy(update=chosen)}))
     if not found:

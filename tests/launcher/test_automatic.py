@@ -55,6 +55,9 @@ def test_what_is_named_is_kept():
     assert choose(recipe(), 10, 2, 16, False, machines).cut.micro_batch == 16
     engine = choose(recipe("engine.zero=2", "engine.checkpoint_activations=true"), 10, 2, None, False, machines).recipe.engine
     assert engine.zero == 2 and engine.checkpoint_activations is True
+    assert choose(recipe("engine.offload=cpu"), 10, 2, None, False, machines).recipe.engine.zero in (2, 3)
+    with pytest.raises(UserError, match="engine.compile=true does not go with engine.zero=3"):
+        choose(recipe("engine.compile=true", "engine.zero=3"), 10, 2, None, False, machines)
 
 
 def test_what_does_not_fit_is_refused_with_what_does():
