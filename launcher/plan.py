@@ -162,9 +162,7 @@ def _variants(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Rec
             if zero and engine.zero == "auto" and machines.gpus == 1 and offload == "none":
                 continue  # nobody to share with
             if offload == "nvme" and engine.nvme_path is None or engine.compile and zero == 3:
-                continue
-            if zero == 3 and engine.compile:
-                continue  # see `launcher.engine_choice`
+                continue  # `launcher.engine_choice` says why
             chosen = {"zero": zero, "offload": offload, "checkpoint_activations": checkpointing}
             found.append(recipe.model_copy(update={"engine": engine.model_copy(update=chosen)}))
     if not found:
