@@ -73,7 +73,7 @@ def trace_step(recipe: Recipe, classes: int, micro_batch: int, precision: str, c
             pixels = torch.empty(micro_batch, 3, size, size, dtype=torch.uint8)
             images = pixels.to(torch.float32)
             depth.use(torch.empty(len(depth.branches), micro_batch))
-            with _autocast_of_a_gpu() if as_on_gpu else nullcontext():
+            with autocast_of_a_gpu() if as_on_gpu else nullcontext():
                 with _autocast(DTYPES[precision]):
                     logits = model(images)
                 _loss(logits, labels, recipe.loss.smoothing).backward()
@@ -92,7 +92,7 @@ def _autocast(dtype: torch.dtype | None) -> AbstractContextManager:
 
 
 @contextmanager
-def _autocast_of_a_gpu() -> Iterator[None]:
+def autocast_of_a_gpu() -> Iterator[None]:
     """Inside, autocast on the CPU keeps in float32 what it does on a GPU; also where activations are computed again."""
     with torch.library._scoped_library("aten", "IMPL") as library:
         for name in _FLOAT32_ON_A_GPU:
