@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.auto_augment import RandAugment
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip
 
 from data.decode import Crop, EncodedImage, decode
+from data.randaugment import FAST
 from recipes.keys import key
 from recipes.schema import Recipe
 
@@ -26,30 +28,38 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 NO_BOX = (0, 0, 0, 0)
 
 
+def timms_train_transform(recipe: Recipe) -> Compose:
+    """timm's own transform from a Pillow image to an array of uint8, without erasing."""
+    chosen = recipe.augment
+    return create_transform(
+        recipe.input.size,
+        is_training=True,
+        use_prefetcher=True,  # uint8 out: the device normalises
+        scale=chosen.crop_scale,
+        ratio=chosen.crop_ratio,
+        hflip=chosen.flip,
+        color_jitter=chosen.color_jitter,
+        auto_augment=chosen.randaugment,
+        interpolation=recipe.input.interpolation,
+        mean=recipe.input.mean,
+        std=recipe.input.std,
+        re_prob=0.0,
+    )
+
+
 class TrainTransform:
     """Crop, flip, RandAugment or colour jitter of one training image, and the box that is to be erased."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        chosen = recipe.augment
-        self.plain = create_transform(
-            recipe.input.size,
-            is_training=True,
-            use_prefetcher=True,  # uint8 out: the device normalises
-            scale=chosen.crop_scale,
-            ratio=chosen.crop_ratio,
-            hflip=chosen.flip,
-            color_jitter=chosen.color_jitter,
-            auto_augment=chosen.randaugment,
-            interpolation=recipe.input.interpolation,
-            mean=recipe.input.mean,
-            std=recipe.input.std,
-            re_prob=0.0,
-        )
-        self.crop, *changes, _to_array = self.plain.transforms
+        self.crop, *changes, _to_array = timms_train_transform(recipe).transforms
         assert isinstance(self.crop, RandomResizedCropAndInterpolation)
         flips = bool(changes) and isinstance(changes[0], RandomHorizontalFlip)
         self.flip = changes.pop(0) if flips else None
+        for change in changes:
+            if isinstance(change, RandAugment):
+                for operation in change.ops:  # the same draws, faster code
+                    operation.aug_fn = FAST.get(operation.aug_fn, operation.aug_fn)
         self.on_pillow = Compose(changes) if changes else None  # RandAugment, colour jitter
 
     def __call__(self, image: bytes, epoch: int, sample: int) -> tuple[Tensor, tuple[int, int, int, int]]:

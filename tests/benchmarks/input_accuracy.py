@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data.augment import NO_BOX, TrainTransform, seed_generators
+from data.augment import NO_BOX, TrainTransform, seed_generators, timms_train_transform
 from data.batches import EvalBatches, MicroBatches, load_evaluation, load_steps
 from data.decode import decode
 from data.on_device import Finisher
@@ -23,15 +23,20 @@ from data.shards import ShardSet
 from models.build import build
 from recipes.keys import key
 from recipes.load import load
+from recipes.schema import Recipe
 
 
 class TimmsTransform(TrainTransform):
     """timm's transform of the fully decoded image, with the same keys."""
 
+    def __init__(self, recipe: Recipe):
+        super().__init__(recipe)
+        self.timms = timms_train_transform(recipe)
+
     def __call__(self, image: bytes, epoch: int, sample: int):
         decoded = decode(image)
         seed_generators(key(self.recipe.seed, "augment", epoch, sample))
-        return torch.from_numpy(np.ascontiguousarray(self.plain(decoded))), NO_BOX
+        return torch.from_numpy(np.ascontiguousarray(self.timms(decoded))), NO_BOX
 
 
 def accuracy(shards: ShardSet, transform: type, seed: int, epochs: int, size: int) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms.functional import resized_crop
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from data.augment import TrainTransform, seed_generators
+from data.augment import TrainTransform, seed_generators, timms_train_transform
 from data.decode import Crop, EncodedImage, decode
 from recipes.keys import key
 from recipes.load import load
@@ -47,9 +47,9 @@ def whole(image: EncodedImage) -> Crop:
 
 def by_timm(transform: TrainTransform, image: bytes, epoch: int, sample: int) -> np.ndarray:
     """What timm's own transform makes of the image with the same key, int ``[3, size, size]``."""
-    decoded = decode(image)
+    decoded, timms = decode(image), timms_train_transform(transform.recipe)
     seed_generators(key(transform.recipe.seed, "augment", epoch, sample))
-    return np.asarray(transform.plain(decoded)).astype(int)
+    return np.asarray(timms(decoded)).astype(int)
 
 
 def difference(transform: TrainTransform, images: list[bytes]) -> np.ndarray:
