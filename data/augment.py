@@ -71,8 +71,8 @@ class TrainTransform:
         seed_generators(key(self.recipe.seed, "augment", epoch, sample))
         crop = Crop(*self.crop.get_params(_of_size(encoded), self.crop.scale, self.crop.ratio))
         pixels = encoded.crop_resized(crop, self.recipe.input.size, self.recipe.input.interpolation)
-        if self.flip:
-            pixels = self.flip(pixels)
+        if self.flip and torch.rand(1) < self.flip.p:
+            pixels = pixels.flip(2)
         if self.on_pillow:
             changed = self.on_pillow(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
             pixels = torch.from_numpy(np.array(changed)).permute(2, 0, 1)

@@ -1,20 +1,23 @@
 """Images per second and core of the whole training input: ours against timm, torchvision's reference and plain webdataset.
 
-    python -m tests.benchmarks.input_pipeline PHOTOGRAPHS [--images 512] [--rounds 5]
+    python -m tests.benchmarks.input_pipeline PHOTOGRAPHS [--images 128] [--rounds 15]
 
 PHOTOGRAPHS is what `bigbatch shard` takes and timm's ImageFolder layout can be made of: a folder or zip of photographs.
 All make batches ``[64, 3, 224, 224]`` of the same photographs: RandomResizedCrop bicubic, flip, RandAugment
 rand-m9-mstd0.5-inc1 or none. What is counted is what costs a loader's cores: ours and timm's hand over uint8 and normalise
 and erase on the device; torchvision's reference and webdataset's pipeline do that in the loader. One thread, one process,
-in alternating rounds over the same number of images; figures are medians of processor time, which other work on the
-machine disturbs least. The floor is libjpeg-turbo's bare decode of the same bytes.
+processor time. All take turns in short rounds, so that other work on the machine hits all alike; figures are medians over
+the rounds, ratios are those within a round, with the quarters of the rounds below and above in brackets.
+
+Two floors stand below: libjpeg-turbo's bare decode of the same bytes, and our decode and resize of the drawn crops alone.
 """
 
 import argparse
-import statistics
+import os
 import tempfile
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -38,6 +41,8 @@ from recipes.schema import Recipe
 
 BATCH, SIZE = 64, 224
 POLICY = "rand-m9-mstd0.5-inc1"
+OURS, TIMM = "ours", "timm: ImageFolder, create_transform, its loader"
+DECODE, CROPS = "bare libjpeg-turbo decode", "decode and resize of the crops alone"
 Batches = Iterator[torch.Tensor]
 
 
@@ -96,7 +101,7 @@ def by_webdataset(shards: ShardSet, policy: str | None) -> Batches:
 
 
 def decoding(shards: ShardSet) -> Iterator[None]:
-    """The floor: `BATCH` photographs a time, decoded and thrown away."""
+    """`BATCH` photographs a time, decoded and thrown away."""
     split = shards.split("train")
     while True:
         for start in range(0, len(split) - BATCH + 1, BATCH):
@@ -105,8 +110,25 @@ def decoding(shards: ShardSet) -> Iterator[None]:
             yield None
 
 
-def rates(candidates: dict[str, Iterator], batches: int, rounds: int) -> dict[str, float]:
-    """Images per second of processor time, median over rounds in which each makes that many batches."""
+def cropping(shards: ShardSet, policy: str | None) -> Iterator[None]:
+    """`BATCH` photographs a time, of which the crops that training would draw are decoded and resized."""
+    split, recipe = shards.split("train"), recipe_of(policy)
+    transform = TrainTransform(recipe)
+    crops = {sample: drawn(transform, EncodedImage(split.read(sample)), sample) for sample in range(len(split))}
+    while True:
+        for start in range(0, len(split) - BATCH + 1, BATCH):
+            for sample in range(start, start + BATCH):
+                EncodedImage(split.read(sample)).crop_resized(crops[sample], SIZE, "bicubic")
+            yield None
+
+
+def drawn(transform: TrainTransform, image: EncodedImage, sample: int) -> Crop:
+    seed_generators(sample)
+    return Crop(*transform.crop.get_params(torch.empty(0, image.height, image.width), transform.crop.scale, transform.crop.ratio))
+
+
+def times(candidates: dict[str, Iterator], batches: int, rounds: int) -> dict[str, np.ndarray]:
+    """Milliseconds of processor time an image in each round, of that many batches."""
     found = {name: [] for name in candidates}
     for number in range(rounds + 1):  # the first warms up
         for name, source in candidates.items():
@@ -114,38 +136,40 @@ def rates(candidates: dict[str, Iterator], batches: int, rounds: int) -> dict[st
             for images in islice(source, batches):
                 assert images is None or images.shape == (BATCH, 3, SIZE, SIZE)
             if number:
-                found[name].append(batches * BATCH / (time.process_time() - started))
-    return {name: statistics.median(values) for name, values in found.items()}
+                found[name].append((time.process_time() - started) / batches / BATCH * 1e3)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def profile(shards: ShardSet, policy: str | None) -> dict[str, float]:
-    """Milliseconds of processor time an image in each stage of ours."""
+    """Milliseconds of processor time an image in each stage of ours, and in each operation of RandAugment."""
     split, recipe = shards.split("train"), recipe_of(policy)
     transform = TrainTransform(recipe)
-    samples = range(min(384, len(split)))
-    spent: dict[str, float] = {}
+    samples = range(min(768, len(split)))
+    spent: dict[str, float] = defaultdict(float)
 
-    def stage(name: str, work: Callable, arguments) -> list:
-        started = time.process_time()
-        made = [work(*of_one) for of_one in arguments]
-        spent[name] = (time.process_time() - started) / len(samples) * 1e3
-        return made
+    def timed(name: str, work: Callable) -> Callable:
+        def timed_work(*arguments, **options):
+            started = time.process_time()
+            made = work(*arguments, **options)
+            spent[name] += (time.process_time() - started) / len(samples) * 1e3
+            return made
 
-    def draw(image: EncodedImage, sample: int) -> Crop:
-        seed_generators(sample)
-        return Crop(*transform.crop.get_params(torch.empty(0, image.height, image.width), transform.crop.scale, transform.crop.ratio))
+        return timed_work
 
-    stored = stage("read", split.read, zip(samples))
-    headers = stage("header", EncodedImage, zip(stored))
-    crops = stage("seeds and crop drawn", draw, zip(headers, samples))
-    stage("decode", lambda data: simplejpeg.decode_jpeg(data) is None, zip(stored))
-    cropped = stage("decode and resize", lambda image, crop: image.crop_resized(crop, SIZE, "bicubic"), zip(headers, crops))
-    spent["resize"] = spent.pop("decode and resize") - spent["decode"]
-    if transform.on_pillow:
-        pictures = stage("to Pillow", lambda pixels: Image.fromarray(pixels.permute(1, 2, 0).numpy()), zip(cropped))
-        changed = stage("RandAugment", transform.on_pillow, zip(pictures))
-        stage("from Pillow", lambda picture: np.array(picture).shape, zip(changed))
-    return spent
+    for operation in transform.on_pillow.transforms[0].ops if policy else ():
+        operation.aug_fn = timed(operation.name, operation.aug_fn)
+    for sample in samples:
+        stored = timed("read", split.read)(sample)
+        image = timed("header", EncodedImage)(stored)
+        crop = timed("seeds and crop drawn", drawn)(transform, image, sample)
+        pixels = timed("decode and resize", image.crop_resized)(crop, SIZE, "bicubic")
+        if torch.rand(1) < transform.flip.p:
+            pixels = timed("flip", pixels.flip)(2)
+        if transform.on_pillow:
+            picture = timed("to Pillow", Image.fromarray)(pixels.permute(1, 2, 0).numpy())
+            changed = timed("all of RandAugment", transform.on_pillow)(picture)
+            timed("from Pillow", np.array)(changed)
+    return dict(sorted(spent.items(), key=lambda of_one: -of_one[1]))
 
 
 def class_folders(shards: ShardSet, folder: Path) -> None:
@@ -162,26 +186,38 @@ def compare(source: str, images: int, rounds: int) -> None:
         shards = shard(source, Path(folder) / "shards", val_fraction=0, progress=False)
         files = Path(folder) / "files"
         class_folders(shards, files)
-        for title, policy in ((f"with RandAugment {POLICY}", POLICY), ("without RandAugment", None)):
+        for title, policy, goal in ((f"with RandAugment {POLICY}", POLICY, 2), ("without RandAugment", None, 3)):
             candidates = {
-                "ours": ours(shards, policy),
-                "timm: ImageFolder, create_transform, its loader": by_timm(files, policy),
+                OURS: ours(shards, policy),
+                TIMM: by_timm(files, policy),
                 "torchvision reference transforms": by_torchvision(files, policy),
                 "webdataset with timm's transform": by_webdataset(shards, policy),
-                "bare libjpeg-turbo decode (floor)": decoding(shards),
+                DECODE: decoding(shards),
+                CROPS: cropping(shards, policy),
             }
-            found = rates(candidates, max(1, images // BATCH), rounds)
-            print(f"\n{title}: {'images/s a core':>{58 - len(title)}}   ours is")
-            for name, rate in found.items():
-                print(f"  {name:<50} {rate:>8.0f}   {found['ours'] / rate:>5.2f} times as fast")
-            print("  profile of ours, ms an image: " + ", ".join(f"{name} {spent:.2f}" for name, spent in profile(shards, policy).items()))
+            found = times(candidates, max(1, images // BATCH), rounds)
+            report(title, found, goal)
+            print("  profile of ours, ms an image: " + ", ".join(f"{name} {spent:.3f}" for name, spent in profile(shards, policy).items()))
+
+
+def report(title: str, found: dict[str, np.ndarray], goal: float) -> None:
+    print(f"\n{title}: {'images/s a core':>{58 - len(title)}}   ours is")
+    for name, of_rounds in found.items():
+        low, ratio, high = np.quantile(of_rounds / found[OURS], (0.25, 0.5, 0.75))
+        print(f"  {name:<50} {1e3 / np.median(of_rounds):>8.0f}   {ratio:>5.2f} [{low:.2f} to {high:.2f}] times as fast")
+    allowed, needed, decode = np.median(found[TIMM]) / goal, np.median(found[CROPS]), np.median(found[DECODE])
+    print(
+        f"  {goal} times timm's speed are {allowed:.2f} ms an image; decode and resize of the crops alone take {needed:.2f} "
+        f"(a bare decode {decode:.2f}), ours {np.median(found[OURS]):.2f}"
+    )
+    print(f"  load of the machine (jobs that want one of {os.cpu_count()} cores): {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs")
-    parser.add_argument("--images", type=int, default=512, help="per round and candidate")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=128, help="per round and candidate")
+    parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
