@@ -1,8 +1,8 @@
 """Whether training on what `data.decode` makes ends where training on timm's own transform ends.
 
-    python -m tests.benchmarks.input_accuracy SHARDS [--epochs 6] [--seeds 3] [--size 64]
+    python -m tests.benchmarks.input_accuracy SHARDS [--model resnet10t] [--epochs 5] [--seeds 3] [--size 64]
 
-ConvNeXt-atto from scratch with the recipe `convnext_atto_cats_dogs`, once with our pixels and once with timm's from the
+A small model from scratch with the recipe `convnext_atto_cats_dogs`, once with our pixels and once with timm's from the
 same keys, so that only rounding and scaled decoding differ. At 64 pixels most crops are decoded at a half or a quarter:
 the hardest case. What two seeds differ by is the noise to compare with.
 """
