@@ -20,6 +20,7 @@ from data.block_cache import BLOCK, BlockCache
 from recipes.errors import UserError
 
 _PAUSES = (0.1, 0.5, 2.0, 5.0, 10.0)  # seconds before each further try; then the run stops
+_REFUSED = (401, 403)  # what a web server answers then
 _AT_ONCE = 16  # remote reads under way in one process
 _AHEAD = 32  # remote images read ahead in one process, so at most as many are held in memory
 
@@ -179,9 +180,9 @@ class _Connection:
                 return read(self.files)
             except FileNotFoundError:
                 raise
-            except PermissionError as error:
-                raise UserError(f"{path} may not be read ({error}): check the credentials of the store") from None
             except Exception as error:  # the libraries behind fsspec have no common kind for a lost connection
+                if isinstance(error, PermissionError) or getattr(error, "status", None) in _REFUSED:
+                    raise UserError(f"{path} may not be read ({error}): check the credentials of the store") from None
                 if pause is not None:
                     time.sleep(pause)
                     continue

@@ -92,11 +92,11 @@ def object_store() -> Iterator[tuple[Line, dict[str, str]]]:
 
 
 def upload(folder: Path, name: str) -> str:
-    """Put a data set into the store that the environment names; return its URL."""
+    """Put a data set into the store that the environment names, for everybody to read; return its URL."""
     import fsspec
 
     files = fsspec.filesystem("s3")
     files.mkdirs(BUCKET, exist_ok=True)
     for path in folder.iterdir():
-        files.put_file(str(path), f"{BUCKET}/{name}/{path.name}")
+        files.put_file(str(path), f"{BUCKET}/{name}/{path.name}", ACL="public-read")
     return f"s3://{BUCKET}/{name}"

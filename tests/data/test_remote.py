@@ -4,8 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -90,6 +92,23 @@ def test_every_image_is_the_same_as_from_the_folder(url, local, tmp_path, cached
         for sample in range(len(split)):
             assert remote.read(sample) == split.read(sample)
         assert remote.sample_name(3) == split.sample_name(3)
+
+
+def test_a_web_server_serves_as_well_and_one_that_refuses_is_asked_once(line, local):
+    bucket, folder = line.url.removeprefix("s3://").split("/")
+    web = f"http://127.0.0.1:{line.port}/{bucket}"
+    ours, theirs = ShardSet.open(f"{web}/{folder}"), ShardSet.open(local)
+    assert ours.digest == theirs.digest
+    ours.check_spots()
+    remote, split = ours.split("train"), theirs.split("train")
+    remote.read_ahead(range(0, len(split), 5))
+    assert all(remote.read(sample) == split.read(sample) for sample in range(0, len(split), 5))
+
+    fsspec.filesystem("s3").pipe_file(f"{bucket}/private/manifest.json", b"{}")
+    started = time.monotonic()
+    with pytest.raises(UserError, match="may not be read.*check the credentials"):
+        ShardSet.open(f"{web}/private")
+    assert time.monotonic() - started < 10  # without the 18 seconds of trying again
 
 
 @pytest.mark.parametrize("shuffle", ["full", "blocks"])
