@@ -123,7 +123,7 @@ def test_the_command_plans_from_a_trace_and_the_second_time_from_its_cache(plan,
     monkeypatch.setattr("launcher.model_needs._traced", lambda *_: pytest.fail("traced again"))
     assert plan("--gpus", "16", "--json", "--mtbf-hours", "2000")[1] == first
     shown = plan("--gpus", "16", "--cpus-per-gpu", "1")[1]
-    assert "→" in shown and "Reading bounds the step" in shown and "327 images/s a core (docs/data.md, with RandAugment)" in shown
+    assert "→" in shown and "Reading bounds the step" in shown and "439 images/s a core (docs/data.md, with RandAugment)" in shown
 
 
 @pytest.mark.parametrize(
