@@ -20,6 +20,7 @@ import argparse
 import gc
 import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -121,6 +122,7 @@ def ours(setting: Setting, *changes: str, real_loader: bool = False) -> Iterator
         yield lambda: training._step(next(steps), batches, progress, False)
     finally:
         engine.close()
+        os.environ.pop("LOCAL_RANK", None)  # DeepSpeed wants it; the next contender's Accelerate would look for other processes
         accelerator.state._reset_state(reset_partial_state=True)
 
 
