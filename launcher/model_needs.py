@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TRACED = 16  # images of the smaller of the two steps; a model with BatchNorm needs whole statistics batches
-_FORMAT = 2  # of the files in the cache, and of what is counted
+_FORMAT = 3  # of the files in the cache, and of what is counted
 
 
 class Unpredictable(UserError):

@@ -58,7 +58,7 @@ def trace_step(recipe: Recipe, classes: int, micro_batch: int, precision: str, c
         Exception: whatever a model does whose operations depend on values.
     """
     with torch.device("meta"):
-        model = build(recipe, classes)
+        model = build(recipe, classes).to(memory_format=torch.channels_last)  # as engines have it
     depth = stochastic_depth.attach(model, recipe.seed)
     batch_norm.attach(model, recipe.batch.statistics_size)
     if checkpointing:
@@ -70,7 +70,7 @@ def trace_step(recipe: Recipe, classes: int, micro_batch: int, precision: str, c
             parameter.grad = torch.empty_like(parameter)
         labels = torch.empty(micro_batch, dtype=torch.int64)
         with _Allocations(model) as allocations:
-            pixels = torch.empty(micro_batch, 3, size, size, dtype=torch.uint8)
+            pixels = torch.empty(micro_batch, 3, size, size, dtype=torch.uint8, memory_format=torch.channels_last)
             images = pixels.to(torch.float32)
             depth.use(torch.empty(len(depth.branches), micro_batch))
             with autocast_of_a_gpu() if as_on_gpu else nullcontext():

@@ -52,7 +52,7 @@ def measured_peaks(recipe, micro_batches: tuple[int, ...]) -> list[int]:
     def pass_images(count: int, last: bool) -> None:
         depth.draw(0, torch.arange(count))
         with engine.micro_batch(last_of_step=last):
-            pixels = torch.zeros(count, 3, recipe.input.size, recipe.input.size, dtype=torch.uint8)
+            pixels = torch.zeros(count, recipe.input.size, recipe.input.size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
             losses = mixed_cross_entropy(engine.forward(pixels.to(torch.float32)), _Labels(count), recipe.loss.smoothing)
             engine.backward(losses.sum())
 
