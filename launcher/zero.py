@@ -5,7 +5,7 @@ sees one flat float32 tensor. Moments and average (EMA) are tensors of the same 
 off-loaded with it. A checkpoint is written as these runs, under the names of the parameters they are runs of.
 
 DeepSpeed is started beside Accelerate's processes, not through `Accelerator.prepare`: there the update would happen inside
-`backward`, before all processes agreed that the loss is finite; and on a CPU it would silently be plain DDP.
+`backward`, out of the loop's hands; and on a CPU it would silently be plain DDP.
 """
 
 import logging

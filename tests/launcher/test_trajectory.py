@@ -148,11 +148,16 @@ def test_ctrl_c_saves_and_says_how_to_go_on(digits, tmp_path):
     assert f"stopped and saved at step {reached}" in output
 
 
-def test_a_loss_that_is_not_finite_stops_all_processes_before_the_weights_are_touched(digits, tmp_path):
-    process = start_training(digits, tmp_path / "run", "--procs", "2", "optimizer.lr=1e30", "schedule.warmup_epochs=0")
+def test_a_loss_that_is_not_finite_stops_all_processes_and_nothing_is_saved_of_it(digits, tmp_path):
+    """The loss is looked at after the update, so that no GPU waits for the question; what the update did is never written down."""
+    changes = ["optimizer.lr=1e30", "schedule.warmup_epochs=0", "run.save_every=1"]
+    process = start_training(digits, tmp_path / "run", "--procs", "2", *changes)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "error: the loss of step" in output and "Traceback" not in output
+    stopped_at = int(output.split("error: the loss of step ")[1].split()[0])
+    saved = checkpoint.newest_whole(tmp_path / "run" / "checkpoints")
+    assert saved is not None and saved.step <= stopped_at
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
