@@ -25,7 +25,7 @@ slurm:
 	fi
 
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "bigbatch needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"'
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("bigbatch needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt --editable .
 	touch $@
