@@ -5,7 +5,6 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from timm.data import auto_augment
 
 from data.augment import TrainTransform
 from data.decode import decode
