@@ -57,9 +57,7 @@ def choose(
 
     if machines is None:
         return plainly(why_unplanned)
-    precision = recipe.engine.precision
-    if precision == "auto":
-        precision = "bf16" if machines.gpu.has_bf16 else "float32"
+    precision = machines.gpu.precision_of(recipe)
     planned = recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update={"classes": classes}),

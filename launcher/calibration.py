@@ -4,13 +4,13 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import torch
 from accelerate.utils.memory import clear_device_cache
 
 from data.batches import MicroBatch, MicroBatches, load_steps
 from data.shards import Split
+from launcher.cut import unit_of_cut
 from launcher.gpus import CPU, kind_of
 from launcher.inputs import open_shards
 from launcher.loop import mixed_cross_entropy
@@ -18,13 +18,13 @@ from launcher.memory_model import GIB
 from launcher.optimizer import make_optimizer
 from launcher.out_of_memory import is_out_of_memory
 from launcher.speeds import Device, file_of_speeds, keep, measured, measured_now, read, trained
+from launcher.step_trace import autocast_to
 from models import batch_norm, stochastic_depth
 from models.build import build, compile_blocks
 from models.cost import multiply_adds
 from recipes.errors import UserError
 from recipes.schema import Batch, Recipe
 
-_DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SECONDS = 12.0  # for each precision, and for reading
 _MOST_IMAGES = 128  # at a time
 _READ_AT_ONCE = 64
@@ -102,10 +102,10 @@ class _TrainingStep:
     """A step of the recipe's model and optimizer on images of noise; returns its seconds."""
 
     def __init__(self, recipe: Recipe, device: torch.device, precision: str):
-        self.recipe, self.device, self.dtype = recipe, device, _DTYPES[precision]
+        self.recipe, self.device, self.precision = recipe, device, precision
         self.model = build(recipe, recipe.data.classes)
         self.depth = stochastic_depth.attach(self.model, recipe.seed)
-        self.unit = recipe.batch.statistics_size if batch_norm.attach(self.model, recipe.batch.statistics_size) else 1
+        self.unit = unit_of_cut(recipe, batch_norm.attach(self.model, recipe.batch.statistics_size) is not None)
         if recipe.engine.compile:
             compile_blocks(self.model)
         self.model.to(device, memory_format=torch.channels_last).train()
@@ -119,7 +119,7 @@ class _TrainingStep:
         self.depth.draw(0, batch.positions)
         self._finish()
         started = time.perf_counter()
-        with nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype):
+        with autocast_to(self.precision, self.device.type):
             logits = self.model(pixels)
         loss = mixed_cross_entropy(logits, batch, self.recipe.loss.smoothing).mean()
         self.scaler.scale(loss).backward()

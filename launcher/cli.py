@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli_jobs import MicroBatch, jobs
+from launcher.cli_jobs import jobs
+from launcher.cli_options import DataOption, MicroBatch, Overrides, RecipeArgument, Workers, with_data
 from launcher.cli_plan import planning
 from recipes.errors import UserError
 
@@ -23,11 +24,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Large-batch image-classification recipes: the batch belongs to the recipe, the hardware only decides how it is cut.",
 )
-
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A name from `bigbatch recipes`, or a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, e.g. optimizer.lr=2e-3.")]
-DataOption = Annotated[str | None, typer.Option("--data", help="Folder or URL of shards made by `bigbatch shard`.")]
-Workers = Annotated[int | None, typer.Option(help="Processes that prepare images, per training process; 0: none.", min=0)]
 
 
 @app.command(epilog="Example: bigbatch recipes convnext_tiny_in1k optimizer.lr=2e-3")
@@ -140,7 +136,7 @@ def evaluate(
     """Accuracy over the whole validation split, every image once."""
     from launcher.evaluate import evaluate_weights
 
-    evaluate_weights(weights, recipe, _with_data(overrides, data), averaged=not raw, workers=workers)
+    evaluate_weights(weights, recipe, with_data(overrides, data), averaged=not raw, workers=workers)
 
 
 @app.command(epilog="Example: bigbatch predict runs/demo photograph.jpg --json")
@@ -248,8 +244,4 @@ def _run(command: typer.Typer) -> None:
 def _load(recipe: str, overrides: list[str] | None, data: str | None):
     from recipes.load import load
 
-    return load(recipe, _with_data(overrides, data))
-
-
-def _with_data(overrides: list[str] | None, data: str | None) -> list[str]:
-    return [*(overrides or []), *([f"data.path={json.dumps(data)}"] if data else [])]
+    return load(recipe, with_data(overrides, data))

@@ -5,26 +5,10 @@ from typing import Annotated
 
 import typer
 
+from launcher.cli_options import DataOption, MicroBatch, Workers
+
 jobs = typer.Typer()
 
-
-def _micro_batch(text: str) -> int | None:
-    """Raises BadParameter unless `text` is "auto" or a number."""
-    if text == "auto":
-        return None
-    if not text.isdecimal():
-        raise typer.BadParameter(f"{text!r} is neither a number of images nor auto")
-    return int(text)
-
-
-MicroBatch = Annotated[
-    int | None,
-    typer.Option(
-        parser=_micro_batch,
-        metavar="N|auto",
-        help="Images per forward pass; changes speed and memory, never the result. Default: auto, what the plan recommends for the GPUs.",
-    ),
-]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -37,7 +21,7 @@ def submit(
             help="Recipes, each followed by its own changes. A later one starts from the weights of the one before, when that succeeded.",
         ),
     ],
-    data: Annotated[str | None, typer.Option("--data", help="Folder or URL of shards made by `bigbatch shard`.")] = None,
+    data: DataOption = None,
     nodes: Annotated[str, typer.Option(help="Number of nodes; 2-8 takes what is free, at every start anew.")] = "1",
     gpus_per_node: Annotated[int | None, typer.Option(help="One process each. Default: the profile's, or 1.", min=0)] = None,
     partition: Annotated[str | None, typer.Option(help="Default: the profile's, or SLURM's.")] = None,
@@ -47,7 +31,7 @@ def submit(
     after: Annotated[str | None, typer.Option(metavar="JOB", help="Start only when that job has succeeded.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Default: runs/RECIPE. Of a chain or sweep: the folder of the runs.")] = None,
     micro_batch: MicroBatch = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that prepare images, per training process; 0: none.", min=0)] = None,
+    workers: Workers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the script and the plan; submit nothing.")] = False,
 ):
     """Submit runs to SLURM. They save before their time is up, when pre-empted and on failures, and queue again by themselves."""

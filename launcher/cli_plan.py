@@ -1,16 +1,17 @@
 """The part of the `bigbatch` command that predicts: plan."""
 
-import json
 from typing import Annotated
 
 import typer
+
+from launcher.cli_options import RecipeArgument, with_data
 
 planning = typer.Typer()
 
 
 @planning.command(epilog="Example: bigbatch plan convnext_tiny_in1k --gpus 16 --gpus-per-node 8 --gpu a100")
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name from `bigbatch recipes`, or a YAML file.")],
+    recipe: RecipeArgument,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")] = None,
     gpus: Annotated[int, typer.Option(help="GPUs in all, one process each.", min=1)] = 8,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of one machine.", min=1)] = 8,
@@ -30,7 +31,7 @@ def plan(
     """Say how a recipe would run: what fits, how it is cut, how long it takes. No GPU and no data are needed."""
     from recipes.load import load
 
-    resolved = load(recipe, [*(overrides or []), *([f"data.path={json.dumps(data)}"] if data else [])])
+    resolved = load(recipe, with_data(overrides, data))
     if calibrate:
         from launcher.calibration import calibrate as measure
 

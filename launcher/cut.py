@@ -81,11 +81,15 @@ def smaller_cut(recipe: Recipe, cut: Cut, statistics_size: int) -> Cut | None:
     return cut_batch(recipe, cut.world_size, None, cut.micro_batch // 2, statistics_size)
 
 
+def unit_of_cut(recipe: Recipe, has_batch_norm: bool) -> int:
+    """Images of which a micro-batch holds a whole number: BatchNorm's statistics batch, or one."""
+    return recipe.batch.statistics_size if has_batch_norm else 1
+
+
 def cut_for_model(recipe: Recipe, world_size: int, micro_batch: int | None, has_batch_norm: bool) -> Cut:
     """Cut the recipe's batch as a model can take it: one with BatchNorm layers needs whole statistics batches.
 
     Raises:
         UserError: as `cut_batch`.
     """
-    statistics_size = recipe.batch.statistics_size if has_batch_norm else 1
-    return cut_batch(recipe, world_size, micro_batch, LARGEST_UNPLANNED, statistics_size)
+    return cut_batch(recipe, world_size, micro_batch, LARGEST_UNPLANNED, unit_of_cut(recipe, has_batch_norm))

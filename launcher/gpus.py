@@ -26,6 +26,12 @@ class Gpu:
     links: float
     has_bf16: bool = True
 
+    def precision_of(self, recipe: Recipe) -> str:
+        """What a recipe is trained at on it: "float32", "bf16" or "fp16"."""
+        if recipe.engine.precision != "auto":
+            return recipe.engine.precision
+        return "bf16" if self.has_bf16 else "float32"
+
     def reaching(self, tflops: float) -> "Gpu":
         """The same at a speed that the user knows."""
         return replace(self, tflops={precision: Figure(tflops, "given") for precision in ("float32", "bf16", "fp16")})

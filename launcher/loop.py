@@ -21,7 +21,7 @@ from data.on_device import Finisher
 from data.one_ahead import one_ahead
 from data.shards import ShardSet
 from launcher.checkpoint import CheckpointWriter
-from launcher.cut import Cut
+from launcher.cut import Cut, unit_of_cut
 from launcher.engine import Engine
 from launcher.evaluation import evaluate
 from launcher.out_of_memory import OutOfMemory, after_running_out, all_or_none, explanation, is_out_of_memory
@@ -103,7 +103,7 @@ class Training:
     @property
     def _statistics_size(self) -> int:
         """A micro-batch holds a whole number of these."""
-        return self.recipe.batch.statistics_size if self.statistics else 1
+        return unit_of_cut(self.recipe, has_batch_norm=self.statistics is not None)
 
     def _batches(self, step: int) -> Iterator[MicroBatch]:
         """The micro-batches of this process from `step` on, on its device."""

@@ -7,7 +7,7 @@ and does not cost time by padding the batch. Time is arithmetic on stated assump
 import math
 from dataclasses import dataclass, replace
 
-from launcher.cut import Cut, cut_batch
+from launcher.cut import Cut, cut_batch, unit_of_cut
 from launcher.engine_choice import plainest_engine
 from launcher.gpus import Gpu
 from launcher.inputs import loader_processes
@@ -176,7 +176,7 @@ def _variants(recipe: Recipe, needs: ModelNeeds, machines: Machines) -> list[Rec
 
 def _cuts(recipe: Recipe, needs: ModelNeeds, machines: Machines, micro_batch: int | None) -> list[Cut]:
     """Fewest accumulation steps first."""
-    unit = recipe.batch.statistics_size if needs.has_batch_norm else 1
+    unit = unit_of_cut(recipe, needs.has_batch_norm)
     largest = recipe.batch.global_
     if micro_batch is not None:
         return [cut_batch(recipe, machines.gpus, micro_batch, largest, unit)]

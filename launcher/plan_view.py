@@ -52,9 +52,7 @@ def print_plan(recipe: Recipe, asked: Question, as_json: bool) -> None:
     memory = round(gpu.memory_gib * GIB) if asked.gpu_memory is None else _bytes(asked.gpu_memory)
     network = NETWORK if asked.network is None else asked.network * 1e9
     machines = Machines(asked.gpus, asked.gpus_per_node, memory, gpu, images_per_core(recipe), network, asked.cpus_per_gpu)
-    precision = recipe.engine.precision
-    if precision == "auto":
-        precision = "bf16" if gpu.has_bf16 else "float32"
+    precision = gpu.precision_of(recipe)
     recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"precision": precision})})
     needs = model_needs(recipe, precision)
     rows = feasible_rows(recipe, needs, machines)

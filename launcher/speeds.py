@@ -1,7 +1,6 @@
 """Speeds that `bigbatch plan --calibrate` measured, kept in ``~/.config/bigbatch/speeds.json``, and where each is from."""
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple
 from data.durable import write_durably
 from recipes.errors import UserError
 from recipes.schema import Recipe
+from slurm.cluster import user_settings
 
 # Photographs of 407 x 357 pixels at 224: the table of docs/data.md.
 _IMAGES_PER_CORE = {True: 439.0, False: 867.0}  # with RandAugment or without
@@ -57,7 +57,7 @@ def read(recipe: Recipe) -> str:
 
 def file_of_speeds() -> Path:
     """Where they are kept, beside the profiles of clusters."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "bigbatch" / "speeds.json"
+    return user_settings() / "speeds.json"
 
 
 def measured() -> Speeds:

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from launcher.cut import Cut
 
 _PREFIX = "bigbatch: "
-_COMMUNICATION = ("nccl", "gloo:", "c10d::")
+_COMMUNICATION = "nccl"
 _WARM_STEPS = 2  # optimizer steps before the profile: their kernels are chosen, compiled and loaded for the first time
 _ROWS = 20
 
@@ -136,16 +136,19 @@ def step_shares(events: Iterable, on_gpu: bool, scale: float, steps: int) -> Sha
         steps: updates among the events.
     """
     events = list(events)
-    ours = {part: _spans(events, DeviceType.CPU, lambda name, part=part: name == _PREFIX + part) for part in _PARTS}
-    wall = _length([(min(first for spans in ours.values() for first, _ in spans), max(last for spans in ours.values() for _, last in spans))])
-    data = _length(ours["data wait"])
+
+    def in_process(part: str) -> float:
+        return _length(_spans(events, DeviceType.CPU, lambda name: name == _PREFIX + part))
+
+    starts, ends = zip(*_spans(events, DeviceType.CPU, lambda name: name.startswith(_PREFIX)))
+    wall, data = max(ends) - min(starts), in_process("data wait")
     if not on_gpu:
-        optimizer, communication = _length(ours["update"]), _length(ours["agreement"])
+        optimizer, communication = in_process("update"), in_process("agreement")
         computing, idle = max(0.0, wall - data - optimizer - communication), 0.0
     else:
         update = _spans(events, DeviceType.CUDA, lambda name: name == _PREFIX + "update")
         exchange = _spans(events, DeviceType.CUDA, lambda name: name.startswith(_COMMUNICATION))
-        kernels = _spans(events, DeviceType.CUDA, lambda name: not name.startswith((_PREFIX, *_COMMUNICATION)))
+        kernels = _spans(events, DeviceType.CUDA, lambda name: not name.startswith((_PREFIX, _COMMUNICATION)))
         optimizer = _length(update)
         computing = _length([*kernels, *update]) - optimizer
         communication = _length([*kernels, *update, *exchange]) - computing - optimizer
@@ -155,9 +158,6 @@ def step_shares(events: Iterable, on_gpu: bool, scale: float, steps: int) -> Sha
         idle = unused - data
     per_step = scale / steps / 1e6
     return Shares(computing * per_step, optimizer / steps / 1e6, communication / steps / 1e6, data * per_step, idle * per_step)
-
-
-_PARTS = ("data wait", "forward", "backward", "agreement", "update")
 
 
 def _spans(events: list, device: DeviceType, wanted: Callable[[str], bool]) -> list[Span]:

@@ -22,7 +22,7 @@ from models import batch_norm, stochastic_depth
 from models.build import build, checkpoint_activations
 from recipes.schema import Recipe
 
-DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Autocast on a GPU computes these in float32; on the CPU, where the trace runs, it does not.
 _FLOAT32_ON_A_GPU = ("layer_norm", "group_norm", "softmax.int", "log_softmax.int")
 
@@ -74,7 +74,7 @@ def trace_step(recipe: Recipe, classes: int, micro_batch: int, precision: str, c
             images = pixels.to(torch.float32)
             depth.use(torch.empty(len(depth.branches), micro_batch))
             with autocast_of_a_gpu() if as_on_gpu else nullcontext():
-                with _autocast(DTYPES[precision]):
+                with autocast_to(precision, "cpu"):
                     logits = model(images)
                 _loss(logits, labels, recipe.loss.smoothing).backward()
     return StepTrace(micro_batch, allocations.history, allocations.operations)
@@ -87,8 +87,10 @@ def _loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return -((1 - smoothing) * likelihood + smoothing * log_probabilities.mean(dim=-1)).sum()
 
 
-def _autocast(dtype: torch.dtype | None) -> AbstractContextManager:
-    return nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
+def autocast_to(precision: str, device: str) -> AbstractContextManager:
+    """Inside, a kind of device ("cpu", "cuda") computes at "float32", "bf16" or "fp16" as far as autocast goes."""
+    dtype = _DTYPES[precision]
+    return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
 
 
 @contextmanager

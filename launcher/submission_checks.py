@@ -1,6 +1,7 @@
 """What can be known of a run before its job waits in the queue."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,17 +52,14 @@ def choices(recipe: Recipe, resources: Resources, micro_batch: int | None, class
     with torch.device("meta"):
         model = build(recipe, classes)
     has_batch_norm = batch_norm.attach(model, recipe.batch.statistics_size) is not None
-    found, why = [], "there is no GPU to plan for"
+    tasks, machines, why = resources.tasks_per_node, None, "there is no GPU to plan for"
     if resources.gpus_per_node:
+        machines = machines_named(recipe, tasks, tasks, cluster.gpu, cluster.gpu_memory_gib, resources.cpus_per_task)
         why = "the profile does not tell the kind of the GPUs (gpu), so the job plans when it has them"
-    for nodes in range(resources.min_nodes, resources.max_nodes + 1):
-        processes = nodes * resources.tasks_per_node
-        machines = None
-        if resources.gpus_per_node:
-            cpus = resources.cpus_per_task
-            machines = machines_named(recipe, processes, resources.tasks_per_node, cluster.gpu, cluster.gpu_memory_gib, cpus)
-        found.append(choose(recipe, classes, processes, micro_batch, has_batch_norm, machines, why))
-    return found
+    return [
+        choose(recipe, classes, processes, micro_batch, has_batch_norm, machines and replace(machines, gpus=processes), why)
+        for processes in (nodes * tasks for nodes in range(resources.min_nodes, resources.max_nodes + 1))
+    ]
 
 
 def check_free(steps: Iterable[list[Run]]) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from data.shards import ShardSet
 from launcher import checkpoint
 from launcher.automatic import choose_here
-from launcher.cut import Cut
+from launcher.cut import Cut, unit_of_cut
 from launcher.data_parallel import DataParallel
 from launcher.engine import Engine, load_model, make_accelerator
 from launcher.engine_choice import engine_as_launched
@@ -82,8 +82,7 @@ def train(
     else:
         _load_given_weights(model, recipe, say)
     if accelerator.num_processes > 1 or recipe.engine.zero:  # what one process runs out of alone, the loop sees in time
-        unit = recipe.batch.statistics_size if statistics else 1
-        cut = rehearsed(recipe, model, depth, accelerator, cut, unit)
+        cut = rehearsed(recipe, model, depth, accelerator, cut, unit_of_cut(recipe, has_batch_norm=statistics is not None))
     if recipe.engine.compile:
         compile_blocks(model)
     engine = make_engine(recipe, model, accelerator, cut)

@@ -49,10 +49,14 @@ class Cluster(BaseModel):
     )
 
 
+def user_settings() -> Path:
+    """The folder of what a user, or a measurement, has settled for all projects on this machine."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "bigbatch"
+
+
 def profile_files() -> list[Path]:
     """Where profiles are read from, the file that wins last."""
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return [config / "bigbatch" / "clusters.toml", Path("clusters.toml")]
+    return [user_settings() / "clusters.toml", Path("clusters.toml")]
 
 
 def load_cluster(name: str | None) -> tuple[str, Cluster]:

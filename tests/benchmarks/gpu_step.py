@@ -79,6 +79,7 @@ class Setting:
     """What all contenders of a model share."""
 
     recipe: Recipe
+    changes: list[str]  # what this benchmark changes in the recipe of that name
     shards: ShardSet
     device: torch.device
     workers: int
@@ -100,7 +101,7 @@ class Setting:
 @contextmanager
 def ours(setting: Setting, *changes: str, real_loader: bool = False) -> Iterator[Step]:
     """The step of `launcher.loop`, reports to the run directory included."""
-    recipe = load_like(setting.recipe, *changes)
+    recipe = load(setting.recipe.name, [*setting.changes, *changes])
     accelerator = make_accelerator(recipe)
     model = build(recipe, recipe.data.classes)
     depth, averages = stochastic_depth.attach(model, recipe.seed), batch_norm.attach(model, recipe.batch.statistics_size)
@@ -213,14 +214,6 @@ def make_timm_model(recipe: Recipe) -> torch.nn.Module:
     return timm.create_model(recipe.model.name, num_classes=recipe.data.classes, drop_path_rate=recipe.model.drop_path, **options)
 
 
-def load_like(recipe: Recipe, *changes: str) -> Recipe:
-    """The same recipe with changes."""
-    return load(recipe.name, [*OVERRIDES[recipe.name], *changes])
-
-
-OVERRIDES: dict[str, list[str]] = {}  # by recipe, what this benchmark changes in it
-
-
 def measure(step: Step, images: int, device: torch.device, seconds: float) -> dict[str, float]:
     """Images a second: median and quartiles over blocks of steps; peak of what torch allocated, in GiB."""
     for _ in range(WARM_STEPS):
@@ -303,13 +296,13 @@ def main(arguments: list[str] | None = None) -> list[dict]:
             chosen.recipes = [recipe for recipe in chosen.recipes if recipe in SMALL]
         for number, name in enumerate(chosen.recipes):
             images = (SMALL if chosen.small else LARGE)[name]
-            OVERRIDES[name] = [f"batch.global={images}", "batch.slices=1", "batch.statistics=null", "schedule.warmup_epochs=0", "engine.precision=bf16"]
-            OVERRIDES[name] += [*(SMALL_CHANGES[name] if chosen.small else []), "ema.decay=0.9999", "optimizer.name=adamw", "optimizer.lr=1e-4"]
-            OVERRIDES[name] += ["engine.zero=0", "engine.offload=none", "engine.checkpoint_activations=false"]
-            recipe = load(name, OVERRIDES[name])
+            changes = [f"batch.global={images}", "batch.slices=1", "batch.statistics=null", "schedule.warmup_epochs=0", "engine.precision=bf16"]
+            changes += [*(SMALL_CHANGES[name] if chosen.small else []), "ema.decay=0.9999", "optimizer.name=adamw", "optimizer.lr=1e-4"]
+            changes += ["engine.zero=0", "engine.offload=none", "engine.checkpoint_activations=false"]
+            recipe = load(name, changes)
             with torch.device("meta"):
                 cost = 6 * multiply_adds(build(recipe, recipe.data.classes), recipe.input.size)
-            setting = Setting(recipe, shards, device, default_workers() if not chosen.small else 0, folder)
+            setting = Setting(recipe, changes, shards, device, default_workers() if not chosen.small else 0, folder)
             for title, make in contenders(setting, chosen.compile or not chosen.small, everything=number == 0):
                 if time.monotonic() > ends:
                     print(f"{recipe.model.name}, {title}: not measured, no time left")
