@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip
 
 from data.decode import Crop, EncodedImage, decode
-from data.randaugment import FAST
+from data.randaugment import make_fast
 from recipes.keys import key
 from recipes.schema import Recipe
 
@@ -58,8 +58,7 @@ class TrainTransform:
         self.flip = changes.pop(0) if flips else None
         for change in changes:
             if isinstance(change, RandAugment):
-                for operation in change.ops:  # the same draws, faster code
-                    operation.aug_fn = FAST.get(operation.aug_fn, operation.aug_fn)
+                make_fast(change)
         self.on_pillow = Compose(changes) if changes else None  # RandAugment, colour jitter
 
     def __call__(self, image: bytes, epoch: int, sample: int) -> tuple[Tensor, tuple[int, int, int, int]]:
@@ -74,8 +73,10 @@ class TrainTransform:
         if self.flip and torch.rand(1) < self.flip.p:
             pixels = pixels.flip(2)
         if self.on_pillow:
-            changed = self.on_pillow(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
-            pixels = torch.from_numpy(np.array(changed)).permute(2, 0, 1)
+            picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            changed = self.on_pillow(picture)
+            if changed is not picture:
+                pixels = torch.from_numpy(np.array(changed)).permute(2, 0, 1)
         box = NO_BOX
         if random.random() < self.recipe.augment.erasing:
             box = _box(self.recipe.input.size)

@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from data.augment import TrainTransform, seed_generators, timms_train_transform
 from data.decode import Crop, EncodedImage, decode
+from data.partial_decode import decode_rectangle
 from recipes.keys import key
 from recipes.load import load
 
@@ -122,6 +123,58 @@ def test_every_kind_of_image_is_decoded_as_by_pillow(data):
     crop = Crop(image.height - side, image.width - side, side, side)  # no resize: the decoder's own pixels
     found = image.crop_resized(crop, side, "bicubic").permute(1, 2, 0).numpy()
     assert np.array_equal(found, expected[-side:, -side:])
+
+
+def test_a_rectangle_of_a_photograph_is_decoded_as_in_the_whole_bit_for_bit(photographs):
+    random.seed(0)
+    for data in photographs:
+        expected = np.asarray(decode(data))
+        for _ in range(8):
+            height, width = (random.randint(1, side) for side in expected.shape[:2])
+            top, left = random.randint(0, expected.shape[0] - height), random.randint(0, expected.shape[1] - width)
+            found = decode_rectangle(data, top, left, height, width)
+            assert np.array_equal(found, expected[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+def test_a_rectangle_at_any_place_and_of_any_sampling_is_decoded_as_in_the_whole(options):
+    data = saved(painted((131, 77)), quality=90, **options)
+    expected = np.asarray(decode(data))
+    for top, left in ((0, 0), (1, 1), (7, 15), (8, 16), (15, 17), (50, 90)):
+        for height, width in ((1, 1), (3, 17), (16, 16), (27, 41), (77 - top, 131 - left)):
+            found = decode_rectangle(data, top, left, height, width)
+            assert np.array_equal(found, expected[top : top + height, left : left + width])
+
+
+def test_missing_data_are_noticed_below_the_rectangle_too():
+    """Else the same damaged file would be replaced in one epoch and not in another."""
+    data = saved(painted(), quality=95)
+    assert decode_rectangle(data, 0, 0, 40, 40) is not None
+    for size in (len(data) - 1, len(data) * 2 // 3):
+        assert decode_rectangle(data[:size], 0, 0, 40, 40) is None
+
+
+def test_without_the_library_that_decodes_rectangles_pixels_are_the_same(photographs, monkeypatch):
+    transform = TrainTransform(load("convnext_tiny_in1k", PLAIN))
+    found = [transform(data, 0, sample)[0] for sample, data in enumerate(photographs[:8])]
+    monkeypatch.setattr("data.decode.decode_rectangle", lambda *_: None)
+    assert all(torch.equal(transform(data, 0, sample)[0], found[sample]) for sample, data in enumerate(photographs[:8]))
+
+
+def test_the_library_that_decodes_rectangles_is_loaded_in_silence():
+    """Its other parts would complain of a missing GPU at every start of every worker; nor are its settings left behind."""
+    program = """
+import os
+from data.partial_decode import decode_rectangle
+from tests.data.test_decode import painted, saved
+before = dict(os.environ)
+data = saved(painted())
+assert decode_rectangle(data, 0, 0, 9, 9).shape == (9, 9, 3)
+assert decode_rectangle(b"no JPEG" + data[-2:], 0, 0, 9, 9) is None
+assert dict(os.environ) == before
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout == run.stderr == ""
 
 
 def test_what_libjpeg_turbo_complains_about_is_decoded_as_by_pillow():
