@@ -92,7 +92,7 @@ def train(
     profile: Annotated[
         int | None, typer.Option(help="Record that many micro-batches: what takes the time, and a trace, in RUN/profile.", min=1)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cut of the batch and, with ZeRO, DeepSpeed's JSON.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check recipe and shards, and print the cut of the batch and, with ZeRO, DeepSpeed's JSON.")] = False,
 ):
     """Train a recipe, or go on with its run at the exact step. Ctrl-C saves first."""
     resolved = _load(recipe, overrides, data)

@@ -32,7 +32,7 @@ def job(
     near = preflight(recipe.data.path, run, Path(os.path.expandvars(stage)) if stage else None)
     if workers is None and "SLURM_CPUS_PER_TASK" in os.environ:
         workers = loader_processes(int(os.environ["SLURM_CPUS_PER_TASK"]))
-    finished = train(recipe, run, micro_batch, workers, shards_at=near)
+    finished = train(recipe, run, micro_batch, workers, shards_at=near, submitted=True)
     if finished and os.environ["RANK"] == "0":
         export(run, run / WEIGHTS, averaged=True)
     raise typer.Exit(FINISHED if finished else STOPPED)

@@ -1,7 +1,9 @@
 """The directory of one run: its recipe, what it runs on, its metrics and its checkpoints."""
 
+import fcntl
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from recipes.schema import Recipe
 
 
 class RunDirectory:
-    """``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``mistakes.json``, ``checkpoints/`` and ``tensorboard/`` under one path."""
+    """``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``mistakes.json``, ``checkpoints/``, ``tensorboard/``, ``lock`` under one path."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -24,6 +26,7 @@ class RunDirectory:
         self.mistakes_file = path / "mistakes.json"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
+        self._lock = None
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse a directory that holds a run of another recipe.
@@ -52,6 +55,30 @@ class RunDirectory:
             raise UserError(f"the run directory {self.path} cannot be made ({error.strerror}): choose another --run-dir") from None
         if not os.access(self.path, os.W_OK):
             raise UserError(f"the run directory {self.path} cannot be written: choose another --run-dir")
+
+    def hold(self) -> None:
+        """Let no other process train here as long as this object lives; the system lets go when this process ends, however it ends.
+
+        Processes of one machine are told apart, and those of several where the file system has locks for all; one without
+        locks is taken as it is.
+
+        Raises:
+            UserError: another process trains here; says which.
+        """
+        self._lock = (self.path / "lock").open("a+")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, forked loader processes do not hold it
+        except (BlockingIOError, PermissionError):
+            self._lock.seek(0)
+            raise UserError(
+                f"{self.path} is being trained by {self._lock.read().strip() or 'another process'}: wait for it, stop it, "
+                f"or choose another --run-dir"
+            ) from None
+        except OSError:
+            return
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
 
     def check_data(self, digest: str) -> None:
         """Refuse to continue on other data than the run began with.

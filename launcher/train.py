@@ -5,6 +5,7 @@
     torchrun -m launcher.train RECIPE
 """
 
+import os
 import time
 import warnings
 from importlib.metadata import version
@@ -43,6 +44,7 @@ def train(
     workers: int | None = None,
     shards_at: Path | None = None,
     profile: int | None = None,
+    submitted: bool = False,
 ) -> bool:
     """Train the recipe, or go on with the run in that directory, in this process and its peers; return whether it is finished.
 
@@ -54,6 +56,7 @@ def train(
         workers: processes that prepare images, per training process; None: what the CPUs allow; 0: none.
         shards_at: a copy of the recipe's shards to read instead.
         profile: micro-batches for the main process to profile, soon after the start.
+        submitted: a job's ledger says who may train here, also when a node is lost with its locks.
 
     Raises:
         UserError: anything the user can put right, before the first step wherever that is possible.
@@ -63,6 +66,8 @@ def train(
     run = RunDirectory(run_path)
     run.check_is_free_for(recipe)
     run.check_data(shards.digest)
+    if not submitted and os.environ.get("RANK", "0") == "0":
+        run.hold()
 
     recipe = engine_as_launched(recipe)
     accelerator = make_accelerator(recipe, tracking=run.tensorboard)

@@ -1,5 +1,6 @@
 """Weights from files: read without executing anything, renamed to timm's names, fitted to a model."""
 
+import logging
 from pathlib import Path
 
 import safetensors
@@ -46,6 +47,9 @@ def timm_pretrained(name: str) -> dict[str, Tensor]:
     Raises:
         UserError: there are none, or they cannot be had from here.
     """
+    logger = logging.getLogger("huggingface_hub")  # warns of every attempt; one sentence at the end says it all
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:
@@ -53,6 +57,8 @@ def timm_pretrained(name: str) -> dict[str, Tensor]:
             f"timm's pretrained weights of {name} cannot be had here ({_first_line(error)}): download them elsewhere and give "
             f"the file as model.weights=FILE"
         ) from None
+    finally:
+        logger.setLevel(level)
 
 
 def fit_weights(model: nn.Module, weights: dict[str, Tensor], origin: str, new_head: bool = True) -> list[str]:

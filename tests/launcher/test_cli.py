@@ -89,6 +89,9 @@ MISTAKES = {
         "batch.global=1024",
     ),
     "other classes than the data": lambda p, d, r: (["train", "convnext_tiny_in1k", "--data", d, "--run-dir", p / "r"], "data.classes=10"),
+    "a dry run of missing shards": lambda p, d, r: (["train", "demo", "--data", p / "none", "--dry-run"], "bigbatch shard"),
+    "a dry run for other classes": lambda p, d, r: (["train", "convnext_tiny_in1k", "--data", d, "--dry-run"], "data.classes=10"),
+    "a dry run of too large a batch": lambda p, d, r: (["train", "demo", "batch.global=2048", "--data", d, "--dry-run"], "batch.global=1024"),
     "a run directory of another recipe": lambda p, d, r: (
         ["train", "demo", *SMALL, "optimizer.lr=1e-3", "--data", d, "--run-dir", r],
         "optimizer.lr is 0.004 there and 0.001 here",
