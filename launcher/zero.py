@@ -33,6 +33,10 @@ if not torch.cuda.is_available():
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402
 
+# An extension that takes half a minute and a compiler when first used on a CPU, and that only inference calls. DeepSpeed asks for
+# no other in this dictionary; making it ourselves spares every process the search for compilers that would fill it.
+vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
 _OFFLOADED = {"none": "", "cpu": ", off-loaded to the CPU", "nvme": ", off-loaded to a disk"}
 
 
@@ -215,8 +219,6 @@ def _join_deepspeed(accelerator: Accelerator) -> None:
     """Let DeepSpeed use the processes that Accelerate brought together; a lone one is a group of one."""
     deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns of what is meant, e.g. of an optimizer that is torch's
     warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
-    # An extension that takes half a minute and a compiler when first used on a CPU, and that only inference calls.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if accelerator.device.type == "cuda" else "gloo"
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)

@@ -14,7 +14,8 @@ from pathlib import Path
 from recipes.schema import Recipe
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["launcher.train", "launcher.zero", "launcher.report"])
+_LAZY = ["torch.utils.tensorboard", "deepspeed.runtime.zero.muon.muon_optimizer"]  # which a start imports, and with the second torch's compiler
+_CONTEXT.set_forkserver_preload(["launcher.train", "launcher.zero", "launcher.report", *_LAZY])
 
 
 class Group:

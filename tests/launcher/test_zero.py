@@ -20,7 +20,7 @@ from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import Group, train_group, train_until
 
 BIN = Path(sys.executable).parent
-STEPS = ["schedule.epochs=2", "schedule.warmup_epochs=1", "batch.global=96", "batch.slices=6", "run.evaluate_every=1"]  # 14 an epoch
+STEPS = ["schedule.epochs=2", "schedule.warmup_epochs=1", "batch.global=192", "batch.slices=12", "run.evaluate_every=1"]  # 7 an epoch
 
 
 def evaluations(run: Path) -> list[tuple]:
@@ -38,7 +38,7 @@ def train_once(digits, tmp_path_factory):
     """Train a variant of the small recipe once and return its run directory."""
     finished = {}
 
-    def train(world_size: int, *changes: str, micro_batch: int = 12) -> Path:
+    def train(world_size: int, *changes: str, micro_batch: int = 32) -> Path:
         key = (world_size, changes, micro_batch)
         if key not in finished:
             run = tmp_path_factory.mktemp("runs") / "run"
@@ -52,7 +52,7 @@ def train_once(digits, tmp_path_factory):
 @pytest.mark.parametrize("offload", ["none", "cpu"])
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_every_stage_is_the_same_run_as_plain_data_parallelism(train_once, zero, offload):
-    """2 processes, 4 accumulation steps, float32, 28 steps, every ingredient of the recipe on."""
+    """2 processes, 3 accumulation steps (a first, a last and one between), float32, 14 steps, every ingredient of the recipe on."""
     assert_same_run(train_once(2, f"engine.zero={zero}", f"engine.offload={offload}"), train_once(2))
 
 
@@ -155,11 +155,11 @@ def test_every_launcher_starts_the_same_zero(digits, tmp_path, train_once, launc
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         command = [str(probe.getsockname()[1]) if part == "PORT" else part for part in launcher]
-    arguments = ["demo", *SMALL, *STEPS, *short, *changes, "--data", digits, "--run-dir", tmp_path / "run", "--workers", "0", "--micro-batch", "12"]
+    arguments = ["demo", *SMALL, *STEPS, *short, *changes, "--data", digits, "--run-dir", tmp_path / "run", "--workers", "0", "--micro-batch", "32"]
     done = subprocess.run(
         [*command, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     start = RunDirectory(tmp_path / "run").metrics()[0]
-    assert (start["engine"], start["cut"]) == ("ZeRO-2", "96 = 2 processes × 12 × 4 accumulation steps")
+    assert (start["engine"], start["cut"]) == ("ZeRO-2", "192 = 2 processes × 32 × 3 accumulation steps")
     assert_same_run(tmp_path / "run", train_once(2, *short))
