@@ -8,10 +8,10 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd mariadb-server munge
 .PHONY: train test slurm clean
 
 train: .venv/ready
-	$(BIN)/bigbatch shard digits runs/digits --val-fraction 0.2
-	$(BIN)/bigbatch train demo --data runs/digits
+	$(BIN)/bigbatch shard digits shards/digits --val-fraction 0.2
+	$(BIN)/bigbatch train demo --data shards/digits
 	$(BIN)/bigbatch export runs/demo runs/demo.safetensors
-	$(BIN)/bigbatch evaluate runs/demo.safetensors --data runs/digits
+	$(BIN)/bigbatch evaluate runs/demo.safetensors --data shards/digits
 	$(BIN)/bigbatch report runs/demo
 
 test: .venv/ready-to-test slurm

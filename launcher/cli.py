@@ -34,7 +34,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="A recipe, to print 
     print_recipe(name, overrides or []) if name else print_table()
 
 
-@app.command(epilog="Example: bigbatch shard digits runs/digits --val-fraction 0.2")
+@app.command(epilog="Example: bigbatch shard digits shards/digits --val-fraction 0.2")
 def shard(
     source: Annotated[
         str,
@@ -68,7 +68,7 @@ def shard(
     )
 
 
-@app.command(epilog="Example: bigbatch verify runs/digits")
+@app.command(epilog="Example: bigbatch verify shards/digits")
 def verify(folder: Annotated[Path, typer.Argument(help="A folder made by `bigbatch shard`.")]):
     """Read every shard again and name what is broken; exits with 1 if anything is."""
     from data.verify import verify as find_problems
@@ -80,7 +80,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder made by `bigbat
     raise typer.Exit(1 if problems else 0)
 
 
-@app.command(epilog="Example: bigbatch train demo --data runs/digits --procs 2 optimizer.lr=2e-3")
+@app.command(epilog="Example: bigbatch train demo --data shards/digits --procs 2 optimizer.lr=2e-3")
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -124,7 +124,7 @@ def train(
     raise typer.Exit(code)
 
 
-@app.command(epilog="Example: bigbatch evaluate runs/demo --data runs/digits")
+@app.command(epilog="Example: bigbatch evaluate runs/demo --data shards/digits")
 def evaluate(
     weights: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run directory, or a weights file.")],
     overrides: Overrides = None,
@@ -191,7 +191,7 @@ def report(
     print(f"wrote {write_report(runs, out or runs[0] / 'report.html')}")
 
 
-@app.command(epilog="Example: bigbatch fingerprint demo --data runs/digits --procs 3 --micro-batch 20 --steps 2")
+@app.command(epilog="Example: bigbatch fingerprint demo --data shards/digits --procs 3 --micro-batch 20 --steps 2")
 def fingerprint(
     recipe: RecipeArgument,
     overrides: Overrides = None,

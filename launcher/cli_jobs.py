@@ -78,7 +78,7 @@ def resume(run: RunArgument):
     resume_run(run)
 
 
-@jobs.command(epilog="Example: bigbatch doctor --data runs/digits")
+@jobs.command(epilog="Example: bigbatch doctor --data shards/digits")
 def doctor(
     data: Annotated[str | None, typer.Option("--data", help="Shards to look at.")] = None,
     run_dir: Annotated[Path, typer.Option(help="Where runs are kept; its disk is measured.")] = Path("runs"),
