@@ -5,7 +5,7 @@ import math
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
-_FEW_STEPS = 300  # under which a schedule, an average and AdamW's moments have no time to do what they are for
+_FEW_STEPS = 150  # under which a schedule, an average and AdamW's moments have no time to do what they are for; the demo's 154 do
 
 
 class Timetable:

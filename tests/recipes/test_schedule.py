@@ -55,5 +55,6 @@ def test_what_does_not_fit_the_data_is_said_in_one_line_with_the_number_that_doe
     assert not any(part[:12] in text for text in Timetable(load("convnext_tiny_in1k", [*changes, *advice]), images).warnings())
 
 
-def test_the_imagenet_recipe_on_imagenet_is_not_warned_about():
-    assert not Timetable(load("convnext_tiny_in1k"), IMAGENET).warnings()
+@pytest.mark.parametrize("recipe, images", [("convnext_tiny_in1k", IMAGENET), ("demo", 1438)])
+def test_a_recipe_on_the_data_it_is_made_for_is_not_warned_about(recipe, images):
+    assert not Timetable(load(recipe), images).warnings()
