@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
+_ALIKE = 0.6  # of 1, from where on a key is worth suggesting; difflib's own measure and threshold
 _CATALOGUE = resources.files("recipes") / "catalogue"
 
 
@@ -93,8 +94,8 @@ def _read(name_or_file: str) -> dict:
     elif name_or_file in names():
         path = _CATALOGUE / f"{name_or_file}.yaml"
     else:
-        near = difflib.get_close_matches(name_or_file, names(), n=1, cutoff=0)
-        raise UserError(f"there is no recipe {name_or_file!r}; did you mean {near[0]!r}? `bigbatch recipes` lists all")
+        near = difflib.get_close_matches(name_or_file, names(), n=1)
+        raise UserError(f"there is no recipe {name_or_file!r}{f'; did you mean {near[0]!r}?' if near else ':'} `bigbatch recipes` lists all")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -117,7 +118,7 @@ def _parse(override: str) -> tuple[str, object]:
     if not equals:
         raise UserError(f"override {override!r} is not of the form key=value, e.g. optimizer.lr=2e-3")
     if key not in keys():
-        raise UserError(f"unknown key {key!r}; did you mean {_nearest(key)!r}?")
+        raise UserError(_unknown(key, keys()))
     try:
         return key, yaml.safe_load(text)
     except yaml.YAMLError:
@@ -133,15 +134,22 @@ def _set(values: dict, key: str, value: object) -> None:
     values[last] = value
 
 
-def _nearest(key: str) -> str:
-    """The valid key most like `key`, judged by its whole dotted path or by its last part alone."""
+def _sections() -> list[str]:
+    return list(dict.fromkeys(key.partition(".")[0] for key in keys() if "." in key))
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    """A sentence with the known key most like `key`, judged by its whole dotted path or by its last part alone, if any is like it."""
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, key, candidate).ratio()
         last = difflib.SequenceMatcher(None, key.rsplit(".")[-1], candidate.rsplit(".")[-1]).ratio()
         return max(whole, last) + 0.01 * whole
 
-    return max(keys(), key=likeness)
+    depth = key.count(".")  # first of what has as many parts: `modle` is a section rather than mix.mode
+    nearest = max(known, key=lambda candidate: likeness(candidate) + 0.2 * (candidate.count(".") == depth))
+    advice = f"; did you mean {nearest!r}?" if likeness(nearest) >= _ALIKE else ": `bigbatch recipes NAME` prints every key of a recipe"
+    return f"unknown key {key!r}{advice}"
 
 
 def _sentence(error: ValidationError) -> str:
@@ -151,7 +159,7 @@ def _sentence(error: ValidationError) -> str:
         location.pop()  # pydantic goes on below the key, into members of unions and tuples
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; did you mean {_nearest(key)!r}?"
+        return _unknown(key, [*keys(), *_sections()])
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     problem = first["msg"][0].lower() + first["msg"][1:]
