@@ -50,7 +50,7 @@ def runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the 
     print_runs(folder)
 
 
-@jobs.command(epilog="Example: bigbatch logs runs/demo --rank 3")
+@jobs.command(epilog="Example: bigbatch logs runs/convnext_tiny_in1k --rank 3")
 def logs(
     run: RunArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing while the job lives.")] = False,
@@ -62,7 +62,7 @@ def logs(
     print_log(run, rank, follow)
 
 
-@jobs.command(epilog="Example: bigbatch cancel runs/demo")
+@jobs.command(epilog="Example: bigbatch cancel runs/convnext_tiny_in1k")
 def cancel(run: RunArgument):
     """End a submitted run. What it has saved stays; `bigbatch resume` goes on with it."""
     from launcher.control import cancel as cancel_run
@@ -70,7 +70,7 @@ def cancel(run: RunArgument):
     cancel_run(run)
 
 
-@jobs.command(epilog="Example: bigbatch resume runs/demo")
+@jobs.command(epilog="Example: bigbatch resume runs/convnext_tiny_in1k")
 def resume(run: RunArgument):
     """Submit a run again that was cancelled, failed or got lost: same code, same recipe, at the exact step."""
     from launcher.control import resume as resume_run

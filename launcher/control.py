@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from launcher.submission import PACKAGES
+from launcher.job import PACKAGES
+from launcher.run_directory import RunDirectory
 from recipes.errors import UserError
 from slurm.cluster import load_cluster
 from slurm.job import Job, Submission
@@ -53,5 +54,7 @@ def resume(run: Path) -> None:
 def _submission(run: Path) -> Submission:
     submission = last_submission(run.absolute() / "job")
     if submission is None:
+        if RunDirectory(run).recipe_file.is_file():
+            raise UserError(f"{run} was not submitted: Ctrl-C stops its `bigbatch train`, and the same command goes on where it stopped")
         raise UserError(f"{run} was not submitted, so there is no job: `bigbatch submit` makes one")
     return submission

@@ -13,6 +13,8 @@ import typer
 
 from slurm.job import FINISHED, STOPPED
 
+PACKAGES = ["recipes", "models", "data", "slurm", "launcher"]  # its code, of which a submission keeps a copy
+
 
 def job(
     run: Path,

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 import launcher
+from launcher.job import PACKAGES
 from launcher.planned_runs import Options, Run, plan
 from launcher.submission_checks import check_free, check_recipe
 from launcher.submission_preview import print_preview
@@ -19,8 +20,6 @@ from slurm.partitions import check_fits, read_partitions
 from slurm.snapshot import snapshot
 from slurm.submit import CODE, cancel
 from slurm.submit import submit as send
-
-PACKAGES = ["recipes", "models", "data", "slurm", "launcher"]
 
 
 def submit(arguments: list[str], options: Options, dry_run: bool) -> None:
