@@ -70,8 +70,10 @@ def export(run_path: Path, destination: Path, averaged: bool, best: bool = False
     Recipe and classes go along in the file's metadata, so that `bigbatch evaluate` needs nothing else.
 
     Raises:
-        UserError: no such run, no checkpoint, or the file cannot be written.
+        UserError: no such run, no checkpoint, the file's name says another format, or it cannot be written.
     """
+    if destination.suffix != ".safetensors":
+        raise UserError(f"an export is a safetensors file and {destination} would not say so: name it {destination.with_suffix('.safetensors')}")
     run = RunDirectory(run_path)
     weights = run_weights(run, averaged, best)
     metadata = {
