@@ -101,6 +101,9 @@ def train(
         from launcher.dry_run import print_dry_run
 
         return print_dry_run(resolved, procs, micro_batch)
+    from launcher.inputs import check_names_shards
+
+    check_names_shards(resolved)
     if "WORLD_SIZE" in os.environ:
         if procs is not None:
             raise UserError("--procs starts processes, but a launcher (torchrun, accelerate) started this one already: leave it out")
@@ -134,6 +137,7 @@ def evaluate(
     workers: Workers = None,
 ):
     """Accuracy over the whole validation split, every image once."""
+    _check_exists(weights)
     from launcher.evaluate import evaluate_weights
 
     evaluate_weights(weights, recipe, with_data(overrides, data), averaged=not raw, workers=workers)
@@ -149,6 +153,7 @@ def predict(
     workers: Workers = None,
 ):
     """Class and probability of photographs. Exits with 1 if any could not be read; the others are predicted all the same."""
+    _check_exists(weights)
     from launcher.predict import predict as predict_images
 
     predictions = predict_images(weights, images, recipe, averaged=not raw, workers=workers)
@@ -174,6 +179,9 @@ def export(
     best: Annotated[bool, typer.Option("--best", help="Of the best evaluation instead of the newest checkpoint.")] = False,
 ):
     """Write a run's weights for `timm.create_model(name, num_classes=...).load_state_dict(...)`."""
+    from launcher.run_directory import RunDirectory
+
+    RunDirectory(run).recipe()  # a wrong name is refused before torch is imported, which takes seconds
     from launcher.saved_weights import export as write_weights
 
     write_weights(run, destination, averaged=not raw, best=best)
@@ -239,6 +247,12 @@ def _run(command: typer.Typer) -> None:
         if os.environ.get("RANK", "0") == "0" or str(error).startswith("[rank"):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _check_exists(weights: Path) -> None:
+    """Refuse what is not there, before torch is imported, which takes seconds."""
+    if not weights.exists():
+        raise UserError(f"there is no run or weights file {weights}: give a run directory, or a file from `bigbatch export`")
 
 
 def _load(recipe: str, overrides: list[str] | None, data: str | None):

@@ -14,8 +14,7 @@ def open_shards(recipe: Recipe, copy: Path | None = None) -> ShardSet:
     Raises:
         UserError: no path is named, there are none, they changed, or they have another number of classes.
     """
-    if recipe.data.path is None:
-        raise UserError(f"recipe {recipe.name} names no shards: add --data FOLDER, a folder made by `bigbatch shard SOURCE FOLDER`")
+    check_names_shards(recipe)
     shards = ShardSet.open(copy or recipe.data.path, recipe.data.cache, int(recipe.data.cache_gib * 2**30))
     if recipe.data.classes not in (None, len(shards.classes)):
         raise UserError(
@@ -28,6 +27,12 @@ def open_shards(recipe: Recipe, copy: Path | None = None) -> ShardSet:
     except UserError as error:
         raise UserError(str(error) if rank == 0 else f"[rank {rank}] {error}") from None
     return shards
+
+
+def check_names_shards(recipe: Recipe) -> None:
+    """Raises UserError where the recipe leaves its shards open."""
+    if recipe.data.path is None:
+        raise UserError(f"recipe {recipe.name} names no shards: add --data FOLDER, a folder made by `bigbatch shard SOURCE FOLDER`")
 
 
 def default_workers() -> int:

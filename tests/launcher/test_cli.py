@@ -100,6 +100,8 @@ MISTAKES = {
         ["train", "demo", *SMALL, "--data", d, "--run-dir", (p / "file").write_text("") or p / "file" / "run"],
         "cannot be made",
     ),
+    "a file that is no safetensors": lambda p, d, r: (["export", r, p / "x.pth"], "x.safetensors"),
+    "a run that is missing": lambda p, d, r: (["predict", p / "none", p / "x.jpg"], "no run or weights file"),
     "not a run directory": lambda p, d, r: (["export", p, p / "x.safetensors"], "not a run directory"),
     "a device that cannot do it": lambda p, d, r: (["train", "demo", "engine.precision=fp16", "--data", d, "--run-dir", p / "r"], "GPU"),
 }
@@ -141,6 +143,20 @@ def test_help_does_not_import_torch():
     """Why `bigbatch --help` is instant; the time itself is a benchmark."""
     code = "import sys; sys.argv = ['bigbatch', '--help']\nfrom launcher import cli\ntry: cli.main()\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_wrong_name_is_said_before_torch_is_imported(run_directory):
+    """Why it takes no seconds; the time itself is a benchmark."""
+    wrong = [
+        ["train", "demo"], ["resume", run_directory], ["cancel", run_directory], ["export", "none", "x.safetensors"],
+        ["predict", "none", "x.jpg"], ["evaluate", "none"],
+    ]  # fmt: skip
+    code = "import sys; from launcher import cli\nsys.argv[0] = 'bigbatch'\ntry: cli.main()\nexcept SystemExit as e: sys.exit(10 * ('torch' in sys.modules) + e.code)"
+    for arguments in wrong:
+        done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("error: "), (arguments, done.returncode, done.stderr)
+        if arguments[0] == "resume":
+            assert "the same command goes on" in done.stderr
 
 
 def test_evaluate_export_and_plain_timm_agree(bigbatch, digits, run_directory, tmp_path):
