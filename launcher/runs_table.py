@@ -34,6 +34,7 @@ class Row:
     epoch: float | None
     images_per_second: float | None
     accuracy: float | None
+    weights: str  # which reached it, where raw and averaged ones were evaluated
     seconds_left: float | None
     restarts: int
     note: str
@@ -59,7 +60,7 @@ def print_runs(folder: Path) -> None:
             f"{row.step:,}/{row.total_steps:,}" if row.step is not None and row.total_steps else "",
             _show(row.epoch, ".2f"),
             _show(row.images_per_second, ",.0f"),
-            _show(row.accuracy, ".2%"),
+            f"{_show(row.accuracy, '.2%')} {row.weights}".rstrip(),
             _duration(row.seconds_left),
             str(row.restarts),
         )
@@ -96,7 +97,7 @@ def _row(path: Path, name: str, state: JobState | None) -> Row:
     except UserError as error:
         unknown = dict.fromkeys(["step", "total_steps", "epoch", "images_per_second", "accuracy", "seconds_left"])
         state = state or JobState("UNREADABLE", "")
-        return Row(name, "", state.name, state.job_id or None, state.nodes, restarts=0, note=f"it cannot be read: {error}", **unknown)
+        return Row(name, "", state.name, state.job_id or None, state.nodes, weights="", restarts=0, note=f"it cannot be read: {error}", **unknown)
 
 
 def _read_row(path: Path, name: str, state: JobState | None) -> Row:
@@ -113,8 +114,9 @@ def _read_row(path: Path, name: str, state: JobState | None) -> Row:
     left = (total - step) * recipe.batch.global_ / speed if total and step is not None and speed else None
     if state is None:
         state = _without_job(events, step, total)
-    accuracy = max((evaluations[-1].get(key) or 0.0 for key in ("top1", "ema_top1")), default=None) if evaluations else None
-    started = ledger.events("start")
+    accuracy, weights = _accuracy(evaluations[-1]) if evaluations else (None, "")
+    submitted = ledger.events("start")
+    restarts = len(submitted) - 1 if submitted else sum(start["step"] != total for start in starts[1:])
     return Row(
         run=name,
         recipe=recipe.name,
@@ -126,10 +128,19 @@ def _read_row(path: Path, name: str, state: JobState | None) -> Row:
         epoch=steps[-1]["epoch"] if steps else None,
         images_per_second=speed,
         accuracy=accuracy,
+        weights=weights,
         seconds_left=left if state.is_active else None,
-        restarts=max(0, (len(started) or len(starts)) - 1),
+        restarts=restarts,
         note=state.note,
     )
+
+
+def _accuracy(evaluation: dict) -> tuple[float, str]:
+    """The higher top-1 and, where there are two, of which weights it is."""
+    raw, averaged = evaluation["top1"], evaluation.get("ema_top1")
+    if averaged is None:
+        return raw, ""
+    return (averaged, "averaged") if averaged >= raw else (raw, "raw")
 
 
 def _without_job(events: list[dict], step: int | None, total: int | None) -> JobState:
