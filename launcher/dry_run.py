@@ -40,6 +40,8 @@ def print_dry_run(recipe: Recipe, processes: int | None, micro_batch: int | None
     processes = processes or int(os.environ.get("WORLD_SIZE", max(1, torch.cuda.device_count())))
     choice = choose(recipe, classes, processes, micro_batch, has_batch_norm, machines_of(recipe, processes))
     recipe, cut = choice.recipe, choice.cut
+    if os.environ.get("RANK", "0") != "0":
+        return
     print(f"{recipe.name}: {recipe.model.name}, {parameters:,} parameters, {cut}")
     if choice.reason:
         print(f"cut: {choice.reason}")
