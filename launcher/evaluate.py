@@ -41,8 +41,8 @@ def evaluate_weights(origin: Path, recipe_name: str | None, overrides: list[str]
         fit_weights(model, weights, str(origin), new_head=False)
         guesses = Guesses()
         result = evaluate(model.to(accelerator.device), split, recipe, accelerator, _BATCH_SIZE, workers, guesses)
-        top5 = f"  top-5 {result.top5:.4%}" if result.top5 is not None else ""
-        accelerator.print(f"{label}: top-1 {result.top1:.4%}{top5}  loss {result.loss:.4f}  ({result.images:,} images)")
+        top5 = f"  top-5 {result.top5:.2%}" if result.top5 is not None else ""
+        accelerator.print(f"{label}: top-1 {result.top1:.2%}{top5}  loss {result.loss:.4f}  ({result.images:,} images)")
     if run and accelerator.num_processes == 1:  # with more, each has seen a share only
         try:
             write_mistakes(run, label, shards.classes, guesses.compared_with(split))
