@@ -136,6 +136,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+def saved_steps(folder: Path) -> dict[int, Path]:
+    """The checkpoints in `folder` by step, whole or damaged."""
+    return {int(path.name.removeprefix("step-")): path for path in folder.glob("step-*")}
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint in that folder after comparing every file with its checksum.
 
@@ -244,7 +249,7 @@ class CheckpointWriter:
         final = path_of(self.folder, manifest["step"])
         shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be there: a whole one would have been continued
         rename_durably(unfinished, final)
-        steps = {int(path.name.removeprefix("step-")): path for path in self.folder.glob("step-*")}
+        steps = saved_steps(self.folder)
         for step in steps.keys() - self.retention.kept(list(steps)):
             shutil.rmtree(steps[step], ignore_errors=True)
 

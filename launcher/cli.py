@@ -121,7 +121,12 @@ def train(
     else:
         from launcher.train import train as train_here
 
-        code = 0 if train_here(resolved, run_path, micro_batch, workers, profile=profile) else _INTERRUPTED
+        try:
+            code = 0 if train_here(resolved, run_path, micro_batch, workers, profile=profile) else _INTERRUPTED
+        except KeyboardInterrupt:  # before the first step, or the second Ctrl-C
+            code = _INTERRUPTED
+            if os.environ.get("RANK", "0") == "0":
+                print(f"stopped at once, without saving: {_begins_again(run_path)}", file=sys.stderr)
     if code == _INTERRUPTED and "RANK" not in os.environ:
         print(f"go on with: {shlex.join(['bigbatch', *sys.argv[1:]])}", file=sys.stderr)
     raise typer.Exit(code)
@@ -247,6 +252,15 @@ def _run(command: typer.Typer) -> None:
         if os.environ.get("RANK", "0") == "0" or str(error).startswith("[rank"):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _begins_again(run: Path) -> str:
+    """Where a run that was not saved at its end goes on."""
+    from launcher.checkpoint import saved_steps
+    from launcher.run_directory import RunDirectory
+
+    steps = saved_steps(RunDirectory(run).checkpoints)
+    return f"the newest checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet, so the run begins anew"
 
 
 def _check_exists(weights: Path) -> None:

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
 from launcher import cli, saved_weights
+from launcher.history import History
 from launcher.run_directory import RunDirectory
+from launcher.runs_table import read_rows
 from tests.launcher.conftest import SMALL
 
 
@@ -166,7 +168,7 @@ def test_evaluate_export_and_plain_timm_agree(bigbatch, digits, run_directory, t
     code, of_run, _ = bigbatch("evaluate", run_directory, "--data", digits)
     assert code == 0
     mistakes = json.loads(RunDirectory(run_directory).mistakes_file.read_text())  # what the report shows
-    assert f"averaged: top-1 {1 - mistakes['wrong'] / mistakes['images']:.4%}" in of_run and mistakes["weights"] == "averaged"
+    assert f"averaged: top-1 {1 - mistakes['wrong'] / mistakes['images']:.2%}" in of_run and mistakes["weights"] == "averaged"
     ours = re.search(r"averaged: top-1 ([\d.]+)%  top-5 ([\d.]+)%", of_run).groups()
     code, of_file, _ = bigbatch("evaluate", file, "--data", digits)
     assert code == 0 and f"top-1 {ours[0]}%" in of_file and f"top-5 {ours[1]}%" in of_file
@@ -174,7 +176,7 @@ def test_evaluate_export_and_plain_timm_agree(bigbatch, digits, run_directory, t
     script.write_text(PLAIN_TIMM)
     done = subprocess.run([sys.executable, script, file, digits], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [f"{float(ours[0]):.4f}", f"{float(ours[1]):.4f}"]
+    assert done.stdout.split() == [*ours]
 
 
 PLAIN_TIMM = '''
@@ -191,7 +193,7 @@ for image, label in webdataset.WebDataset(sorted(glob.glob(shards + "/val-*.tar"
         guesses = model(transform(image.convert("RGB"))[None])[0].topk(5).indices.tolist()
     right1 += guesses[0] == int(label); right5 += int(label) in guesses; images += 1
 assert "launcher" not in sys.modules and "data" not in sys.modules
-print(f"{100 * right1 / images:.4f} {100 * right5 / images:.4f}")
+print(f"{100 * right1 / images:.2f} {100 * right5 / images:.2f}")
 '''
 
 
@@ -205,10 +207,21 @@ def test_raw_weights_are_exported_on_request(bigbatch, run_directory, tmp_path):
     assert all(torch.equal(raw[name], expected[name]) for name in raw)
 
 
+def test_a_second_ctrl_c_says_where_the_run_goes_on(bigbatch, digits, run_directory, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launcher.train.train", interrupted)
+    for run, expected in ((run_directory, "the newest checkpoint is of step 44"), (tmp_path / "new", "the run begins anew")):
+        code, _, errors = bigbatch("train", "demo", *SMALL, "--data", digits, "--run-dir", run)
+        assert code == 130 and expected in errors and "go on with: bigbatch train demo" in errors
+
+
 def test_a_finished_run_started_again_does_nothing(bigbatch, digits, run_directory):
     steps = [event for event in RunDirectory(run_directory).metrics() if event["event"] == "step"]
     code, output, _ = bigbatch(
         "train", "demo", *SMALL, "schedule.epochs=2", "schedule.warmup_epochs=0", "--data", digits, "--run-dir", run_directory, "--workers", 0
     )
     assert code == 0 and "finished" in output
+    assert len(History(run_directory).starts) > 1 and read_rows(run_directory)[0].restarts == len(History(run_directory).restarts) == 0
     assert [event for event in RunDirectory(run_directory).metrics() if event["event"] == "step"] == steps
