@@ -31,11 +31,13 @@ def plan(
     """Say how a recipe would run: what fits, how it is cut, how long it takes. No GPU and no data are needed."""
     from recipes.load import load
 
-    resolved = load(recipe, with_data(overrides, data))
+    changes = with_data(overrides, data)
+    resolved = load(recipe, changes)
     if calibrate:
         from launcher.calibration import calibrate as measure
 
         return measure(resolved)
     from launcher.plan_view import Question, print_plan
 
-    print_plan(resolved, Question(gpus, gpus_per_node, gpu, gpu_memory, tflops, cpus_per_gpu, network, mtbf_hours, save_stall), as_json)
+    asked = Question(gpus, gpus_per_node, gpu, gpu_memory, tflops, cpus_per_gpu, network, mtbf_hours, save_stall)
+    print_plan(resolved, asked, [recipe, *changes], as_json)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 
@@ -40,8 +41,11 @@ class Question:
     save_stall: float = 5.0  # seconds
 
 
-def print_plan(recipe: Recipe, asked: Question, as_json: bool) -> None:
+def print_plan(recipe: Recipe, asked: Question, named: list[str], as_json: bool) -> None:
     """Print the ways that fit, the recommended one and why.
+
+    Args:
+        named: the recipe and the changes to it, as they were given.
 
     Raises:
         UserError: nothing fits (and what comes nearest), or the recipe or the hardware is impossible.
@@ -75,9 +79,9 @@ def print_plan(recipe: Recipe, asked: Question, as_json: bool) -> None:
             "warnings": warnings,
         }
         return print(json.dumps(values, indent=2))
-    _print_table(recipe, needs, machines, rows, best, timetable)
+    _print_table(recipe, needs, machines, asked, rows, best, timetable)
     print(f"→ {reason(best, rows)}")
-    print(f"  {_command(best)}")
+    print(f"  {_command(best, machines, named)}")
     print(_MEMORY)
     print(_speeds(machines, precision, asked.network is None))
     if best.reading_seconds > best.gpu_seconds:
@@ -92,11 +96,13 @@ def print_plan(recipe: Recipe, asked: Question, as_json: bool) -> None:
         print(f"warning: {warning}")
 
 
-def _print_table(recipe: Recipe, needs: ModelNeeds, machines: Machines, rows: list[Row], best: Row, timetable: Timetable | None) -> None:
+def _print_table(
+    recipe: Recipe, needs: ModelNeeds, machines: Machines, asked: Question, rows: list[Row], best: Row, timetable: Timetable | None
+) -> None:
     nodes = "1 node" if machines.nodes == 1 else f"{machines.nodes} nodes"
     print(
         f"{recipe.name}: {recipe.model.name}, {needs.parameters:,} parameters, {recipe.input.size} px, {recipe.engine.precision}; "
-        f"{machines.gpus} GPUs of {machines.memory / GIB:g} GiB in {nodes}"
+        f"{machines.gpus} GPUs ({asked.gpu}) of {round(machines.memory / GIB, 1):g} GiB in {nodes}"
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("", "engine", "micro-batch × accumulation"):
@@ -129,12 +135,20 @@ def _reading(recipe: Recipe, machines: Machines, row: Row) -> str:
     )
 
 
-def _command(row: Row) -> str:
+def _command(row: Row, machines: Machines, named: list[str]) -> str:
+    """What runs it: on one machine at once, on several through SLURM."""
     engine = row.recipe.engine
     changes = [f"engine.zero={engine.zero}"]
     changes += [f"engine.offload={engine.offload}"] if engine.zero else []
     changes += [f"engine.checkpoint_activations={str(engine.checkpoint_activations).lower()}"]
-    return f"bigbatch train {row.recipe.name} --micro-batch {row.cut.micro_batch} {' '.join(changes)}"
+    command = ["bigbatch", "train" if machines.nodes == 1 else "submit", *named, *changes]
+    if row.recipe.data.path is None:
+        command += ["--data", "SHARDS"]
+    if machines.nodes == 1:
+        command += ["--procs", str(machines.gpus)]
+    else:
+        command += ["--nodes", str(machines.nodes), "--gpus-per-node", str(machines.per_node)]
+    return shlex.join([*command, "--micro-batch", str(row.cut.micro_batch)])
 
 
 def _values(row: Row, timetable: Timetable | None) -> dict:

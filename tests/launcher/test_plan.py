@@ -127,6 +127,21 @@ def test_the_command_plans_from_a_trace_and_the_second_time_from_its_cache(plan,
 
 
 @pytest.mark.parametrize(
+    "hardware, named, runs",
+    [
+        (["--gpus", "4", "--gpu-memory", "80GB"], "4 GPUs (a100) of 74.5 GiB in 1 node", ("train", "--procs 4")),
+        (["--gpus", "16", "--gpu", "h100"], "16 GPUs (h100) of 80 GiB in 2 nodes", ("submit", "--nodes 2 --gpus-per-node 8")),
+    ],
+)
+def test_the_plan_names_the_gpus_and_ends_with_the_command_that_runs_it(plan, hardware, named, runs):
+    shown = plan(*hardware)[1]
+    command = next(line.strip() for line in shown.splitlines() if line.startswith("  bigbatch "))
+    assert named in shown
+    assert command.startswith(f"bigbatch {runs[0]} convnext_tiny_in1k model.name=test_convnext input.size=64 engine.zero=")
+    assert f" --data SHARDS {runs[1]} --micro-batch " in command
+
+
+@pytest.mark.parametrize(
     "arguments, part",
     [
         (["--gpu-memory", "1MiB"], "write it as 80GiB"),
