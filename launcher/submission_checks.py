@@ -55,7 +55,7 @@ def choices(recipe: Recipe, resources: Resources, micro_batch: int | None, class
     tasks, machines, why = resources.tasks_per_node, None, "there is no GPU to plan for"
     if resources.gpus_per_node:
         machines = machines_named(recipe, tasks, tasks, cluster.gpu, cluster.gpu_memory_gib, resources.cpus_per_task)
-        why = "the profile does not tell the kind of the GPUs (gpu), so the job plans when it has them"
+        why = "the kind of the GPUs (gpu in the cluster's profile) is not known here, so the job plans when it has them"
     return [
         choose(recipe, classes, processes, micro_batch, has_batch_norm, machines and replace(machines, gpus=processes), why)
         for processes in (nodes * tasks for nodes in range(resources.min_nodes, resources.max_nodes + 1))

@@ -37,10 +37,12 @@ def print_preview(steps: list[list[Run]], resources: Resources, cluster_name: st
             print(f"# starts     after {steps[number - 1][0].recipe.name} has succeeded, from the weights it exports")
         possible = choices(first.recipe, resources, options.micro_batch, classes, cluster)
         _print_cuts(possible, resources)
-        limit = show_minutes(resources.minutes) if resources.minutes else "the partition's"
+        without = "none" if cluster_name == LOCAL else "the partition's"
+        limit = show_minutes(resources.minutes) if resources.minutes else without
         print(f"# time       limit {limit}; {_estimate(first, possible, cluster)}")
         limit = f"gives up after {1 + cluster.retries} starts without a new checkpoint"
-        print(f"# survives   requeues itself before the limit and after failures; {limit}")
+        again = "starts itself again" if cluster_name == LOCAL else "requeues itself"
+        print(f"# survives   {again} before the limit and after failures; {limit}")
         after = "<the job before>"
     print("# nothing was submitted")
 

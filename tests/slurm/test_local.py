@@ -35,6 +35,12 @@ def test_a_cancelled_local_job_ends_and_goes_on_when_resumed(local, digits, tmp_
     assert wait_for_end(run).step == 22
 
 
+def test_a_dry_run_does_not_speak_of_slurm(local, digits):
+    shown = local("submit", "demo", *SHORT, "--cluster", "local", "--data", digits, "--dry-run")
+    assert "nothing was submitted" in shown and "limit none" in shown
+    assert not any(word in shown for word in ("partition", "requeue", "SBATCH"))
+
+
 @pytest.fixture
 def local(command):
     """Run the command, successfully; return what it printed."""
