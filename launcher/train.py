@@ -107,7 +107,7 @@ def train(
         say(f"cut: {choice.reason}")
     if step:
         say(f"continues at step {step} of {timetable.total_steps}")
-    for warning in timetable.warnings():
+    for warning in [] if step else timetable.warnings():
         say(f"warning: {warning}")
 
     best_accuracy, best_step = broadcast_object_list([engine.is_main and run.best_evaluation()])[0] or (0.0, None)
