@@ -6,8 +6,8 @@ crop is moved to the grid of that scale, by less than half a pixel of the result
 bit for bit. The rest of the way is torch's antialiased resize, which rounds to within 2 of 255 of Pillow's at a sixth of the time
 and gives the same bits with and without vector instructions.
 
-What is no JPEG, or is one that libjpeg-turbo does not turn into RGB without complaint (CMYK, damaged, unusual sampling),
-is decoded by Pillow. Which way an image goes follows from its bytes and the crop alone.
+What is no JPEG, or is one that libjpeg-turbo does not turn into RGB (CMYK, cut off, unusual sampling), is decoded by Pillow; so
+is, on the way over the whole image, what it complains of. Which way an image goes follows from its bytes and the crop alone.
 """
 
 import io

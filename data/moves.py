@@ -11,8 +11,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from timm.data import auto_augment
 
+from data.pillow_memory import image_of, values_of
+
 _TRANSPOSE = Image.Transpose.TRANSPOSE
-_BANDS = 4  # Pillow keeps RGB in four bytes a pixel
+_BANDS = 4  # bytes that Pillow keeps a pixel in
 
 
 def shear_x(image: Image.Image, factor: float, fillcolor: tuple[int, int, int], resample: int) -> Image.Image:
@@ -42,7 +44,7 @@ def translate_y(image: Image.Image, share: float, **options) -> Image.Image:
 def _rows_moved(image: Image.Image, offsets: np.ndarray, fill: tuple[int, int, int]) -> Image.Image:
     """The image whose row y shows what lay ``offsets[y]`` pixels, float64 ``[height]``, to the right."""
     width, height = image.size
-    pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).reshape(height, width)
+    pixels = values_of(image).view(np.uint32)
     whole = np.floor(offsets).astype(np.int32)
     reach = int(abs(whole).max()) + 2
     wide = np.empty((height, reach + width + reach), np.uint32)
@@ -54,7 +56,7 @@ def _rows_moved(image: Image.Image, offsets: np.ndarray, fill: tuple[int, int, i
     result = np.clip(result, 0, 255, out=result).astype(np.uint8).view(np.uint32)
     nearest = np.arange(width, dtype=np.int32) + np.floor(offsets + 0.5).astype(np.int32)[:, None]
     result[nearest.view(np.uint32) >= width] = np.array((*fill, 255), np.uint8).view(np.uint32)  # as unsigned, negative is large
-    return Image.frombytes("RGB", image.size, result, "raw", "RGBX")
+    return image_of(result, image.size)
 
 
 def _weights(d: np.ndarray) -> np.ndarray:

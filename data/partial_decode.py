@@ -52,7 +52,9 @@ def _codec():
             from nvidia import nvimgcodec
         finally:
             for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+                del os.environ[name]
+                if value is not None:
+                    os.environ[name] = value
     decoder = nvimgcodec.Decoder(
         device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY, max_num_cpu_threads=1, backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)]
     )

@@ -1,11 +1,13 @@
 """timm's operations of RandAugment on tones and sharpness: bit for bit what it makes with Pillow, two to five times as fast.
 
 Pillow writes a table of 256 entries a channel in Python for each image, then looks up every value. But these operations are
-one or two on whole arrays of bytes. The arrays are Pillow's memory: four bytes a pixel, of which the last means nothing.
+one or two on whole arrays of bytes.
 """
 
 import numpy as np
 from PIL import Image, ImageChops
+
+from data.pillow_memory import image_of, values_of
 
 
 def invert(image: Image.Image, **_) -> Image.Image:
@@ -15,19 +17,19 @@ def invert(image: Image.Image, **_) -> Image.Image:
 
 def solarize(image: Image.Image, threshold: int, **_) -> Image.Image:
     """Return an RGB image with the values from `threshold` on inverted; from 256 on none are."""
-    values = _values(image)
-    return _image(values ^ np.negative((values >= threshold).view(np.uint8)), image.size)
+    values = values_of(image)
+    return image_of(values ^ np.negative((values >= threshold).view(np.uint8)), image.size)
 
 
 def solarize_add(image: Image.Image, add: int, **_) -> Image.Image:
     """Return an RGB image with `add`, 0 to 128, added to the values below 128."""
-    values = _values(image)
-    return _image(values + (values < 128) * np.uint8(add), image.size)
+    values = values_of(image)
+    return image_of(values + (values < 128) * np.uint8(add), image.size)
 
 
 def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
     """Return an RGB image of whose values, eight bits each, only the upper `bits` are kept."""
-    return _image(_values(image) & np.uint8(0x100 - (1 << (8 - bits))), image.size)
+    return image_of(values_of(image) & np.uint8(0x100 - (1 << (8 - bits))), image.size)
 
 
 def sharpness(image: Image.Image, factor: float, **_) -> Image.Image:
@@ -39,7 +41,7 @@ def _smoothed(image: Image.Image) -> Image.Image:
     """Pillow's SMOOTH: the rounded mean of 3 x 3 pixels, of which the middle one counts five times; the border stays as it is."""
     if min(image.size) < 3:
         return image
-    values = _values(image)
+    values = values_of(image)
     wide = values.astype(np.uint16)
     of_three_rows = wide[:-2] + wide[1:-1]
     of_three_rows += wide[2:]
@@ -48,13 +50,4 @@ def _smoothed(image: Image.Image) -> Image.Image:
     sums += wide[1:-1, 4:-4] << 2
     smoothed = values.copy()
     smoothed[1:-1, 4:-4] = (2 * sums + 13) // 26  # a thirteenth, rounded; no sum lies between two
-    return _image(smoothed, image.size)
-
-
-def _values(image: Image.Image) -> np.ndarray:
-    """The values of an RGB image: uint8 ``[height, 4 * width]``."""
-    return np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(image.height, -1)
-
-
-def _image(values: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    return Image.frombytes("RGB", size, values, "raw", "RGBX")
+    return image_of(smoothed, image.size)

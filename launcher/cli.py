@@ -13,6 +13,7 @@ import typer
 from launcher.cli_jobs import jobs
 from launcher.cli_options import DataOption, MicroBatch, Overrides, RecipeArgument, Workers, with_data
 from launcher.cli_plan import planning
+from launcher.processes import is_main_process
 from recipes.errors import UserError
 
 _INTERRUPTED = 130  # the shell's code for Ctrl-C
@@ -92,7 +93,9 @@ def train(
     profile: Annotated[
         int | None, typer.Option(help="Record that many micro-batches: what takes the time, and a trace, in RUN/profile.", min=1)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check recipe and shards, and print the cut of the batch and, with ZeRO, DeepSpeed's JSON.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check recipe and shards, and print the cut of the batch and, with ZeRO, DeepSpeed's JSON.")
+    ] = False,
 ):
     """Train a recipe, or go on with its run at the exact step. Ctrl-C saves first."""
     resolved = _load(recipe, overrides, data)
@@ -125,7 +128,7 @@ def train(
             code = 0 if train_here(resolved, run_path, micro_batch, workers, profile=profile) else _INTERRUPTED
         except KeyboardInterrupt:  # before the first step, or the second Ctrl-C
             code = _INTERRUPTED
-            if os.environ.get("RANK", "0") == "0":
+            if is_main_process():
                 print(f"stopped at once, without saving: {_begins_again(run_path)}", file=sys.stderr)
     if code == _INTERRUPTED and "RANK" not in os.environ:
         print(f"go on with: {shlex.join(['bigbatch', *sys.argv[1:]])}", file=sys.stderr)
@@ -249,7 +252,7 @@ def _run(command: typer.Typer) -> None:
     try:
         command()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0" or str(error).startswith("[rank"):
+        if is_main_process() or str(error).startswith("[rank"):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -9,6 +9,7 @@ from launcher.automatic import choose, machines_of
 from launcher.deepspeed_config import deepspeed_config
 from launcher.engine_choice import engine_as_launched
 from launcher.inputs import open_shards
+from launcher.processes import is_main_process
 from models import batch_norm
 from models.build import build
 from recipes.errors import UserError
@@ -40,7 +41,7 @@ def print_dry_run(recipe: Recipe, processes: int | None, micro_batch: int | None
     processes = processes or int(os.environ.get("WORLD_SIZE", max(1, torch.cuda.device_count())))
     choice = choose(recipe, classes, processes, micro_batch, has_batch_norm, machines_of(recipe, processes))
     recipe, cut = choice.recipe, choice.cut
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return
     print(f"{recipe.name}: {recipe.model.name}, {parameters:,} parameters, {cut}")
     if choice.reason:

@@ -12,6 +12,11 @@ from recipes.errors import UserError
 _CONFUSIONS = 20  # shown where there are too many classes for a matrix
 
 
+def restarts_among(starts: list[dict], total_steps: int | None) -> list[dict]:
+    """The starts that went on with a run; one that found it finished changed nothing."""
+    return [start for start in starts[1:] if start["step"] != total_steps]
+
+
 class History:
     """The events of one run by kind, and what follows from them.
 
@@ -43,8 +48,8 @@ class History:
 
     @property
     def restarts(self) -> list[dict]:
-        """The starts that went on with the run; one that found it finished changed nothing."""
-        return [start for start in self.starts[1:] if start["step"] < self.facts["total_steps"]]
+        """As `restarts_among`."""
+        return restarts_among(self.starts, self.facts["total_steps"])
 
     @property
     def averaged(self) -> bool:

@@ -26,6 +26,7 @@ def job(
     from launcher.doctor import preflight
     from launcher.inputs import loader_processes
     from launcher.planned_runs import WEIGHTS
+    from launcher.processes import is_main_process
     from launcher.run_directory import RunDirectory
     from launcher.saved_weights import export
     from launcher.train import train
@@ -35,7 +36,7 @@ def job(
     if workers is None and "SLURM_CPUS_PER_TASK" in os.environ:
         workers = loader_processes(int(os.environ["SLURM_CPUS_PER_TASK"]))
     finished = train(recipe, run, micro_batch, workers, shards_at=near, submitted=True)
-    if finished and os.environ["RANK"] == "0":
+    if finished and is_main_process():
         export(run, run / WEIGHTS, averaged=True)
     raise typer.Exit(FINISHED if finished else STOPPED)
 

@@ -14,6 +14,11 @@ import time
 _GRACE = 10.0  # seconds that the others have to end after one process failed
 
 
+def is_main_process() -> bool:
+    """Whether this is the first of the processes that a launcher started, or the only one; known before they have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run_processes(module: str, arguments: list[str], count: int) -> int:
     """Run ``python -m module arguments`` in `count` processes that find each other; return the first failure's exit code, or 0.
 

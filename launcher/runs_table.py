@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from launcher.history import restarts_among
 from launcher.run_directory import RunDirectory
 from recipes.errors import UserError
 from slurm.ledger import Ledger
@@ -97,7 +98,8 @@ def _row(path: Path, name: str, state: JobState | None) -> Row:
     except UserError as error:
         unknown = dict.fromkeys(["step", "total_steps", "epoch", "images_per_second", "accuracy", "seconds_left"])
         state = state or JobState("UNREADABLE", "")
-        return Row(name, "", state.name, state.job_id or None, state.nodes, weights="", restarts=0, note=f"it cannot be read: {error}", **unknown)
+        note = f"it cannot be read: {error}"
+        return Row(name, "", state.name, state.job_id or None, state.nodes, weights="", restarts=0, note=note, **unknown)
 
 
 def _read_row(path: Path, name: str, state: JobState | None) -> Row:
@@ -116,7 +118,7 @@ def _read_row(path: Path, name: str, state: JobState | None) -> Row:
         state = _without_job(events, step, total)
     accuracy, weights = _accuracy(evaluations[-1]) if evaluations else (None, "")
     submitted = ledger.events("start")
-    restarts = len(submitted) - 1 if submitted else sum(start["step"] != total for start in starts[1:])
+    restarts = len(submitted) - 1 if submitted else len(restarts_among(starts, total))
     return Row(
         run=name,
         recipe=recipe.name,

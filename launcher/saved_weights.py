@@ -73,7 +73,8 @@ def export(run_path: Path, destination: Path, averaged: bool, best: bool = False
         UserError: no such run, no checkpoint, the file's name says another format, or it cannot be written.
     """
     if destination.suffix != ".safetensors":
-        raise UserError(f"an export is a safetensors file and {destination} would not say so: name it {destination.with_suffix('.safetensors')}")
+        name = destination.with_suffix(".safetensors")
+        raise UserError(f"an export is a safetensors file and {destination} would not say so: name it {name}")
     run = RunDirectory(run_path)
     weights = run_weights(run, averaged, best)
     metadata = {

@@ -5,7 +5,6 @@
     torchrun -m launcher.train RECIPE
 """
 
-import os
 import time
 import warnings
 from importlib.metadata import version
@@ -25,6 +24,7 @@ from launcher.engine_choice import engine_as_launched
 from launcher.inputs import default_workers, open_shards
 from launcher.loop import Training
 from launcher.out_of_memory import rehearsed
+from launcher.processes import is_main_process
 from launcher.retention import Retention
 from launcher.run_directory import RunDirectory
 from launcher.saved_weights import load_weights
@@ -66,7 +66,7 @@ def train(
     run = RunDirectory(run_path)
     run.check_is_free_for(recipe)
     run.check_data(shards.digest)
-    if not submitted and os.environ.get("RANK", "0") == "0":
+    if not submitted and is_main_process():
         run.hold()
 
     recipe = engine_as_launched(recipe)

@@ -95,7 +95,8 @@ def _read(name_or_file: str) -> dict:
         path = _CATALOGUE / f"{name_or_file}.yaml"
     else:
         near = difflib.get_close_matches(name_or_file, names(), n=1)
-        raise UserError(f"there is no recipe {name_or_file!r}{f'; did you mean {near[0]!r}?' if near else ':'} `bigbatch recipes` lists all")
+        advice = f"; did you mean {near[0]!r}?" if near else ":"
+        raise UserError(f"there is no recipe {name_or_file!r}{advice} `bigbatch recipes` lists all")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
