@@ -11,7 +11,6 @@ import random
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -19,7 +18,8 @@ from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip
 
 from data.decode import Crop, EncodedImage, decode
-from data.randaugment import make_fast
+from data.randaugment import on_arrays
+from data.through_pillow import through_pillow
 from recipes.keys import key
 from recipes.schema import Recipe
 
@@ -56,10 +56,8 @@ class TrainTransform:
         assert isinstance(self.crop, RandomResizedCropAndInterpolation)
         flips = bool(changes) and isinstance(changes[0], RandomHorizontalFlip)
         self.flip = changes.pop(0) if flips else None
-        for change in changes:
-            if isinstance(change, RandAugment):
-                make_fast(change)
-        self.on_pillow = Compose(changes) if changes else None  # RandAugment, colour jitter
+        # RandAugment, colour jitter
+        self.changes = [on_arrays(change) if isinstance(change, RandAugment) else through_pillow(change) for change in changes]
 
     def __call__(self, image: bytes, epoch: int, sample: int) -> tuple[Tensor, tuple[int, int, int, int]]:
         """Return uint8 ``[3, size, size]``, channels last in memory, and the box to erase.
@@ -72,11 +70,11 @@ class TrainTransform:
         pixels = encoded.crop_resized(crop, self.recipe.input.size, self.recipe.input.interpolation)
         if self.flip and torch.rand(1) < self.flip.p:
             pixels = pixels.flip(2)
-        if self.on_pillow:
-            picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            changed = self.on_pillow(picture)
-            if changed is not picture:
-                pixels = torch.from_numpy(np.array(changed)).permute(2, 0, 1)
+        if self.changes:
+            image = pixels.permute(1, 2, 0).numpy()
+            for change in self.changes:
+                image = change(image)
+            pixels = torch.from_numpy(image).permute(2, 0, 1)
         box = NO_BOX
         if random.random() < self.recipe.augment.erasing:
             box = _box(self.recipe.input.size)

@@ -26,7 +26,6 @@ import numpy as np
 import simplejpeg
 import torch
 import webdataset
-from PIL import Image
 from timm.data import ImageDataset, create_loader, create_transform
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import datasets, transforms
@@ -156,7 +155,7 @@ def profile(shards: ShardSet, policy: str | None) -> dict[str, float]:
 
         return timed_work
 
-    for operation in transform.on_pillow.transforms[0].ops if policy else ():
+    for operation in transform.changes[0].ops if policy else ():
         operation.aug_fn = timed(operation.name, operation.aug_fn)
     for sample in samples:
         stored = timed("read", split.read)(sample)
@@ -165,10 +164,8 @@ def profile(shards: ShardSet, policy: str | None) -> dict[str, float]:
         pixels = timed("decode and resize", image.crop_resized)(crop, SIZE, "bicubic")
         if torch.rand(1) < transform.flip.p:
             pixels = timed("flip", pixels.flip)(2)
-        if transform.on_pillow:
-            picture = timed("to Pillow", Image.fromarray)(pixels.permute(1, 2, 0).numpy())
-            changed = timed("all of RandAugment", transform.on_pillow)(picture)
-            timed("from Pillow", np.array)(changed)
+        for change in transform.changes:
+            timed("all of RandAugment", change)(pixels.permute(1, 2, 0).numpy())
     return dict(sorted(spent.items(), key=lambda of_one: -of_one[1]))
 
 
