@@ -8,6 +8,8 @@ of 2**-14. That makes the sums exact in single precision, thus the same on every
 An image is uint8 ``[height, width, 3]``.
 """
 
+import math
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
@@ -39,9 +41,18 @@ def translate_x(image: np.ndarray, share: float, fillcolor: tuple[int, int, int]
     return _rows_moved(image, np.full(height, share * width), fillcolor)
 
 
-def translate_y(image: np.ndarray, share: float, **options) -> np.ndarray:
+def translate_y(image: np.ndarray, share: float, fillcolor: tuple[int, int, int], resample: int) -> np.ndarray:
     """As `translate_x`, with the height."""
-    return _transposed(translate_x(_transposed(image), share, **options))
+    if resample != Image.Resampling.BICUBIC:
+        return through_pillow(auto_augment.translate_y_rel)(image, share, fillcolor=fillcolor, resample=resample)
+    height, offset = len(image), share * len(image)
+    whole = math.floor(offset)
+    needed = image[np.clip(np.arange(whole - 1, whole + height + 2), 0, height - 1)].reshape(height + 3, -1).astype(np.float32)
+    taps = sliding_window_view(needed, height, axis=0).transpose(2, 0, 1)
+    result = _as_values(np.einsum("t,ytx->yx", _weights(np.array([offset - whole]))[0], taps)).reshape(image.shape)
+    nearest = np.arange(height) + math.floor(offset + 0.5)
+    _pixels(result)[(nearest < 0) | (nearest >= height)] = _pixel(fillcolor)
+    return result
 
 
 def _transposed(image: np.ndarray) -> np.ndarray:
@@ -51,6 +62,10 @@ def _transposed(image: np.ndarray) -> np.ndarray:
 def _pixels(image: np.ndarray) -> np.ndarray:
     """The same memory with one item a pixel, ``[height, width]``."""
     return image.view(_PIXEL)[..., 0]
+
+
+def _pixel(colour: tuple[int, int, int]) -> np.ndarray:
+    return np.array(colour, np.uint8).view(_PIXEL)
 
 
 def _rows_moved(image: np.ndarray, offsets: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
@@ -66,11 +81,16 @@ def _rows_moved(image: np.ndarray, offsets: np.ndarray, fill: tuple[int, int, in
     needed = sliding_window_view(wide.reshape(-1), (width + 3) * _COLOURS)[starts * _COLOURS]  # of x to x + 3 a pixel is made
     taps = sliding_window_view(needed.astype(np.float32), width * _COLOURS, axis=1)[:, ::_COLOURS]
     result = np.einsum("yt,ytx->yx", _weights(offsets - whole), taps)
-    result = np.clip(result, 0, 255, out=result).astype(np.uint8).reshape(image.shape)
+    result = _as_values(result).reshape(image.shape)
     nearest = np.arange(width, dtype=np.int32) + np.floor(offsets + 0.5).astype(np.int32)[:, None]
     outside = nearest.view(np.uint32) >= width  # as unsigned, negative is large
-    _pixels(result)[outside] = np.array(fill, np.uint8).view(_PIXEL)
+    _pixels(result)[outside] = _pixel(fill)
     return result
+
+
+def _as_values(sums: np.ndarray) -> np.ndarray:
+    """The sums, which are spoilt, cut to 0 to 255 and to whole numbers."""
+    return np.clip(sums, 0, 255, out=sums).astype(np.uint8)
 
 
 def _weights(d: np.ndarray) -> np.ndarray:
