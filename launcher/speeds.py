@@ -11,7 +11,7 @@ from recipes.errors import UserError
 from recipes.schema import Recipe
 from slurm.cluster import user_settings
 
-# Photographs of 407 x 357 pixels at 224: the table of docs/data.md.
+# Photographs of 407 x 357 pixels at 224, on the slower of two machines: below the table of docs/data.md.
 _IMAGES_PER_CORE = {True: 439.0, False: 867.0}  # with RandAugment or without
 
 
