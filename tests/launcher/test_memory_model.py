@@ -1,5 +1,8 @@
 """Predicted memory is what a real step takes: activations as the allocator counts them, and the states of DDP."""
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -30,6 +33,14 @@ def empty_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def in_a_process_without_workspaces():
+    """Call a function there. oneDNN's convolutions for newer processors take memory that no tensor shows, other amounts on each."""
+    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # read once in a process
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 class _Labels:
@@ -77,13 +88,14 @@ def measured_peaks(recipe, micro_batches: tuple[int, ...]) -> list[int]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_peak_of_a_real_step_is_predicted_within_5_percent(model):
+def test_the_peak_of_a_real_step_is_predicted_within_5_percent(model, in_a_process_without_workspaces):
     """The activations alone too, so that the states cannot hide an error; but for ResNet, for its workspaces."""
     (name, *changes), micro_batches = MODELS[model]
     fixed = ["batch.global=480", "batch.slices=1", f"batch.statistics={STATISTICS}", "engine.precision=float32"]
     recipe = plainest_engine(load(name, [*fixed, *changes]))
     needs = model_needs(recipe, "float32")
-    for micro_batch, measured in zip(micro_batches, measured_peaks(recipe, micro_batches)):
+    peaks = in_a_process_without_workspaces(measured_peaks, recipe, micro_batches)
+    for micro_batch, measured in zip(micro_batches, peaks):
         predicted = predict_memory(recipe, needs, cut_batch(recipe, 1, micro_batch, largest=micro_batch))
         print(f"\n{model}, {micro_batch} images: measured {measured / 2**20:.1f}, predicted {predicted.tensors / 2**20:.1f} MiB")
         assert predicted.tensors == pytest.approx(measured, rel=0.05)
