@@ -15,7 +15,7 @@ train: .venv/ready
 	$(BIN)/bigbatch report runs/demo
 
 test: .venv/ready-to-test slurm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 # Installed where that is possible, as root on Debian; elsewhere the tests that need it skip and say so.
 slurm:

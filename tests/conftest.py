@@ -4,7 +4,26 @@ from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+TESTS = Path(__file__).parent
+SHARED = TESTS.parents[1] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with tests/slurm: where processes share the tests, it is the longest piece."""
+    items.sort(key=lambda item: not item.path.is_relative_to(TESTS / "slurm"))
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist asks
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Give each process whole files, whose fixtures are dear, and tests/slurm to one of them, as there is one cluster."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, _ = nodeid.partition("::")
+            return "tests/slurm" if file.startswith("tests/slurm/") else file
+
+    return Scheduling(config, log)
 
 
 def _photographs(name: str) -> Path:
