@@ -19,7 +19,7 @@ from torchvision.transforms import Compose, RandomHorizontalFlip
 
 from data.decode import Crop, EncodedImage, decode
 from data.randaugment import on_arrays
-from data.through_pillow import through_pillow
+from data.through_pillow import ThroughPillow
 from recipes.keys import key
 from recipes.schema import Recipe
 
@@ -56,8 +56,8 @@ class TrainTransform:
         assert isinstance(self.crop, RandomResizedCropAndInterpolation)
         flips = bool(changes) and isinstance(changes[0], RandomHorizontalFlip)
         self.flip = changes.pop(0) if flips else None
-        # RandAugment, colour jitter
-        self.changes = [on_arrays(change) if isinstance(change, RandAugment) else through_pillow(change) for change in changes]
+        changes = [on_arrays(change) if isinstance(change, RandAugment) else ThroughPillow(change) for change in changes]
+        self.on_array = Compose(changes) if changes else None  # RandAugment, colour jitter
 
     def __call__(self, image: bytes, epoch: int, sample: int) -> tuple[Tensor, tuple[int, int, int, int]]:
         """Return uint8 ``[3, size, size]``, channels last in memory, and the box to erase.
@@ -70,11 +70,8 @@ class TrainTransform:
         pixels = encoded.crop_resized(crop, self.recipe.input.size, self.recipe.input.interpolation)
         if self.flip and torch.rand(1) < self.flip.p:
             pixels = pixels.flip(2)
-        if self.changes:
-            image = pixels.permute(1, 2, 0).numpy()
-            for change in self.changes:
-                image = change(image)
-            pixels = torch.from_numpy(image).permute(2, 0, 1)
+        if self.on_array:
+            pixels = torch.from_numpy(self.on_array(pixels.permute(1, 2, 0).numpy())).permute(2, 0, 1)
         box = NO_BOX
         if random.random() < self.recipe.augment.erasing:
             box = _box(self.recipe.input.size)

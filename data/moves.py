@@ -9,50 +9,65 @@ An image is uint8 ``[height, width, 3]``.
 """
 
 import math
+from collections.abc import Callable
+from functools import wraps
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from timm.data import auto_augment
 
-from data.through_pillow import through_pillow
+from data.through_pillow import ThroughPillow
 
 _COLOURS = 3
 _PIXEL = np.dtype(f"V{_COLOURS}")  # moving pixels whole is several times as fast as their values
 
 
-def shear_x(image: np.ndarray, factor: float, fillcolor: tuple[int, int, int], resample: int) -> np.ndarray:
+def _if_bicubic(theirs: Callable) -> Callable:
+    """Of a move of ours, which knows bicubic interpolation only: the same, that with another interpolation is timm's."""
+    otherwise = ThroughPillow(theirs)
+
+    def completed(ours: Callable) -> Callable:
+        @wraps(ours)
+        def move(image: np.ndarray, amount: float, fillcolor: tuple[int, int, int], resample: int) -> np.ndarray:
+            if resample != Image.Resampling.BICUBIC:
+                return otherwise(image, amount, fillcolor=fillcolor, resample=resample)
+            return ours(image, amount, fillcolor)
+
+        return move
+
+    return completed
+
+
+@_if_bicubic(auto_augment.shear_x)
+def shear_x(image: np.ndarray, factor: float, fill: tuple[int, int, int]) -> np.ndarray:
     """Return an image of the same size whose row y shows what lay ``factor * y`` to the right."""
-    if resample != Image.Resampling.BICUBIC:
-        return through_pillow(auto_augment.shear_x)(image, factor, fillcolor=fillcolor, resample=resample)
-    return _rows_moved(image, factor * (np.arange(len(image)) + 0.5), fillcolor)
+    return _rows_moved(image, factor * (np.arange(len(image)) + 0.5), fill)
 
 
-def shear_y(image: np.ndarray, factor: float, **options) -> np.ndarray:
+@_if_bicubic(auto_augment.shear_y)
+def shear_y(image: np.ndarray, factor: float, fill: tuple[int, int, int]) -> np.ndarray:
     """As `shear_x`, with columns."""
-    return _transposed(shear_x(_transposed(image), factor, **options))
+    return _transposed(_rows_moved(_transposed(image), factor * (np.arange(image.shape[1]) + 0.5), fill))
 
 
-def translate_x(image: np.ndarray, share: float, fillcolor: tuple[int, int, int], resample: int) -> np.ndarray:
+@_if_bicubic(auto_augment.translate_x_rel)
+def translate_x(image: np.ndarray, share: float, fill: tuple[int, int, int]) -> np.ndarray:
     """Return an image of the same size that shows what lay `share` of the width to the right."""
-    if resample != Image.Resampling.BICUBIC:
-        return through_pillow(auto_augment.translate_x_rel)(image, share, fillcolor=fillcolor, resample=resample)
     height, width, _ = image.shape
-    return _rows_moved(image, np.full(height, share * width), fillcolor)
+    return _rows_moved(image, np.full(height, share * width), fill)
 
 
-def translate_y(image: np.ndarray, share: float, fillcolor: tuple[int, int, int], resample: int) -> np.ndarray:
+@_if_bicubic(auto_augment.translate_y_rel)
+def translate_y(image: np.ndarray, share: float, fill: tuple[int, int, int]) -> np.ndarray:
     """As `translate_x`, with the height."""
-    if resample != Image.Resampling.BICUBIC:
-        return through_pillow(auto_augment.translate_y_rel)(image, share, fillcolor=fillcolor, resample=resample)
     height, offset = len(image), share * len(image)
     whole = math.floor(offset)
     needed = image[np.clip(np.arange(whole - 1, whole + height + 2), 0, height - 1)].reshape(height + 3, -1).astype(np.float32)
     taps = sliding_window_view(needed, height, axis=0).transpose(2, 0, 1)
-    result = _as_values(np.einsum("t,ytx->yx", _weights(np.array([offset - whole]))[0], taps)).reshape(image.shape)
+    sums = np.einsum("t,ytx->yx", _weights(np.array([offset - whole]))[0], taps)
     nearest = np.arange(height) + math.floor(offset + 0.5)
-    _pixels(result)[(nearest < 0) | (nearest >= height)] = _pixel(fillcolor)
-    return result
+    return _image_of(sums, (nearest < 0) | (nearest >= height), fill)
 
 
 def _transposed(image: np.ndarray) -> np.ndarray:
@@ -62,10 +77,6 @@ def _transposed(image: np.ndarray) -> np.ndarray:
 def _pixels(image: np.ndarray) -> np.ndarray:
     """The same memory with one item a pixel, ``[height, width]``."""
     return image.view(_PIXEL)[..., 0]
-
-
-def _pixel(colour: tuple[int, int, int]) -> np.ndarray:
-    return np.array(colour, np.uint8).view(_PIXEL)
 
 
 def _rows_moved(image: np.ndarray, offsets: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
@@ -80,17 +91,16 @@ def _rows_moved(image: np.ndarray, offsets: np.ndarray, fill: tuple[int, int, in
     starts = np.arange(height) * wide.shape[1] + reach + whole - 1
     needed = sliding_window_view(wide.reshape(-1), (width + 3) * _COLOURS)[starts * _COLOURS]  # of x to x + 3 a pixel is made
     taps = sliding_window_view(needed.astype(np.float32), width * _COLOURS, axis=1)[:, ::_COLOURS]
-    result = np.einsum("yt,ytx->yx", _weights(offsets - whole), taps)
-    result = _as_values(result).reshape(image.shape)
+    sums = np.einsum("yt,ytx->yx", _weights(offsets - whole), taps)
     nearest = np.arange(width, dtype=np.int32) + np.floor(offsets + 0.5).astype(np.int32)[:, None]
-    outside = nearest.view(np.uint32) >= width  # as unsigned, negative is large
-    _pixels(result)[outside] = _pixel(fill)
-    return result
+    return _image_of(sums, nearest.view(np.uint32) >= width, fill)  # as unsigned, negative is large
 
 
-def _as_values(sums: np.ndarray) -> np.ndarray:
-    """The sums, which are spoilt, cut to 0 to 255 and to whole numbers."""
-    return np.clip(sums, 0, 255, out=sums).astype(np.uint8)
+def _image_of(sums: np.ndarray, outside: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
+    """The sums ``[height, values of a row]``, which are spoilt, cut to 0 to 255 and whole numbers; rows or pixels `outside` filled."""
+    image = np.clip(sums, 0, 255, out=sums).astype(np.uint8).reshape(len(sums), -1, _COLOURS)
+    _pixels(image)[outside] = np.array(fill, np.uint8).view(_PIXEL)
+    return image
 
 
 def _weights(d: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from timm.data import auto_augment
 from timm.data.auto_augment import RandAugment
 
 from data import moves, tones
-from data.through_pillow import through_pillow
+from data.through_pillow import ThroughPillow
 
 FAST = {
     auto_augment.shear_x: moves.shear_x,
@@ -28,7 +28,7 @@ FAST = {
 def on_arrays(policy: RandAugment) -> RandAugment:
     """The same policy of timm's, which from now on takes and returns arrays."""
     for operation in policy.ops:
-        operation.aug_fn = FAST.get(operation.aug_fn) or through_pillow(operation.aug_fn)
+        operation.aug_fn = FAST.get(operation.aug_fn) or ThroughPillow(operation.aug_fn)
     operations = np.empty(len(policy.ops), dtype=object)
     operations[:] = policy.ops
     policy.ops = operations  # NumPy, which draws from it, would make this array of a list each time

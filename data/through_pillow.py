@@ -1,23 +1,17 @@
 """Operations of Pillow on images that are arrays, uint8 ``[height, width, 3]``."""
 
 from collections.abc import Callable
-from functools import wraps
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 
-def through_pillow(change: Callable) -> Callable:
-    """The same change of an image for an array; further arguments are passed on."""
+@dataclass(frozen=True)
+class ThroughPillow:
+    """A change of a Pillow image, for an array; further arguments are passed on. Can be pickled, as loader processes may need."""
 
-    @wraps(change)
-    def changed(image: np.ndarray, *arguments, **options) -> np.ndarray:
-        return np.array(change(Image.fromarray(image), *arguments, **options))
+    change: Callable
 
-    return changed
-
-
-def as_grey(values: np.ndarray) -> Image.Image:
-    """The values in the same memory as if each were a grey pixel, for what Pillow does to all values alike; contiguous."""
-    height = len(values)
-    return Image.frombuffer("L", (values.size // height, height), values, "raw", "L", 0, 1)
+    def __call__(self, image: np.ndarray, *arguments, **options) -> np.ndarray:
+        return np.array(self.change(Image.fromarray(image), *arguments, **options))

@@ -9,8 +9,6 @@ An image is uint8 ``[height, width, 3]``, contiguous.
 import numpy as np
 from PIL import Image, ImageStat
 
-from data.through_pillow import as_grey
-
 
 def invert(image: np.ndarray, **_) -> np.ndarray:
     """Return the negative of an image."""
@@ -34,22 +32,29 @@ def posterize(image: np.ndarray, bits: int, **_) -> np.ndarray:
 
 def brightness(image: np.ndarray, factor: float, **_) -> np.ndarray:
     """Return an image between black, 0, and itself, 1; beyond 1 it is brighter."""
-    return _blended(Image.new("L", (image.shape[1] * 3, image.shape[0])), image, factor)
+    return _blended(np.zeros_like(image), image, factor)
 
 
 def contrast(image: np.ndarray, factor: float, **_) -> np.ndarray:
     """Return an image between its mean grey, 0, and itself, 1; beyond 1 it has more contrast."""
     mean = int(ImageStat.Stat(Image.fromarray(image).convert("L")).mean[0] + 0.5)
-    return _blended(Image.new("L", (image.shape[1] * 3, image.shape[0]), mean), image, factor)
+    return _blended(np.full_like(image, mean), image, factor)
 
 
 def sharpness(image: np.ndarray, factor: float, **_) -> np.ndarray:
     """Return an image between its smoothed version, 0, and itself, 1; beyond 1 it is sharpened."""
-    return _blended(as_grey(_smoothed(image)), image, factor)
+    return _blended(_smoothed(image), image, factor)
 
 
-def _blended(start: Image.Image, image: np.ndarray, factor: float) -> np.ndarray:
-    return np.array(Image.blend(start, as_grey(image), factor)).reshape(image.shape)
+def _blended(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
+    """Pillow's blend from one image, 0, to another, 1."""
+    return np.array(Image.blend(_as_grey(start), _as_grey(image), factor)).reshape(image.shape)
+
+
+def _as_grey(image: np.ndarray) -> Image.Image:
+    """The same memory as if each value were a grey pixel."""
+    height, width, colours = image.shape
+    return Image.frombuffer("L", (width * colours, height), image, "raw", "L", 0, 1)
 
 
 def _smoothed(image: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What happens to one photograph is decided by (seed, epoch, sample) and follows timm's distributions."""
 
 import io
+import pickle
 import random
 
 import numpy as np
@@ -30,6 +31,14 @@ def test_the_same_key_gives_the_same_pixels_whatever_was_drawn_before(photograph
     again = TrainTransform(load("convnext_tiny_in1k", ["input.size=64"]))(photograph, 3, 77)
     assert torch.equal(first[0], again[0]) and first[1] == again[1]
     assert first[0].dtype == torch.uint8 and first[0].shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("changes", [[], ["augment.randaugment=null"]], ids=["RandAugment", "colour jitter"])
+def test_a_transform_reaches_a_process_that_is_started_afresh(photograph, changes):
+    """Where loader processes are not forked, as on macOS, it is pickled."""
+    transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=64", *changes]))
+    arrived = pickle.loads(pickle.dumps(transform))
+    assert all(torch.equal(arrived(photograph, 0, sample)[0], transform(photograph, 0, sample)[0]) for sample in range(30))
 
 
 @pytest.mark.parametrize("changes, epoch, sample", [([], 4, 77), ([], 3, 78), (["seed=1"], 3, 77)])
