@@ -4,24 +4,29 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
-SHARED = TESTS.parents[1] / "shared" / "data"
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+SLURM = "tests/slurm"
+
+
+def _piece(nodeid: str) -> str:
+    """What one process takes of the tests: a whole file, whose fixtures are dear, or all of tests/slurm, as there is one cluster."""
+    file, _, _ = nodeid.partition("::")
+    return SLURM if file.startswith(f"{SLURM}/") else file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with tests/slurm: where processes share the tests, it is the longest piece."""
-    items.sort(key=lambda item: not item.path.is_relative_to(TESTS / "slurm"))
+    items.sort(key=lambda item: _piece(item.nodeid) != SLURM)
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist asks
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """Give each process whole files, whose fixtures are dear, and tests/slurm to one of them, as there is one cluster."""
+    """Give each process whole pieces."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file, _, _ = nodeid.partition("::")
-            return "tests/slurm" if file.startswith("tests/slurm/") else file
+            return _piece(nodeid)
 
     return Scheduling(config, log)
 
