@@ -6,12 +6,15 @@ the step, what the run was, and size and SHA-256 of every file. Tensors are name
 ``kind/parameter@first``. So nothing is gathered to be saved, and how many processes wrote it, and which part each held, does not
 matter to who reads it.
 
-All processes write their share into a hidden folder; when all parts are there, the main process adds the JSON and renames
-the folder. What is killed half-way never gets the final name; what is damaged afterwards does not match its checksum, and
-the checkpoint before it is used. The state is copied first and written by a thread, so training goes on meanwhile; the copy
+Every process writes its share into a hidden folder, then a record of it (size and SHA-256). The record appears whole, after the
+part is on the disk, and is the last thing its process does there: from then on the folder is the main process's alone. When
+all records are there, the main process adds the JSON, which flushes all names to the disk, and renames the folder. A process
+that cannot write its part leaves a mark instead, so that the main process does not wait for it. What is killed half-way
+never gets the final name; what is damaged afterwards does not match its checksum, and the checkpoint before it is used. The state is copied first and written by a thread, so training goes on meanwhile; the copy
 is the only stall.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -31,13 +34,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from data.durable import rename_durably, write_durably
+from data.durable import rename_durably, write_durably, write_whole
 from launcher.retention import Retention
 from recipes.errors import UserError
 
 _FORMAT = 1
 _MANIFEST = "checkpoint.json"
 _START = "@"  # stands in no parameter's name
+_FAILED = ".failed"  # ending of the mark of a process that could not write its part
 _PART_TIMEOUT = 1800  # seconds that the main process waits for another one's part
 
 
@@ -200,7 +204,7 @@ class CheckpointWriter:
         self._saved_step = step
         tensors = {piece.label: piece.values.detach().to("cpu", copy=True).contiguous() for piece in pieces}
         manifest = {"format": _FORMAT, "step": step, "numbers": numbers, "about": about, "versions": {"torch": torch.__version__}}
-        self._thread = threading.Thread(target=self._write, args=(manifest | {"shapes": shapes}, tensors), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(manifest | {"shapes": shapes}, tensors), name=f"checkpoint-{self.rank}")
         self._thread.start()
         return time.perf_counter() - started
 
@@ -226,19 +230,26 @@ class CheckpointWriter:
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             entry = {"bytes": part.stat().st_size, "sha256": _sha256(part)}
-            write_durably(unfinished / f"{part.name}.json", _json(entry))
+            # Not durably: flushing the folder would touch it after the main process may have renamed it.
+            write_whole(unfinished / f"{part.name}.json", _json(entry))
             if self.rank == 0:
                 self._complete(unfinished, manifest)
         except BaseException as error:
-            shutil.rmtree(unfinished, ignore_errors=True)  # where the main process waits, it sees this
             self._error = error
+            if self.rank == 0:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    (unfinished / f"{self.rank}{_FAILED}").touch()
 
     def _complete(self, unfinished: Path, manifest: dict) -> None:
         """Wait for the parts of the other processes, then give the checkpoint its name and remove those that need not stay."""
         deadline = time.monotonic() + _PART_TIMEOUT
         while len(entries := sorted(unfinished.glob("*.safetensors.json"))) < self.world_size:
+            if failed := sorted(unfinished.glob(f"*{_FAILED}")):
+                raise OSError(f"rank {failed[0].name.removesuffix(_FAILED)} could not write its part")
             if not unfinished.is_dir():
-                raise OSError("another process could not write its part")
+                raise OSError("another process removed the folder of its parts")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"only {len(entries)} of {self.world_size} processes wrote their part")
             time.sleep(0.02)
@@ -247,11 +258,18 @@ class CheckpointWriter:
         for entry in entries:
             entry.unlink()
         final = path_of(self.folder, manifest["step"])
-        shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be there: a whole one would have been continued
+        if final.exists():  # a damaged one: a whole one would have been continued
+            _remove(final)
         rename_durably(unfinished, final)
         steps = saved_steps(self.folder)
         for step in steps.keys() - self.retention.kept(list(steps)):
-            shutil.rmtree(steps[step], ignore_errors=True)
+            _remove(steps[step])
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; one that is removed half-way, by a kill, no longer has a checkpoint's name."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}-removed")), ignore_errors=True)
 
 
 def new_attempt() -> str:

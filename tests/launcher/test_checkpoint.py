@@ -120,10 +120,44 @@ def test_the_main_process_gives_up_at_once_where_another_could_not_write_its_par
     start_saving(first, 5, state(5))
     while not list(tmp_path.glob(".step-*/*.json")):
         time.sleep(0.01)
-    shutil.rmtree(next(tmp_path.glob(".step-*")))  # what the other one does on a full disk
-    with pytest.raises(UserError, match="another process could not write its part"):
+    (next(tmp_path.glob(".step-*")) / "part-00001-of-00002.safetensors").mkdir()  # so that a file cannot be written there
+    second = writer(tmp_path, rank=1, world_size=2)
+    start_saving(second, 5, state(5, 1))
+    with pytest.raises(UserError, match="could not be written"):
+        second.wait()
+    with pytest.raises(UserError, match="rank 1 could not write its part"):
         first.wait()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_main_process_gives_up_at_once_where_the_folder_is_taken_away(tmp_path):
+    first = writer(tmp_path, world_size=2)
+    start_saving(first, 5, state(5))
+    while not list(tmp_path.glob(".step-*/*.json")):
+        time.sleep(0.01)
+    shutil.rmtree(next(tmp_path.glob(".step-*")))
+    with pytest.raises(UserError, match="another process removed the folder"):
+        first.wait()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_wrote_its_part_does_not_touch_the_folder_again(tmp_path, monkeypatch):
+    """The main process renames the folder once all records are there: to open it after that, however late, ended healthy runs."""
+    opened = os.open
+
+    def late(path, flags, *rest, **options):
+        if flags == os.O_RDONLY and os.path.isdir(path) and threading.current_thread().name != "checkpoint-0":
+            time.sleep(0.05)  # long enough for the main process to be ahead
+        return opened(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", late)
+    writers = [writer(tmp_path, rank=rank, world_size=4) for rank in range(4)]
+    for step in range(1, 6):
+        for rank, one in enumerate(writers):
+            start_saving(one, step, state(step, rank))
+        for one in writers:
+            one.wait()
+    assert newest_whole(tmp_path).step == 5
 
 
 def _flip_a_bit(path: Path):
