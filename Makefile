@@ -1,11 +1,11 @@
-# `make train` goes from nothing to a trained model and its report; `make test` runs every test.
+# `make train` goes from nothing to a trained model and its report; `make check` reads the code; `make test` runs every test.
 PYTHON ?= python3
 BIN := .venv/bin
 
 # A real SLURM cluster for the tests in tests/slurm.
 SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd mariadb-server munge
 
-.PHONY: train test slurm clean
+.PHONY: train check test slurm clean
 
 train: .venv/ready
 	$(BIN)/bigbatch shard digits shards/digits --val-fraction 0.2
@@ -14,7 +14,13 @@ train: .venv/ready
 	$(BIN)/bigbatch evaluate runs/demo.safetensors --data shards/digits
 	$(BIN)/bigbatch report runs/demo
 
-test: .venv/ready-to-test slurm
+check: .venv/ready-to-develop
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+test: .venv/ready-to-develop slurm
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 # Installed where that is possible, as root on Debian; elsewhere the tests that need it skip and say so.
@@ -30,8 +36,8 @@ slurm:
 	$(BIN)/pip install --constraint constraints.txt --editable .
 	touch $@
 
-.venv/ready-to-test: .venv/ready
-	$(BIN)/pip install --constraint constraints.txt --editable '.[test]'
+.venv/ready-to-develop: .venv/ready
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.augment import NO_BOX, EvalTransform, TrainTransform
 from data.block_order import shuffled_in_blocks
+from data.images.augment import NO_BOX, EvalTransform, TrainTransform
 from data.mixing import SliceMix, partner, slice_mix
 from data.order import shuffled
-from data.shards import Split
+from data.reading.shards import Split
 from recipes.errors import UserError
-from recipes.keys import key
-from recipes.schedule import Timetable
+from recipes.randomness import random_key
+from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
 
 _PADDING = -1
@@ -83,7 +83,7 @@ class MicroBatches(Dataset):
         self.recipe = recipe
         self.first_position = first_position
         self.micro_batch = micro_batch
-        self.steps_per_epoch = Timetable(recipe, len(split)).steps_per_epoch
+        self.steps_per_epoch = StepSchedule(recipe, len(split)).steps_per_epoch
         self.transform = TrainTransform(recipe)
 
     def __getitem__(self, place: tuple[int, int]) -> MicroBatch:
@@ -124,7 +124,7 @@ class MicroBatches(Dataset):
             weights=torch.tensor([float(position < batch.global_) for position in own]),
             pixels=pixels,
             erased=erased,
-            noise_keys=[key(self.recipe.seed, "noise", epoch, int(sample)) for sample in samples],
+            noise_keys=[random_key(self.recipe.seed, "noise", epoch, int(sample)) for sample in samples],
             labels=labels[: self.micro_batch],
             partners=rows_of_partners,
             partner_labels=labels[rows_of_partners],
@@ -168,8 +168,10 @@ class MicroBatches(Dataset):
                 raise
             except Exception as error:  # whatever a decoder raises: one photograph never stops a run
                 replaced.append(f"{self.split.sample_name(candidate)} ({type(error).__name__}: {error})")
-                candidate = key(self.recipe.seed, "replacement", sample, attempt) % len(self.split)
-        raise UserError(f"{_REPLACEMENTS_TRIED} photographs in a row could not be read, last {replaced[-1]}: run `bigbatch verify`")
+                candidate = random_key(self.recipe.seed, "replacement", sample, attempt) % len(self.split)
+        raise UserError(
+            f"{_REPLACEMENTS_TRIED} photographs in a row could not be read, last {replaced[-1]}: run `bigbatch verify`"
+        )
 
 
 class EvalBatches(Dataset):
@@ -196,7 +198,9 @@ class EvalBatches(Dataset):
             raise
         except Exception as error:
             name = self.split.sample_name(sample)
-            raise UserError(f"validation image {name} cannot be read ({error}): run `bigbatch verify`, then shard again") from None
+            raise UserError(
+                f"validation image {name} cannot be read ({error}): run `bigbatch verify`, then shard again"
+            ) from None
 
 
 def load_steps(batches: MicroBatches, steps: range, accumulation: int, workers: int, pin: bool) -> Iterator[MicroBatch]:
@@ -205,12 +209,16 @@ def load_steps(batches: MicroBatches, steps: range, accumulation: int, workers: 
     At most two micro-batches per worker are ready ahead of the one being trained on.
     """
     places = _Places(steps, accumulation)
-    return _plainly(iter(DataLoader(batches, sampler=places, batch_size=None, pin_memory=pin, **_worker_options(workers))))
+    return _plainly(
+        iter(DataLoader(batches, sampler=places, batch_size=None, pin_memory=pin, **_worker_options(workers)))
+    )
 
 
 def load_evaluation(batches: EvalBatches, workers: int, pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield all evaluation batches in order."""
-    return _plainly(iter(DataLoader(batches, batch_size=None, pin_memory=pin, **_worker_options(min(workers, len(batches))))))
+    return _plainly(
+        iter(DataLoader(batches, batch_size=None, pin_memory=pin, **_worker_options(min(workers, len(batches)))))
+    )
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from functools import lru_cache
 import numpy as np
 
 from data.order import permuted
-from recipes.schema import Batch
+from recipes.schema import BatchSettings
 
 BLOCK = 32  # consecutive samples; of ImageNet some 3.5 MB
 OPEN = 64  # blocks that a slice shuffles together
 
 
 def shuffled_in_blocks(
-    seed: int, epoch: int, samples: int, batch: Batch, step_in_epoch: int, positions: np.ndarray
+    seed: int, epoch: int, samples: int, batch: BatchSettings, step_in_epoch: int, positions: np.ndarray
 ) -> np.ndarray:
     """Return the sample at each position of the global batch of a step.
 
@@ -41,7 +41,9 @@ def shuffled_in_blocks(
         inside = (slices == slice_number) & (windows == window)
         first = window * BLOCK * OPEN
         name = (seed, "window", epoch, slice_number, window)
-        result[inside] = slice_number * run + first + permuted(name, min(BLOCK * OPEN, run - first), places[inside] - first)
+        result[inside] = (
+            slice_number * run + first + permuted(name, min(BLOCK * OPEN, run - first), places[inside] - first)
+        )
     blocks, starts = _blocks(seed, epoch, samples)
     at = np.searchsorted(starts, result, side="right") - 1
     return blocks[at] * BLOCK + result - starts[at]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recipes.keys import key
+from recipes.randomness import random_key
 from recipes.schema import Recipe
 
 
@@ -38,7 +38,9 @@ def slice_mix(recipe: Recipe, step: int, slice_number: int) -> SliceMix:
     chosen = recipe.mix
     if chosen.mixup == 0 and chosen.cutmix == 0:
         return SliceMix(1.0)
-    random = np.random.RandomState(key(recipe.seed, "mix", step, slice_number) & 0xFFFFFFFF)  # its streams never change
+    random = np.random.RandomState(
+        random_key(recipe.seed, "mix", step, slice_number) & 0xFFFFFFFF
+    )  # its streams never change
     if random.rand() >= chosen.probability:
         return SliceMix(1.0)
     cut = random.rand() < chosen.switch if chosen.mixup > 0 and chosen.cutmix > 0 else chosen.cutmix > 0

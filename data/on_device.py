@@ -20,11 +20,14 @@ _NOISE = 2**20  # numbers in the bank of noise that boxes take their runs from
 _QUANTILES = 2**14
 
 
-class Finisher:
+class DevicePreprocessor:
     """Turns the uint8 images of a micro-batch into the float32 images that the model sees."""
 
     def __init__(self, recipe: Recipe, device: torch.device):
-        mean, std = torch.tensor(recipe.input.mean, dtype=torch.float64), torch.tensor(recipe.input.std, dtype=torch.float64)
+        mean, std = (
+            torch.tensor(recipe.input.mean, dtype=torch.float64),
+            torch.tensor(recipe.input.std, dtype=torch.float64),
+        )
         self.scale = (1 / (255 * std)).float().view(3, 1, 1).to(device)
         self.shift = (mean / std).float().view(3, 1, 1).to(device)
         self.size, self.device = recipe.input.size, device
@@ -65,5 +68,7 @@ def _mixed(images: Tensor, batch: MicroBatch) -> Tensor:
 
 def _noise_bank(size: int) -> Tensor:
     """Standard normal noise, float32 ``[size]``, the same on every machine: hashed counters looked up among the quantiles."""
-    quantiles = np.array([NormalDist().inv_cdf((rank + 0.5) / _QUANTILES) for rank in range(_QUANTILES)], dtype=np.float32)
+    quantiles = np.array(
+        [NormalDist().inv_cdf((rank + 0.5) / _QUANTILES) for rank in range(_QUANTILES)], dtype=np.float32
+    )
     return torch.from_numpy(quantiles[hashed(np.arange(size, dtype=np.uint64) + np.uint64(1)) % np.uint64(_QUANTILES)])

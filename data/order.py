@@ -11,7 +11,7 @@ again until it falls inside (cycle walking), which keeps the map a bijection.
 
 import numpy as np
 
-from recipes.keys import key
+from recipes.randomness import random_key
 
 _ROUNDS = 6  # three make a pseudo-random permutation (Luby and Rackoff), more cost little
 
@@ -34,7 +34,7 @@ def shuffled(seed: int, epoch: int, samples: int, positions: np.ndarray) -> np.n
 def permuted(name: tuple, samples: int, positions: np.ndarray) -> np.ndarray:
     """Return where the permutation of that name, the arguments of a key, sends each position: int64 ``[n]``."""
     half_bits = max(1, ((samples - 1).bit_length() + 1) // 2)
-    round_keys = [np.uint64(key(*name, number)) for number in range(_ROUNDS)]
+    round_keys = [np.uint64(random_key(*name, number)) for number in range(_ROUNDS)]
     result = _feistel(np.asarray(positions, dtype=np.uint64), half_bits, round_keys)
     outside = result >= samples
     while outside.any():

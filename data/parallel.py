@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
+from data.cpus import usable_cpus
 from data.progress import progress
 from recipes.errors import UserError
 
@@ -51,7 +52,7 @@ def for_each(
     """
     done, stop = _CONTEXT.Value("q", 0), _CONTEXT.Event()
     pool = ProcessPoolExecutor(
-        max_workers=max(1, min(workers or _cores(), len(arguments))),
+        max_workers=max(1, min(workers or usable_cpus(), len(arguments))),
         mp_context=_CONTEXT,
         initializer=_start,
         initargs=(shared, done, stop, os.getpid()),
@@ -73,10 +74,6 @@ def for_each(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _worker: Worker | None = None

@@ -1,1 +1,26 @@
-"""How a recipe runs: the cut of the batch, training, checkpoints, evaluation, export, report, and the command line."""
+"""How a run happens: planning, training, evaluation, jobs on a cluster, and the `bigbatch` command on top.
+
+``python -m`` puts the working directory first on Python's path, and many repositories have a ``models/build.py`` or a
+``data.py``. So that none of them is taken for ours, the five packages of bigbatch are looked for beside this one alone.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+_ROOT = str(Path(__file__).parents[1])
+_PACKAGES = frozenset({"recipes", "models", "data", "slurm", "launcher"})
+
+
+class _OwnPackages(MetaPathFinder):
+    """Finds our top-level packages in the folder that this one lies in, and nothing else."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [_ROOT], target) if name in _PACKAGES else None
+
+
+sys.meta_path.insert(0, _OwnPackages())

@@ -54,7 +54,9 @@ def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest:
     parts = batch // statistics_size
     what = "images" if statistics_size == 1 else f"statistics batches of {statistics_size}"
     if world_size > parts:
-        raise UserError(f"a global batch of {batch} has {parts} {what}, too few for {world_size} processes: start at most {parts}")
+        raise UserError(
+            f"a global batch of {batch} has {parts} {what}, too few for {world_size} processes: start at most {parts}"
+        )
     share = -(-parts // world_size) * statistics_size
     if micro_batch is not None:
         if micro_batch < 1 or micro_batch > share:

@@ -10,13 +10,10 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+_ROOT = str(Path(__file__).parents[1])  # the folder of our packages, also where they are not installed
 _GRACE = 10.0  # seconds that the others have to end after one process failed
-
-
-def is_main_process() -> bool:
-    """Whether this is the first of the processes that a launcher started, or the only one; known before they have met."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def run_processes(module: str, arguments: list[str], count: int) -> int:
@@ -25,18 +22,34 @@ def run_processes(module: str, arguments: list[str], count: int) -> int:
     Ctrl-C and SIGTERM are theirs to handle; when one fails, the others are ended.
     """
     threads = max(1, (os.cpu_count() or 1) // count)
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+    }
+    shared["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
     processes = []
     for rank in range(count):
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment))
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            **os.environ,
+            **shared,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+        }
+        # -P: otherwise the working directory comes first, and a `launcher/` that lies there would be taken for ours.
+        processes.append(subprocess.Popen([sys.executable, "-P", "-m", module, *arguments], env=environment))
 
     def pass_on(number, _frame):
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on), signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    }
     try:
         return _wait(processes)
     finally:

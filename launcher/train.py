@@ -1,216 +1,23 @@
-"""One process of a training run, however it was started: put the parts together, find where to start, train.
+"""The program of every training process.
 
-    bigbatch train RECIPE
-    accelerate launch -m launcher.train RECIPE
-    torchrun -m launcher.train RECIPE
+bigbatch train RECIPE                      starts it once per GPU
+accelerate launch -m launcher.train RECIPE
+torchrun -m launcher.train RECIPE
+deepspeed --module launcher.train RECIPE
 """
 
-import time
-import warnings
-from importlib.metadata import version
-from pathlib import Path
+import sys
 
-import torch
-from accelerate.utils import broadcast_object_list
-from torch import nn
-
-from data.shards import ShardSet
-from launcher import checkpoint
-from launcher.automatic import choose_here
-from launcher.cut import Cut, unit_of_cut
-from launcher.data_parallel import DataParallel
-from launcher.engine import Engine, load_model, make_accelerator
-from launcher.engine_choice import engine_as_launched
-from launcher.inputs import default_workers, open_shards
-from launcher.loop import Training
-from launcher.out_of_memory import rehearsed
-from launcher.processes import is_main_process
-from launcher.retention import Retention
-from launcher.run_directory import RunDirectory
-from launcher.saved_weights import load_weights
-from launcher.step_profile import StepProfile
-from models import batch_norm, stochastic_depth
-from models.build import build, checkpoint_activations, compile_blocks, scale_head
-from models.cost import multiply_adds
-from recipes.errors import UserError
-from recipes.schedule import Timetable
-from recipes.schema import Recipe
+from launcher.cli.entry import run_command
+from launcher.cli.main import train
 
 
-def train(
-    recipe: Recipe,
-    run_path: Path,
-    micro_batch: int | None = None,
-    workers: int | None = None,
-    shards_at: Path | None = None,
-    profile: int | None = None,
-    submitted: bool = False,
-) -> bool:
-    """Train the recipe, or go on with the run in that directory, in this process and its peers; return whether it is finished.
-
-    Weights are initialised in this order: the run's own newest whole checkpoint; else `model.weights`; else from the seed.
-
-    Args:
-        run_path: where the run is kept.
-        micro_batch: images per forward and backward pass; None: what the plan for the GPUs recommends, on a CPU at most 64.
-        workers: processes that prepare images, per training process; None: what the CPUs allow; 0: none.
-        shards_at: a copy of the recipe's shards to read instead.
-        profile: micro-batches for the main process to profile, soon after the start.
-        submitted: a job's ledger says who may train here, also when a node is lost with its locks.
-
-    Raises:
-        UserError: anything the user can put right, before the first step wherever that is possible.
-    """
-    shards = open_shards(recipe, shards_at)
-    timetable = Timetable(recipe, len(shards.split("train")))
-    run = RunDirectory(run_path)
-    run.check_is_free_for(recipe)
-    run.check_data(shards.digest)
-    if not submitted and is_main_process():
-        run.hold()
-
-    recipe = engine_as_launched(recipe)
-    accelerator = make_accelerator(recipe, tracking=run.tensorboard)
-    say = accelerator.print
-    model = build(recipe, len(shards.classes))
-    depth = stochastic_depth.attach(model, recipe.seed)
-    statistics = batch_norm.attach(model, recipe.batch.statistics_size)
-    choice = choose_here(recipe, len(shards.classes), accelerator, micro_batch, has_batch_norm=statistics is not None)
-    recipe, cut = choice.recipe, choice.cut
-    if recipe.engine.checkpoint_activations:
-        checkpoint_activations(model)
-
-    newest = _newest_checkpoint(accelerator, run)
-    saved = newest.reader() if newest else None
-    if saved:
-        load_model(model, saved)
-    else:
-        _load_given_weights(model, recipe, say)
-    if accelerator.num_processes > 1 or recipe.engine.zero:  # what one process runs out of alone, the loop sees in time
-        cut = rehearsed(recipe, model, depth, accelerator, cut, unit_of_cut(recipe, has_batch_norm=statistics is not None))
-    if recipe.engine.compile:
-        compile_blocks(model)
-    engine = make_engine(recipe, model, accelerator, cut)
-    step = 0
-    if saved:
-        step = newest.step
-        engine.load_state(saved)
-
-    if engine.is_main:
-        run.write_description(recipe, _facts(recipe, shards, timetable, model))
-        run.forget_after(step)
-        device, precision = _device_name(accelerator.device), _precision(accelerator)
-        run.log("start", step=step, cut=str(cut), engine=engine.title, device=device, precision=precision)
-    accelerator.init_trackers("curves", init_kwargs={"tensorboard": {"purge_step": step + 1}})
-    say(f"{recipe.name}: {recipe.model.name}, {timetable.total_steps:,} steps of {cut}, {engine.title}")
-    if choice.reason:
-        say(f"cut: {choice.reason}")
-    if step:
-        say(f"continues at step {step} of {timetable.total_steps}")
-    for warning in [] if step else timetable.warnings():
-        say(f"warning: {warning}")
-
-    best_accuracy, best_step = broadcast_object_list([engine.is_main and run.best_evaluation()])[0] or (0.0, None)
-    writer = checkpoint.CheckpointWriter(
-        run.checkpoints,
-        Retention(recipe.run.keep, every=(recipe.run.keep_every or 0) * timetable.steps_per_epoch or None, best=best_step),
-        accelerator.process_index,
-        accelerator.num_processes,
-        attempt=broadcast_object_list([checkpoint.new_attempt()])[0],
-        continued_step=step if newest else None,
-    )
-    accelerator.wait_for_everyone()
-    workers = default_workers() if workers is None else workers
-    training = Training(engine, depth, statistics, timetable, cut, shards, run, writer, workers, best_accuracy)
-    if profile and engine.is_main:
-        training.profile = StepProfile(run.path / "profile", profile, cut, accelerator.device, say)
-    engine.module.train()
-    started = time.monotonic()
-    try:
-        reached = training.train(step)
-    except UserError as error:
-        raise UserError(str(error) if engine.is_main else f"[rank {accelerator.process_index}] {error}") from None
-    finished = reached == timetable.total_steps
-    if training.replaced:
-        say(f"{training.replaced} unreadable photographs were replaced; `bigbatch verify {shards.root}` names them")
-    if engine.is_main and finished:
-        run.log("finish", step=reached, seconds=round(time.monotonic() - started, 1))
-    say(f"{'finished' if finished else f'stopped and saved at step {reached} of {timetable.total_steps}'}: {run_path}")
-    engine.close()
-    accelerator.end_training()
-    return finished
-
-
-def _load_given_weights(model: nn.Module, recipe: Recipe, say) -> None:
-    if recipe.model.weights:
-        for note in load_weights(model, recipe):
-            say(f"weights: {note}")
-    if recipe.model.head_init_scale is not None:
-        scale_head(model, recipe.model.head_init_scale)
-
-
-def make_engine(recipe: Recipe, model: nn.Module, accelerator, cut: Cut) -> Engine:
-    if recipe.engine.zero == 0:
-        return DataParallel(recipe, model, accelerator)
-    from launcher.zero import Zero  # importing DeepSpeed takes seconds
-
-    return Zero(recipe, model, accelerator, cut)
-
-
-def _newest_checkpoint(accelerator, run: RunDirectory) -> checkpoint.Checkpoint | None:
-    """The main process looks and checks; all take its choice."""
-    found = None
-    if accelerator.is_main_process:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = checkpoint.newest_whole(run.checkpoints)
-        for warning in caught:
-            accelerator.print(f"warning: {warning.message}")
-    return broadcast_object_list([found])[0]
-
-
-def _facts(recipe: Recipe, shards: ShardSet, timetable: Timetable, model: nn.Module) -> dict:
-    return {
-        "name": recipe.name,
-        "recipe": recipe.name,
-        "identity": recipe.identity(),
-        "dataset": {
-            "name": recipe.data.name,
-            "digest": shards.digest,
-            "train_images": len(shards.split("train")),
-            "val_images": len(shards.splits["val"]) if "val" in shards.splits else 0,
-            "classes": list(shards.classes),
-        },
-        "model": {
-            "name": recipe.model.name,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "multiply_adds": _cost(recipe, len(shards.classes)),
-        },
-        "steps_per_epoch": timetable.steps_per_epoch,
-        "total_steps": timetable.total_steps,
-        "versions": {name: version(name) for name in ("bigbatch", "torch", "timm", "accelerate")},
-    }
-
-
-def _cost(recipe: Recipe, classes: int) -> int | None:
-    """Multiply-adds for one image, for the report; None for a model whose shapes alone cannot be passed through it."""
-    with torch.device("meta"):
-        model = build(recipe, classes)
-    try:
-        return multiply_adds(model, recipe.input.size)
-    except Exception:  # whatever a model does with a tensor that has no values; no run may end for a figure in its report
-        return None
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-
-
-def _precision(accelerator) -> str:
-    return {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+def main() -> None:
+    """Run `bigbatch train` without the word `train`."""
+    # The `deepspeed` launcher adds an argument that repeats the variable LOCAL_RANK.
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    run_command(train)
 
 
 if __name__ == "__main__":
-    from launcher.cli import main_train
-
-    main_train()
+    main()

@@ -31,7 +31,16 @@ class StatisticsBatchNorm2d(nn.BatchNorm2d):
         for part in x.split(self.statistics_size):
             statistics = torch.zeros(2, self.num_features, dtype=torch.float32, device=x.device)
             parts.append(
-                F.batch_norm(part, statistics[0], statistics[1], self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+                F.batch_norm(
+                    part,
+                    statistics[0],
+                    statistics[1],
+                    self.weight,
+                    self.bias,
+                    training=True,
+                    momentum=1.0,
+                    eps=self.eps,
+                )
             )
             seen.append(statistics)
         self.seen = seen  # assigned, not added: recomputing activations must not count twice
@@ -44,7 +53,9 @@ def attach(model: nn.Module, statistics_size: int) -> "RunningStatistics | None"
     Raises:
         UserError: the model has BatchNorm layers of a kind that cannot be replaced.
     """
-    places = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    places = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
     layers = []
     for name, module in places:
         if type(module) is not nn.BatchNorm2d:
@@ -78,7 +89,10 @@ class RunningStatistics:
     def update(self, sum_over_processes: Callable[[Tensor], Tensor]) -> None:
         """End the step: move the running averages by the mean over the statistics batches of all processes."""
         device = self.layers[0].running_mean.device
-        totals = [layer.total if layer.total is not None else torch.zeros(2, layer.num_features, device=device) for layer in self.layers]
+        totals = [
+            layer.total if layer.total is not None else torch.zeros(2, layer.num_features, device=device)
+            for layer in self.layers
+        ]
         flat = torch.cat([total.flatten() for total in totals] + [totals[0].new_full((1,), float(self._batches))])
         flat = sum_over_processes(flat)
         means = (flat[:-1] / flat[-1]).split([2 * layer.num_features for layer in self.layers])

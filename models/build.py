@@ -9,7 +9,7 @@ from torch import nn
 
 from models import roadmap  # noqa: F401  its import makes the steps of the road timm models
 from recipes.errors import UserError
-from recipes.keys import key
+from recipes.randomness import random_key
 from recipes.schema import Recipe
 
 
@@ -27,10 +27,14 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
         near = difflib.get_close_matches(wanted.name, timm.list_models(), n=1, cutoff=0)
         raise UserError(f"model.name={wanted.name!r} is not a timm model; did you mean {near[0]!r}?")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(recipe.seed, "init"))
+        torch.manual_seed(random_key(recipe.seed, "init"))
         try:
             model = timm.create_model(wanted.name, num_classes=classes, **_options(recipe))
-        except (TypeError, AssertionError, ValueError) as error:  # what timm's models raise for options they do not know
+        except (
+            TypeError,
+            AssertionError,
+            ValueError,
+        ) as error:  # what timm's models raise for options they do not know
             raise UserError(_refusal(recipe, error)) from None
     if wanted.init_std is not None:
         _truncated_normal(model, wanted.init_std, recipe.seed)
@@ -46,7 +50,9 @@ def checkpoint_activations(model: nn.Module) -> None:
     try:
         model.set_grad_checkpointing(True)
     except (AttributeError, AssertionError):
-        raise UserError(f"{type(model).__name__} cannot checkpoint activations: add engine.checkpoint_activations=false") from None
+        raise UserError(
+            f"{type(model).__name__} cannot checkpoint activations: add engine.checkpoint_activations=false"
+        ) from None
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Module]:
@@ -62,7 +68,9 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Modul
     parts = [part for sequence in sequences for part in sequence if any(part.children()) and part not in sequences]
     several = {kind for kind, count in Counter(map(type, parts)).items() if count > 1}
     parts = [part for part in parts if type(part) in several]
-    blocks = [part for part in parts if not any(other in parts for other in part.modules() if other is not part)]  # the innermost
+    blocks = [
+        part for part in parts if not any(other in parts for other in part.modules() if other is not part)
+    ]  # the innermost
     if not blocks:
         raise UserError(f"{type(model).__name__} has no repeated blocks to compile: add engine.compile=false")
     # One function compiled for every width, for training and for evaluation: more versions than torch expects of one.
@@ -82,7 +90,9 @@ def scale_head(model: nn.Module, factor: float) -> None:
     """
     head = model.get_classifier()
     if not isinstance(head, nn.Linear | nn.Conv2d):
-        raise UserError(f"the classifier of {type(model).__name__} is not one layer to be scaled: add model.head_init_scale=null")
+        raise UserError(
+            f"the classifier of {type(model).__name__} is not one layer to be scaled: add model.head_init_scale=null"
+        )
     with torch.no_grad():
         head.weight.mul_(factor)
         if head.bias is not None:
@@ -117,7 +127,7 @@ def _truncated_normal(model: nn.Module, std: float, seed: int) -> None:
             continue
         if module.weight.is_meta:
             continue
-        generator = torch.Generator().manual_seed(key(seed, f"init {name}"))
+        generator = torch.Generator().manual_seed(random_key(seed, f"init {name}"))
         nn.init.trunc_normal_(module.weight, std=std, generator=generator)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from recipes.errors import UserError
-from recipes.schema import Optimizer
+from recipes.schema import OptimizerSettings
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ParameterGroup:
     lr_scale: float
 
 
-def parameter_groups(model: nn.Module, settings: Optimizer) -> list[ParameterGroup]:
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[ParameterGroup]:
     """Return the groups of all trainable parameters, from stem to head; every parameter is in exactly one.
 
     Biases and other 1-d parameters (norms, layer scale) get no weight decay, nor what the model itself excludes (Swin's
@@ -66,7 +66,10 @@ def layer_of_parameters(model: nn.Module) -> dict[str, int]:
         return {name: _block_layer(name, depths, r"layer(\d)\.(\d+)\.", first_stage=1) for name in names}
     if hasattr(model, "patch_embed") and hasattr(model, "layers"):
         depths = [len(stage.blocks) for stage in model.layers]
-        return {name: _block_layer(name, depths, r"layers\.(\d)\.(?:blocks\.(\d+)|downsample)\.", first_stage=0) for name in names}
+        return {
+            name: _block_layer(name, depths, r"layers\.(\d)\.(?:blocks\.(\d+)|downsample)\.", first_stage=0)
+            for name in names
+        }
     raise UserError(f"layer-wise decay is not defined for {type(model).__name__}: add optimizer.layer_decay=null")
 
 

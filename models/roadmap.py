@@ -153,7 +153,9 @@ class RoadmapNet(nn.Module):
 class Stage(nn.Module):
     """The blocks of one resolution; from the second stage on it is halved, by the first block or by a layer before it."""
 
-    def __init__(self, design: Design, stage: int, in_width: int, width: int, drop_paths: list[float], layer_scale: float | None):
+    def __init__(
+        self, design: Design, stage: int, in_width: int, width: int, drop_paths: list[float], layer_scale: float | None
+    ):
         super().__init__()
         stride = 2 if stage > 0 else 1
         self.downsample = nn.Identity()
@@ -161,7 +163,9 @@ class Stage(nn.Module):
             self.downsample = nn.Sequential(design.norm(in_width), nn.Conv2d(in_width, width, 2, stride))
             in_width, stride = width, 1
         first = Block(design, in_width, width, stride, drop_paths[0], layer_scale)
-        self.blocks = nn.Sequential(first, *(Block(design, width, width, 1, rate, layer_scale) for rate in drop_paths[1:]))
+        self.blocks = nn.Sequential(
+            first, *(Block(design, width, width, 1, rate, layer_scale) for rate in drop_paths[1:])
+        )
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,7 +176,9 @@ class Stage(nn.Module):
 class Block(nn.Module):
     """A residual block: two 1x1 convolutions, and the spatial one between them or before them."""
 
-    def __init__(self, design: Design, in_width: int, width: int, stride: int, drop_path: float, layer_scale: float | None):
+    def __init__(
+        self, design: Design, in_width: int, width: int, stride: int, drop_path: float, layer_scale: float | None
+    ):
         super().__init__()
         middle = 4 * width if design.inverted else width // 4
         spatial = in_width if design.depthwise_first else middle

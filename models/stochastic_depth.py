@@ -12,7 +12,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from recipes.keys import key
+from recipes.randomness import random_key
 
 _UNIFORM_BITS = 24  # a float32 holds these exactly
 
@@ -38,9 +38,14 @@ class StochasticDepth:
             positions: int64 ``[n]``, positions in the global batch, on the device of the model.
         """
         device = positions.device
-        keys = torch.tensor([key(self.seed, "drop path", step, branch) for branch in range(len(self.branches))], dtype=torch.int64)
+        keys = torch.tensor(
+            [random_key(self.seed, "drop path", step, branch) for branch in range(len(self.branches))],
+            dtype=torch.int64,
+        )
         if device.type == "cuda":
-            keys = keys.pin_memory().to(device, non_blocking=True)  # from other memory the copy would wait for all that is computed
+            keys = keys.pin_memory().to(
+                device, non_blocking=True
+            )  # from other memory the copy would wait for all that is computed
         self._thresholds, self._kept_scale = self._thresholds.to(device), self._kept_scale.to(device)  # moved once
         uniform = _hash(keys[:, None] ^ _hash(positions)[None, :]) & (2**_UNIFORM_BITS - 1)
         kept = uniform >= self._thresholds[:, None]

@@ -28,7 +28,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as weights ({_first_line(error)}): it is damaged or of another kind") from None
+        raise UserError(
+            f"{path} cannot be read as weights ({_first_line(error)}): it is damaged or of another kind"
+        ) from None
     except Exception as error:  # torch.load raises pickle errors of several kinds
         raise UserError(f"{path} holds more than weights and is not opened ({_first_line(error)})") from None
     for wrapper in ("model", "model_ema", "state_dict"):
@@ -77,7 +79,9 @@ def fit_weights(model: nn.Module, weights: dict[str, Tensor], origin: str, new_h
     notes = []
     for name in (f"{head}.weight", f"{head}.bias"):
         if new_head and name in weights and weights[name].shape[0] != own[name].shape[0]:
-            notes.append(f"{name}: {weights[name].shape[0]} classes in {origin}, {own[name].shape[0]} here; a new head is trained")
+            notes.append(
+                f"{name}: {weights[name].shape[0]} classes in {origin}, {own[name].shape[0]} here; a new head is trained"
+            )
             weights = {other: value for other, value in weights.items() if other != name} | {name: own[name]}
     for name, value in own.items():
         if name not in weights:

@@ -51,7 +51,7 @@ def validate(values: dict) -> Recipe:
         raise UserError(_sentence(error)) from None
 
 
-def keys() -> list[str]:
+def config_keys() -> list[str]:
     """Every key that a recipe or an override may name, dotted."""
     return list(_dotted(Recipe))
 
@@ -73,7 +73,9 @@ def _dotted(section: type[BaseModel], prefix: str = ""):
 
 def _with_base(name_or_file: str, seen: tuple[str, ...]) -> dict:
     if name_or_file in seen:
-        raise UserError(f"recipe {name_or_file} extends itself ({' -> '.join((*seen, name_or_file))}): remove one `base:`")
+        raise UserError(
+            f"recipe {name_or_file} extends itself ({' -> '.join((*seen, name_or_file))}): remove one `base:`"
+        )
     values = _read(name_or_file)
     base = values.pop("base", None)
     if base is None:
@@ -118,8 +120,8 @@ def _parse(override: str) -> tuple[str, object]:
     key, equals, text = override.partition("=")
     if not equals:
         raise UserError(f"override {override!r} is not of the form key=value, e.g. optimizer.lr=2e-3")
-    if key not in keys():
-        raise UserError(_unknown(key, keys()))
+    if key not in config_keys():
+        raise UserError(_unknown(key, config_keys()))
     try:
         return key, yaml.safe_load(text)
     except yaml.YAMLError:
@@ -136,7 +138,7 @@ def _set(values: dict, key: str, value: object) -> None:
 
 
 def _sections() -> list[str]:
-    return list(dict.fromkeys(key.partition(".")[0] for key in keys() if "." in key))
+    return list(dict.fromkeys(key.partition(".")[0] for key in config_keys() if "." in key))
 
 
 def _unknown(key: str, known: list[str]) -> str:
@@ -149,18 +151,27 @@ def _unknown(key: str, known: list[str]) -> str:
 
     depth = key.count(".")  # first of what has as many parts: `modle` is a section rather than mix.mode
     nearest = max(known, key=lambda candidate: likeness(candidate) + 0.2 * (candidate.count(".") == depth))
-    advice = f"; did you mean {nearest!r}?" if likeness(nearest) >= _ALIKE else ": `bigbatch recipes NAME` prints every key of a recipe"
+    advice = (
+        f"; did you mean {nearest!r}?"
+        if likeness(nearest) >= _ALIKE
+        else ": `bigbatch recipes NAME` prints every key of a recipe"
+    )
     return f"unknown key {key!r}{advice}"
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
-    while location and ".".join(location) not in keys() and len(location) > 1 and first["type"] != "extra_forbidden":
+    while (
+        location
+        and ".".join(location) not in config_keys()
+        and len(location) > 1
+        and first["type"] != "extra_forbidden"
+    ):
         location.pop()  # pydantic goes on below the key, into members of unions and tuples
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        return _unknown(key, [*keys(), *_sections()])
+        return _unknown(key, [*config_keys(), *_sections()])
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     problem = first["msg"][0].lower() + first["msg"][1:]

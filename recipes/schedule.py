@@ -8,7 +8,7 @@ from recipes.schema import Recipe
 _FEW_STEPS = 150  # under which a schedule, an average and AdamW's moments have no time to do what they are for; the demo's 154 do
 
 
-class Timetable:
+class StepSchedule:
     """How many optimizer steps a recipe takes over `train_images` images, and what happens at each.
 
     An epoch is ``floor(train_images / global batch)`` steps, as upstream; the remainder differs from epoch to epoch

@@ -24,7 +24,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
-class Model(Section):
+class ModelSettings(Section):
     name: str = Field("convnext_tiny", description="a timm model name")
     init_std: Positive | None = Field(
         0.02,
@@ -33,30 +33,41 @@ class Model(Section):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="stochastic depth of the last block; rises linearly from 0"
     )
-    layer_scale: Positive | None = Field(1e-6, description="initial layer scale of a ConvNeXt; null: the model's own, if it has any")
+    layer_scale: Positive | None = Field(
+        1e-6, description="initial layer scale of a ConvNeXt; null: the model's own, if it has any"
+    )
     head_init_scale: Positive | None = Field(
         None, description="factor on the head's weight and bias, applied after weights are loaded"
     )
     weights: str | None = Field(
-        None, description="where training starts: a run directory, a weights file, 'timm' for timm's pretrained ones; null: scratch"
+        None,
+        description="where training starts: a run directory, a weights file, 'timm' for timm's pretrained ones; null: scratch",
     )
 
 
-class Data(Section):
+class DataSettings(Section):
     name: str = Field("imagenet-1k", description="what the data set is called in tables")
     classes: Count | None = Field(1000, description="number of classes; null: as many as the shards have")
-    train_images: Count | None = Field(None, description="training images of the published set; the shards decide when they are there")
+    train_images: Count | None = Field(
+        None, description="training images of the published set; the shards decide when they are there"
+    )
     shuffle: Literal["full", "blocks"] = Field(
         "full", description="order of an epoch; blocks: of neighbours in the shards, for remote or spinning storage"
     )
-    path: str | None = Field(None, description="folder or URL, e.g. s3://bucket/folder, of shards of `bigbatch shard`; also `--data`")
-    cache: str | None = Field(None, description="local folder for blocks of remote shards, shared by a node's processes; null: none")
+    path: str | None = Field(
+        None, description="folder or URL, e.g. s3://bucket/folder, of shards of `bigbatch shard`; also `--data`"
+    )
+    cache: str | None = Field(
+        None, description="local folder for blocks of remote shards, shared by a node's processes; null: none"
+    )
     cache_gib: Positive = Field(50.0, description="largest size of the blocks in it, in GiB")
 
 
-class Batch(Section):
+class BatchSettings(Section):
     global_: Count = Field(4096, alias="global", description="images per optimizer step")
-    slices: Count = Field(32, description="parts of the global batch inside which images are mixed; one was one GPU's share upstream")
+    slices: Count = Field(
+        32, description="parts of the global batch inside which images are mixed; one was one GPU's share upstream"
+    )
     statistics: Count | None = Field(
         None, description="images whose mean and variance a BatchNorm layer takes together; null: one slice"
     )
@@ -78,7 +89,7 @@ class Batch(Section):
         return self
 
 
-class Optimizer(Section):
+class OptimizerSettings(Section):
     name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with Nesterov momentum")
     lr: Positive = Field(4e-3, description="peak learning rate; absolute, never scaled with the batch")
     betas: tuple[Share, Share] = Field((0.9, 0.999), description="AdamW's betas")
@@ -91,7 +102,7 @@ class Optimizer(Section):
     clip_grad: Positive | None = Field(None, description="largest norm of the gradient of the whole batch")
 
 
-class Schedule(Section):
+class ScheduleSettings(Section):
     epochs: Count = Field(300, description="an epoch is floor(images / global batch) optimizer steps")
     warmup_epochs: Annotated[int, Field(ge=0)] = Field(20, description="linear warm-up from 0")
     shape: Literal["cosine", "step"] = Field("cosine", description="cosine to min_lr, or a tenth every `step_epochs`")
@@ -101,30 +112,37 @@ class Schedule(Section):
     @model_validator(mode="after")
     def _warmup_within_run(self):
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"schedule.warmup_epochs {self.warmup_epochs} must be smaller than schedule.epochs {self.epochs}")
+            raise ValueError(
+                f"schedule.warmup_epochs {self.warmup_epochs} must be smaller than schedule.epochs {self.epochs}"
+            )
         return self
 
 
-class Input(Section):
-    size: Annotated[int, Field(ge=16, le=2048)] = Field(224, description="side of the training and evaluation images in pixels")
+class InputSettings(Section):
+    size: Annotated[int, Field(ge=16, le=2048)] = Field(
+        224, description="side of the training and evaluation images in pixels"
+    )
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     eval_crop: Share = Field(
-        0.875, description="evaluation resizes the shorter side to size / eval_crop, then crops; at 384 and above it warps"
+        0.875,
+        description="evaluation resizes the shorter side to size / eval_crop, then crops; at 384 and above it warps",
     )
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from pixels in 0..1")
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
 
 
-class Augment(Section):
+class AugmentSettings(Section):
     crop_scale: tuple[Share, Share] = Field((0.08, 1.0), description="share of the area that RandomResizedCrop keeps")
     crop_ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="aspect ratio of RandomResizedCrop")
     flip: Share = Field(0.5, description="probability of a horizontal flip")
     randaugment: str | None = Field("rand-m9-mstd0.5-inc1", description="a timm policy; null: none")
     color_jitter: NotNegative | None = Field(0.4, description="unused while randaugment is on, as upstream")
-    erasing: Share = Field(0.25, description="probability of erasing one rectangle with per-pixel noise, after normalisation")
+    erasing: Share = Field(
+        0.25, description="probability of erasing one rectangle with per-pixel noise, after normalisation"
+    )
 
 
-class Mix(Section):
+class MixSettings(Section):
     mixup: NotNegative = Field(0.8, description="alpha of mixup's Beta distribution; 0: off")
     cutmix: NotNegative = Field(1.0, description="alpha of cutmix's Beta distribution; 0: off")
     probability: Share = Field(1.0, description="of mixing a slice at all")
@@ -132,22 +150,27 @@ class Mix(Section):
     mode: Literal["batch"] = Field("batch", description="one lambda for all pairs of a slice")
 
 
-class Loss(Section):
+class LossSettings(Section):
     smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="label smoothing")
 
 
-class Ema(Section):
+class EmaSettings(Section):
     decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         0.9999, description="per optimizer step, no warm-up; evaluated beside the raw weights; null: no average"
     )
 
 
-class Engine(Section):
+class EngineSettings(Section):
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
-        "auto", description="of the forward and backward pass; auto: what `accelerate launch` says, else bf16 where the GPU has it"
+        "auto",
+        description="of the forward and backward pass; auto: what `accelerate launch` says, else bf16 where the GPU has it",
     )
-    compile: bool = Field(False, description="compile each block of the model with torch.compile: some minutes at the start, faster steps")
-    deterministic: bool = Field(False, description="only deterministic kernels: the same cut gives the same bits on a GPU too")
+    compile: bool = Field(
+        False, description="compile each block of the model with torch.compile: some minutes at the start, faster steps"
+    )
+    deterministic: bool = Field(
+        False, description="only deterministic kernels: the same cut gives the same bits on a GPU too"
+    )
     zero: Literal["auto", 0, 1, 2, 3] = Field(
         "auto",
         description="DeepSpeed ZeRO: share out the optimizer's state (1), gradients too (2), parameters too (3); 0: plain DDP; "
@@ -160,16 +183,21 @@ class Engine(Section):
     )
     nvme_path: str | None = Field(None, description="folder on a local disk for engine.offload=nvme")
     checkpoint_activations: Literal["auto", True, False] = Field(
-        "auto", description="compute activations again in the backward pass instead of keeping them; auto: as the plan recommends"
+        "auto",
+        description="compute activations again in the backward pass instead of keeping them; auto: as the plan recommends",
     )
 
 
-class Run(Section):
+class RunSettings(Section):
     evaluate_every: Count = Field(1, description="epochs between evaluations; the last epoch is always evaluated")
-    save_every: Count = Field(500, description="optimizer steps between checkpoints; also saved at the end and on Ctrl-C")
+    save_every: Count = Field(
+        500, description="optimizer steps between checkpoints; also saved at the end and on Ctrl-C"
+    )
     keep: Count = Field(3, description="checkpoints kept: the last ones, and the one of the best evaluation besides")
     keep_every: Count | None = Field(None, description="epochs between checkpoints that are kept for good; null: none")
-    unreadable: Share = Field(0.01, description="share of photographs that cannot be read above which the run stops and names them")
+    unreadable: Share = Field(
+        0.01, description="share of photographs that cannot be read above which the run stops and names them"
+    )
 
 
 class Recipe(Section):
@@ -179,18 +207,23 @@ class Recipe(Section):
     summary: str = Field("", description="one line for the table of recipes")
     source: str = Field("", description="where the numbers come from and what accuracy they gave there")
     seed: Annotated[int, Field(ge=0)] = 0
-    model: Model = Model()
-    data: Data = Data()
-    batch: Batch = Batch()
-    optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
-    input: Input = Input()
-    augment: Augment = Augment()
-    mix: Mix = Mix()
-    loss: Loss = Loss()
-    ema: Ema = Ema()
-    engine: Engine = Engine()
-    run: Run = Run()
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    batch: BatchSettings = BatchSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    input: InputSettings = InputSettings()
+    augment: AugmentSettings = AugmentSettings()
+    mix: MixSettings = MixSettings()
+    loss: LossSettings = LossSettings()
+    ema: EmaSettings = EmaSettings()
+    engine: EngineSettings = EngineSettings()
+    run: RunSettings = RunSettings()
+
+    def variant(self, **sections: dict) -> "Recipe":
+        """Return the recipe with other values in some sections, e.g. ``variant(engine={"zero": 1})``; they are not validated."""
+        changed = {name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
+        return self.model_copy(update=changed)
 
     def to_dict(self) -> dict:
         """The recipe as plain YAML-able values, every default spelled out."""

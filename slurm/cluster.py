@@ -4,11 +4,11 @@ The user's file is ``~/.config/bigbatch/clusters.toml``, the project's ``cluster
 describe a cluster, the project's keys win. ``local`` is always there: this machine, without SLURM.
 """
 
-import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
+from platformdirs import user_config_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from recipes.errors import UserError
@@ -33,14 +33,21 @@ class Cluster(BaseModel):
     gpus_per_node: int = Field(1, ge=0, description="--gpus-per-node wins; 0: no GPUs, one task per node")
     cpus_per_task: int | None = Field(None, ge=1, description="a GPU's share of its node's CPUs if not given")
     memory_gb: int | None = Field(None, ge=1, description="per node")
-    gpu: OneLine | None = Field(None, description="its kind, as `bigbatch plan --gpu` names it: memory and speed are then known")
-    gpu_memory_gib: float | None = Field(None, gt=0, description="of one GPU, if not what its kind has; what would not fit is refused")
+    gpu: OneLine | None = Field(
+        None, description="its kind, as `bigbatch plan --gpu` names it: memory and speed are then known"
+    )
+    gpu_memory_gib: float | None = Field(
+        None, gt=0, description="of one GPU, if not what its kind has; what would not fit is refused"
+    )
     time: OneLine | None = Field(None, description="time limit in SLURM's notation; --time wins")
     setup: tuple[OneLine, ...] = Field((), description="shell lines at the start of a job, e.g. module load")
     environment: dict[VariableName, OneLine] = Field({}, description="variables of a job")
-    python: OneLine | None = Field(None, description="the command that is Python in a job; the one that submits otherwise")
+    python: OneLine | None = Field(
+        None, description="the command that is Python in a job; the one that submits otherwise"
+    )
     stage: str | None = Field(
-        None, description="folder on each node's own disk to copy the shards to; may name variables of the job, as $TMPDIR"
+        None,
+        description="folder on each node's own disk to copy the shards to; may name variables of the job, as $TMPDIR",
     )
     save_seconds: int = Field(120, ge=1, description="how long before the time limit a job is told to save")
     retries: int = Field(3, ge=0, description="starts in a row that may fail or stop without a new checkpoint")
@@ -51,7 +58,7 @@ class Cluster(BaseModel):
 
 def user_settings() -> Path:
     """The folder of what a user, or a measurement, has settled for all projects on this machine."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "bigbatch"
+    return user_config_path("bigbatch", appauthor=False)
 
 
 def profile_files() -> list[Path]:
@@ -69,7 +76,9 @@ def load_cluster(name: str | None) -> tuple[str, Cluster]:
     if name is None:
         clusters = [section for section in sections if section != LOCAL]
         if len(clusters) > 1:
-            raise UserError(f"there are profiles of {', '.join(clusters)}: choose one with --cluster, or --cluster {LOCAL}")
+            raise UserError(
+                f"there are profiles of {', '.join(clusters)}: choose one with --cluster, or --cluster {LOCAL}"
+            )
         name = clusters[0] if clusters else "slurm"
     if name == "slurm" and name not in sections:
         return name, Cluster()
@@ -77,7 +86,9 @@ def load_cluster(name: str | None) -> tuple[str, Cluster]:
         return LOCAL, _validated(LOCAL, sections.get(LOCAL, {}))
     if name not in sections:
         known = ", ".join([*sections, LOCAL])
-        raise UserError(f"there is no profile of a cluster {name!r}, only {known}: add a section [{name}] to {profile_files()[0]}")
+        raise UserError(
+            f"there is no profile of a cluster {name!r}, only {known}: add a section [{name}] to {profile_files()[0]}"
+        )
     return name, _validated(name, sections[name])
 
 
@@ -90,7 +101,9 @@ def _sections() -> dict[str, dict]:
             raise UserError(f"{file} cannot be read: {error}") from None
         for name, keys in found.items():
             if not isinstance(keys, dict):
-                raise UserError(f"{file}: the key {name!r} stands outside of any cluster; put it under a line like [mycluster]")
+                raise UserError(
+                    f"{file}: the key {name!r} stands outside of any cluster; put it under a line like [mycluster]"
+                )
             sections[name] = sections.get(name, {}) | keys
     return sections
 
@@ -102,5 +115,9 @@ def _validated(name: str, keys: dict) -> Cluster:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UserError(f"the profile of {name} has an unknown key {key!r}; there are: {', '.join(Cluster.model_fields)}") from None
-        raise UserError(f"the profile of {name}: {key} = {first['input']!r} is not possible: {first['msg'].lower()}") from None
+            raise UserError(
+                f"the profile of {name} has an unknown key {key!r}; there are: {', '.join(Cluster.model_fields)}"
+            ) from None
+        raise UserError(
+            f"the profile of {name}: {key} = {first['input']!r} is not possible: {first['msg'].lower()}"
+        ) from None

@@ -10,7 +10,7 @@ from recipes.errors import UserError
 
 # What the exit code of a job's program means, on every rank.
 FINISHED = 0
-REFUSED = 2  # the same start would fail the same way again: the user must change something
+USER_ERROR = 2  # the same start would fail the same way again: the user must change something
 BAD_NODE = 76  # a node cannot be used: the ranks on it say why, the others say nothing
 STOPPED = 130  # was asked to stop, has saved, and can go on
 
@@ -45,7 +45,7 @@ class Job(_Plain):
         name: what people call it.
         folder: of its records (`slurm.ledger`), on a file system that all nodes share.
         module, arguments: the program is ``python -m module arguments``; arguments are data, no shell sees them. It exits with
-            `FINISHED`, `STOPPED`, `REFUSED`, `BAD_NODE` or, if it failed, anything else; SIGTERM asks it to save and stop.
+            `FINISHED`, `STOPPED`, `USER_ERROR`, `BAD_NODE` or, if it failed, anything else; SIGTERM asks it to save and stop.
         progress: a folder in which the program makes a new entry, later in the alphabet, whenever it can resume later than before.
     """
 

@@ -4,10 +4,11 @@ Everything that a person or the next start needs to know can be read here withou
 """
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from data.atomic_io import write_atomically
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Ledger:
     def fail(self, attempt: Attempt, failure: Failure) -> None:
         """Record how a rank failed; every rank has a file of its own, so none can spoil another's."""
         self.failures_folder.mkdir(exist_ok=True)
-        _write_whole(self.failures_folder / f"{attempt}.{failure.rank}.json", json.dumps(asdict(failure)))
+        write_atomically(self.failures_folder / f"{attempt}.{failure.rank}.json", json.dumps(asdict(failure)).encode())
 
     def failures(self, attempt: Attempt) -> list[Failure]:
         """Failures of one attempt: those with a message first, then by time."""
@@ -83,7 +84,7 @@ class Ledger:
 
     def claim(self, attempt: Attempt) -> None:
         """Make this attempt the one that may write; any other one's tasks end when they see it."""
-        _write_whole(self.owner_file, json.dumps(asdict(attempt)))
+        write_atomically(self.owner_file, json.dumps(asdict(attempt)).encode())
 
     def owner(self) -> Attempt | None:
         try:
@@ -91,18 +92,12 @@ class Ledger:
         except (OSError, ValueError, TypeError):
             return None
 
-    def sign_of_life(self) -> None:
+    def heartbeat(self) -> None:
         self.alive_file.touch()
 
-    def silent_seconds(self) -> float | None:
+    def seconds_since_heartbeat(self) -> float | None:
         """Time since the last sign of life; None if there never was one."""
         try:
             return max(0.0, time.time() - self.alive_file.stat().st_mtime)
         except OSError:
             return None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)

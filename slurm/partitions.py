@@ -44,7 +44,9 @@ def read_partitions() -> list[Partition]:
         UserError: there is no SLURM here, or it does not answer.
     """
     if shutil.which("sinfo") is None:
-        raise UserError("SLURM's commands (sinfo, sbatch) are not here: submit from a login node, or use --cluster local")
+        raise UserError(
+            "SLURM's commands (sinfo, sbatch) are not here: submit from a login node, or use --cluster local"
+        )
     try:
         done = subprocess.run(["sinfo", "--noheader", "-o", _FIELDS], capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
@@ -90,12 +92,16 @@ def check_fits(resources: Resources, cluster: Cluster, partitions: list[Partitio
         )
     asked, per_node = resources.min_nodes, resources.gpus_per_node
     if partition.most_nodes and asked > partition.most_nodes:
-        raise UserError(f"a job in partition {partition.name} may have {_plural(partition.most_nodes, 'node')}, not {asked}")
+        raise UserError(
+            f"a job in partition {partition.name} may have {_plural(partition.most_nodes, 'node')}, not {asked}"
+        )
     fitting = [kind for kind in partition.kinds if kind.gpus >= per_node]
     total = sum(kind.count for kind in fitting)
     if asked > total:
         have = f" with {_plural(per_node, 'GPU')}" if per_node else ""
-        raise UserError(f"partition {partition.name} has {_plural(total, 'node')}{have} and the job asks for {asked}: lower --nodes")
+        raise UserError(
+            f"partition {partition.name} has {_plural(total, 'node')}{have} and the job asks for {asked}: lower --nodes"
+        )
     cpus, memory = resources.tasks_per_node * resources.cpus_per_task, (cluster.memory_gb or 0) * 1024
     if sum(kind.count for kind in fitting if kind.cpus >= cpus) < asked:
         most = max(kind.cpus for kind in fitting)

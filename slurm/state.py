@@ -14,7 +14,17 @@ from slurm.cluster import LOCAL
 from slurm.ledger import Ledger
 from slurm.submit import is_local_controller, last_submission
 
-_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
+_ENDED = {
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "PREEMPTED",
+}
 _ENDED |= {"LOST", "STOPPED", "UNREADABLE"}  # words of our own
 _SILENT = 120.0  # seconds without a sign of life after which a running job is in doubt
 
@@ -54,11 +64,11 @@ def job_states(folders: list[Path]) -> dict[Path, JobState]:
             queued = Queued("RUNNING", "", 1) if here else None
         else:
             queued = known.get(submission.job_id)
-        states[folder] = judge(Ledger(folder), submission.job_id, queued)
+        states[folder] = resolve_state(Ledger(folder), submission.job_id, queued)
     return states
 
 
-def judge(ledger: Ledger, job_id: str, queued: Queued | None) -> JobState:
+def resolve_state(ledger: Ledger, job_id: str, queued: Queued | None) -> JobState:
     """Put together what SLURM says (None: it does not know the job) and what the job left word of."""
     starts = [event for event in ledger.events("start") if event["job"] == job_id]
     nodes = len(starts[-1]["nodes"]) if starts else None
@@ -68,7 +78,7 @@ def judge(ledger: Ledger, job_id: str, queued: Queued | None) -> JobState:
     if state == "PENDING":
         state, note, nodes = "REQUEUED" if starts else "PENDING", queued.reason, None
     elif state == "RUNNING":
-        silent = ledger.silent_seconds()
+        silent = ledger.seconds_since_heartbeat()
         if starts and silent is not None and silent > _SILENT:
             note = f"no sign of life for {silent / 60:.0f} min"
         nodes = queued.nodes or nodes
@@ -87,12 +97,16 @@ def ask_slurm(ids: list[str]) -> dict[str, Queued]:
     """What the queue, or else the accounting, says of jobs; those that neither knows are left out, as is a SLURM out of reach."""
     parents = sorted({job_id.partition("_")[0] for job_id in ids})
     found = {}
-    for line in _lines(["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(parents)}", "-o", "%i|%T|%r|%D"]):
+    for line in _lines(
+        ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(parents)}", "-o", "%i|%T|%r|%D"]
+    ):
         job_id, state, reason, nodes = line.split("|")
         found[job_id] = Queued(state, "" if reason == "None" else reason, int(nodes) if nodes.isdigit() else None)
     missing = sorted({job_id.partition("_")[0] for job_id in ids if job_id not in found})
     if missing:
-        for line in _lines(["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(missing)}", "-o", "JobID,State"]):
+        for line in _lines(
+            ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(missing)}", "-o", "JobID,State"]
+        ):
             job_id, _, state = line.partition("|")
             if state:
                 found.setdefault(job_id, Queued(state.split()[0], "", None))
@@ -110,14 +124,16 @@ def _from_ledger(ledger: Ledger, job_id: str, nodes: int | None) -> JobState:
         return JobState("CANCELLED", job_id, nodes=nodes)
     if since and since[-1]["event"] == "verdict" and not since[-1]["requeue"]:
         return JobState("FAILED", job_id, since[-1]["reason"], nodes)
-    silent = ledger.silent_seconds()
+    silent = ledger.seconds_since_heartbeat()
     seen = "never started" if silent is None else f"last sign of life {silent / 60:.0f} min ago"
     return JobState("LOST", job_id, f"SLURM does not know it any more, {seen}", nodes)
 
 
 def _lines(command: list[str]) -> list[str]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "SLURM_TIME_FORMAT": "standard"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env={**os.environ, "SLURM_TIME_FORMAT": "standard"}
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     return done.stdout.splitlines()

@@ -23,7 +23,7 @@ from recipes.errors import UserError
 from slurm.cluster import LOCAL, Cluster
 from slurm.job import Job, Resources, Submission
 from slurm.ledger import Ledger
-from slurm.task import Task
+from slurm.task import RankTask
 from slurm.verdict import REQUEUE, write_jobs
 
 CODE = "code"  # the snapshot, in the folder of a submission; every job works there
@@ -44,7 +44,9 @@ def submit(
         UserError: SLURM refuses, with its reason.
     """
     write_jobs(folder, jobs, cluster.retries, cluster.exclude)
-    tasks = [Task(job, grace=max(5.0, save_seconds(resources, cluster) - 10.0), retries=cluster.retries) for job in jobs]
+    tasks = [
+        RankTask(job, grace=max(5.0, save_seconds(resources, cluster) - 10.0), retries=cluster.retries) for job in jobs
+    ]
     if cluster_name == LOCAL:
         executor = submitit.LocalExecutor(folder, python=cluster.python)
         executor.update_parameters(
@@ -71,7 +73,13 @@ def submit(
     submissions = []
     for job, one in zip(jobs, submitted):
         submission = Submission(
-            job_id=one.job_id, cluster=cluster_name, submitted=now, resources=resources, folder=folder, host=host, after=after
+            job_id=one.job_id,
+            cluster=cluster_name,
+            submitted=now,
+            resources=resources,
+            folder=folder,
+            host=host,
+            after=after,
         )
         (job.folder / _SUBMISSION).write_text(submission.model_dump_json(indent=1))
         submissions.append(submission)
@@ -156,7 +164,9 @@ class _SlurmExecutor(submitit.SlurmExecutor):
             delayed.dump(waiting[-1])
         self.parameters["map_count"] = len(delayed_submissions)
         first = self._submit_command(self._submitit_command_str)
-        jobs = [SlurmJob(self.folder, f"{first.job_id}_{number}", range(first.num_tasks)) for number in range(len(waiting))]
+        jobs = [
+            SlurmJob(self.folder, f"{first.job_id}_{number}", range(first.num_tasks)) for number in range(len(waiting))
+        ]
         for job, pickled in zip(jobs, waiting):
             JobPaths(self.folder, job.job_id).move_temporary_file(pickled, "submitted_pickle")
         return jobs
@@ -164,7 +174,9 @@ class _SlurmExecutor(submitit.SlurmExecutor):
 
 def _executor(folder: Path, resources: Resources, cluster: Cluster, name: str, after: str | None) -> _SlurmExecutor:
     if not submitit.SlurmExecutor.affinity() > 0:
-        raise UserError("SLURM's commands (sbatch, srun) are not here: submit from a login node, or use --cluster local")
+        raise UserError(
+            "SLURM's commands (sbatch, srun) are not here: submit from a login node, or use --cluster local"
+        )
     # Tasks are srun's to count: told of tasks per node, sbatch takes no more nodes than the least of `--nodes 2-8`.
     more = {"nodes": resources.nodes, "mincpus": resources.tasks_per_node * resources.cpus_per_task, "requeue": True}
     more |= {"kill-on-invalid-dep": "yes", **cluster.sbatch}

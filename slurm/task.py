@@ -17,19 +17,20 @@ from pathlib import Path
 
 import submitit
 
-from slurm.job import BAD_NODE, FINISHED, REFUSED, STOPPED, Job
+from data.cpus import usable_cpus
+from slurm.job import BAD_NODE, FINISHED, STOPPED, USER_ERROR, Job
 from slurm.ledger import Attempt, Failure, Ledger
-from slurm.verdict import newest_entry, pronounce
+from slurm.verdict import decide_requeue, newest_entry
 
 _LOOK_EVERY = 3.0  # seconds between looks at the ledger: who owns the job, has another rank failed
 _PEERS_GRACE = 10.0  # seconds that a rank has to end by itself after another one failed
 _PORTS = range(20000, 32768)  # below those that systems hand out by themselves
 _LOCAL_REQUEUE = 144  # the exit code by which submitit's local executor starts a job again
-_LAST_WORDS = re.compile(r"(?:\[rank\d+\]:\s?)?((?:error: |(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b).*)")
+_ERROR_LINE = re.compile(r"(?:\[rank\d+\]:\s?)?((?:error: |(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b).*)")
 
 
 @dataclass(frozen=True)
-class Place:
+class RankContext:
     """One rank's place in a job."""
 
     attempt: Attempt
@@ -43,7 +44,7 @@ class Place:
     local: bool
 
     @classmethod
-    def here(cls, ledger: Ledger) -> "Place":
+    def here(cls, ledger: Ledger) -> "RankContext":
         """This process's place, from the variables of SLURM or of submitit's local executor."""
         env = submitit.JobEnvironment()
         local = env.cluster == "local"
@@ -64,7 +65,7 @@ class Place:
 
     def environment(self) -> dict[str, str]:
         """Variables by which the ranks find each other, as torchrun would set them."""
-        threads = len(os.sched_getaffinity(0)) // (self.tasks_per_node if self.local else 1)
+        threads = usable_cpus() // (self.tasks_per_node if self.local else 1)
         number = int(re.sub(r"\D", "", self.attempt.job_id)) * 64 + self.attempt.restart
         return {
             "OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", str(max(1, threads))),
@@ -78,7 +79,7 @@ class Place:
         }
 
 
-class Task:
+class RankTask:
     """The callable that submitit carries to every rank.
 
     Args:
@@ -90,14 +91,14 @@ class Task:
         self.job, self.grace, self.retries = job, grace, retries
 
     def __call__(self) -> None:
-        sys.exit(_Watch(self).run())
+        sys.exit(RankSupervisor(self).run())
 
 
-class _Watch:
-    def __init__(self, task: Task):
+class RankSupervisor:
+    def __init__(self, task: RankTask):
         self.task, self.job = task, task.job
         self.ledger = Ledger(self.job.folder)
-        self.place = Place.here(self.ledger)
+        self.place = RankContext.here(self.ledger)
         self.child: subprocess.Popen | None = None
         self.told: str | None = None  # name of the signal that asked to stop
         self.deadline: float | None = None  # when the program is killed if it has not ended
@@ -127,10 +128,10 @@ class _Watch:
         ledger, attempt, before = self.ledger, self.place.attempt, self.ledger.owner()
         ledger.claim(attempt)
         if before and before != attempt and not ledger.of(before, "finished", "stopped", "verdict"):
-            silent = ledger.silent_seconds()
+            silent = ledger.seconds_since_heartbeat()
             if silent is not None and silent < 60:
                 time.sleep(_LOOK_EVERY + 2)
-        ledger.sign_of_life()
+        ledger.heartbeat()
         progress = newest_entry(self.job.progress)
         ledger.log("start", attempt, nodes=self.place.nodes, tasks=self.place.world_size, progress=progress)
 
@@ -162,7 +163,7 @@ class _Watch:
                 with contextlib.suppress(OSError):  # a file system that is away for a moment is no reason to end
                     self._look_after_peers(now)
                     if self.place.rank == 0:
-                        self.ledger.sign_of_life()
+                        self.ledger.heartbeat()
 
     def _is_given_up(self) -> bool:
         owner, own = self.ledger.owner(), self.place.attempt
@@ -182,23 +183,25 @@ class _Watch:
         if code == FINISHED:
             if place.rank == 0:
                 ledger.log("finished", place.attempt)
-        elif code in (STOPPED, -signal.SIGTERM) or (self.told and code not in (REFUSED, BAD_NODE)):
+        elif code in (STOPPED, -signal.SIGTERM) or (self.told and code not in (USER_ERROR, BAD_NODE)):
             if place.rank == 0:
                 ledger.log("stopped", place.attempt, signal=self.told, saved=code == STOPPED)
             code = FINISHED
         else:
             time.sleep(0.5)  # SLURM writes the log; let it catch up
-            ledger.fail(place.attempt, Failure(time.time(), place.rank, place.node, code, self._last_words()))
+            ledger.fail(place.attempt, Failure(time.time(), place.rank, place.node, code, self._last_error_line()))
             code = code if 0 < code < 126 else 1
         return self._conclude_locally(code) if place.local else code
 
     def _conclude_locally(self, code: int) -> int:
         if self.place.rank != 0:
             return code
-        verdict = pronounce(self.ledger, self.place.attempt, code, newest_entry(self.job.progress), self.task.retries)
+        verdict = decide_requeue(
+            self.ledger, self.place.attempt, code, newest_entry(self.job.progress), self.task.retries
+        )
         return _LOCAL_REQUEUE if verdict.requeue and self.told != "SIGTERM" else verdict.code
 
-    def _last_words(self) -> str:
+    def _last_error_line(self) -> str:
         try:
             with self.place.log.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -206,5 +209,5 @@ class _Watch:
                 lines = file.read().decode(errors="replace").splitlines()
         except OSError:
             return ""
-        found = [match[1] for line in lines if (match := _LAST_WORDS.match(line))]
+        found = [match[1] for line in lines if (match := _ERROR_LINE.match(line))]
         return found[-1].strip() if found else ""

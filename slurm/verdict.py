@@ -7,7 +7,7 @@ that there is one decision and nobody left to race with. Its exit code is the jo
 
 A job that was told to stop, or that failed, starts again, but not for ever: once `retries` + 1 starts in a row have ended without
 leaving anything new in the job's progress folder, it is given up. A program that says that it would fail the same way
-again (`REFUSED`) is believed.
+again (`USER_ERROR`) is believed.
 """
 
 import json
@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.job import BAD_NODE, FINISHED, REFUSED, Job
+from slurm.job import BAD_NODE, FINISHED, USER_ERROR, Job
 from slurm.ledger import Attempt, Ledger
 
 REQUEUE = 75  # the batch script hands the job back to the queue
@@ -30,7 +30,7 @@ class Verdict:
     exclude: tuple[str, ...] = ()  # nodes that the next start must do without
 
 
-def pronounce(ledger: Ledger, attempt: Attempt, code: int, progress: str, retries: int) -> Verdict:
+def decide_requeue(ledger: Ledger, attempt: Attempt, code: int, progress: str, retries: int) -> Verdict:
     """Decide, and write it to the ledger.
 
     Args:
@@ -38,23 +38,27 @@ def pronounce(ledger: Ledger, attempt: Attempt, code: int, progress: str, retrie
         progress: newest entry of the job's progress folder now.
     """
     failures = ledger.failures(attempt)
-    refused = [failure for failure in failures if failure.code == REFUSED]
+    refused = [failure for failure in failures if failure.code == USER_ERROR]
     started = ledger.of(attempt, "start")
     gained = bool(started) and progress != started[-1]["progress"]
     fruitless = 0 if gained else 1 + _fruitless_before(ledger)
     again = fruitless <= retries
-    given_up = f"given up: {fruitless} starts in a row ended without a new checkpoint, and {retries} retries are allowed"
+    given_up = (
+        f"given up: {fruitless} starts in a row ended without a new checkpoint, and {retries} retries are allowed"
+    )
     if not failures and ledger.of(attempt, "finished"):
         verdict = Verdict(False, FINISHED, "finished")
     elif refused:
-        verdict = Verdict(False, REFUSED, str(refused[0]))
+        verdict = Verdict(False, USER_ERROR, str(refused[0]))
     elif failures or not ledger.of(attempt, "stopped"):
         what = str(failures[0]) if failures else f"a task ended with exit code {code} and left no word"
         bad = sorted({failure.node for failure in failures if failure.code == BAD_NODE and failure.message})
         verdict = Verdict(again, code or 1, what if again else f"{what}; {given_up}", tuple(bad))
     else:
         verdict = Verdict(again, 1, "told to stop" if again else given_up)
-    ledger.log("verdict", attempt, requeue=verdict.requeue, reason=verdict.reason, gained=gained, exclude=verdict.exclude)
+    ledger.log(
+        "verdict", attempt, requeue=verdict.requeue, reason=verdict.reason, gained=gained, exclude=verdict.exclude
+    )
     return verdict
 
 
@@ -87,7 +91,7 @@ def main(folder: str, code: str) -> int:
     ledger = Ledger(job.folder)
     if ledger.owner() not in (None, attempt):
         return 1  # another start goes on with this job
-    verdict = pronounce(ledger, attempt, int(code), newest_entry(job.progress), submitted["retries"])
+    verdict = decide_requeue(ledger, attempt, int(code), newest_entry(job.progress), submitted["retries"])
     print(f"{'requeued' if verdict.requeue else 'ended'}: {verdict.reason}", file=sys.stderr)
     if verdict.requeue and verdict.exclude:
         bad = {node for event in ledger.events("verdict") for node in event["exclude"]}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from recipes.errors import UserError
-from recipes.keys import key
+from recipes.randomness import random_key
 
 SPLITS = ("train", "val")
 TRAIN, VAL = range(2)
@@ -93,7 +93,7 @@ class Source(ABC):
         """Return the encoded image of row `i` of the listing.
 
         Raises:
-            data.inspection.Unreadable: this image is damaged; others may be fine.
+            data.images.inspection.Unreadable: this image is damaged; others may be fine.
             OSError: the source itself cannot be read.
         """
 
@@ -103,7 +103,7 @@ def held_out(names: Sequence[str], labels: np.ndarray, fraction: float) -> np.nd
 
     Who is held out depends on the image's name and class alone, not on the order of the listing or the machine.
     """
-    hashes = np.fromiter((key(0, f"held out: {name}") for name in names), np.int64, len(names))
+    hashes = np.fromiter((random_key(0, f"held out: {name}") for name in names), np.int64, len(names))
     order = np.lexsort((hashes, labels))
     counts = np.bincount(labels)
     held = np.minimum(np.maximum(np.rint(counts * fraction), fraction > 0), np.maximum(counts - 1, 0))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.inspection import Unreadable
+from data.images.inspection import Unreadable
 from data.sources.archives import Archive, ArchiveStream, UnpackedArchive
 from data.sources.base import Names
 from recipes.errors import UserError

@@ -7,9 +7,9 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.shards import MANIFEST
+from data.reading.shards import MANIFEST
+from data.reading.tar_samples import TarSample, tar_samples
 from data.sources.class_map import read_class_map
-from data.tar_samples import TarSample, tar_samples
 from recipes.errors import UserError
 
 _SPLIT_WORDS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 1}

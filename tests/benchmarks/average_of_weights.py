@@ -14,11 +14,13 @@ import timm
 import torch
 from timm.utils import ModelEmaV3
 
-from launcher.optimizer import EMA, make_optimizer
+from launcher.engines.optimizer import EMA, make_optimizer
 from recipes.load import load
 
 
-def updates(model_name: str, decay: float | None, with_timm: bool, steps: int, device: torch.device) -> tuple[list[float], int]:
+def updates(
+    model_name: str, decay: float | None, with_timm: bool, steps: int, device: torch.device
+) -> tuple[list[float], int]:
     """Seconds of each update, and bytes of the average."""
     recipe = load("convnext_tiny_in1k", [f"ema.decay={'null' if decay is None else decay}"])
     model = timm.create_model(model_name).to(device)
@@ -35,7 +37,11 @@ def updates(model_name: str, decay: float | None, with_timm: bool, steps: int, d
             beside.update(model)
         _wait(device)
         seconds.append(time.perf_counter() - started)
-    averages = [state[EMA] for state in optimizer.state.values() if EMA in state] if not beside else list(beside.module.state_dict().values())
+    averages = (
+        [state[EMA] for state in optimizer.state.values() if EMA in state]
+        if not beside
+        else list(beside.module.state_dict().values())
+    )
     return seconds[3:], sum(average.numel() * average.element_size() for average in averages)
 
 

@@ -4,7 +4,7 @@
 
 bf16, DDP's memory in one process. `tensors` is what is predicted without the allowance, to be compared with what torch allocated;
 `reserved` is what its allocator took, and `used` all that the driver counts: from them the allowance of
-`launcher.memory_model` should be set. The last column is TFLOP/s, for `bigbatch plan --tflops`.
+`launcher.planning.memory_model` should be set. The last column is TFLOP/s, for `bigbatch plan --tflops`.
 """
 
 import argparse
@@ -13,11 +13,11 @@ import time
 import torch
 
 from launcher.cut import cut_batch
-from launcher.data_parallel import DataParallel
-from launcher.engine import make_accelerator
-from launcher.engine_choice import plainest_engine
-from launcher.memory_model import predict_memory
-from launcher.model_needs import model_needs
+from launcher.engines.base import make_accelerator
+from launcher.engines.data_parallel import DataParallel
+from launcher.planning.engine_choice import with_default_engine
+from launcher.planning.memory_model import predict_memory
+from launcher.planning.model_profile import profile_model
 from models import batch_norm, stochastic_depth
 from models.build import build
 from recipes.errors import UserError
@@ -26,15 +26,17 @@ from recipes.load import load
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="+", default=["convnext_tiny_in1k", "convnext_base_in1k", "convnext_xlarge_in22k"])
+    parser.add_argument(
+        "--recipes", nargs="+", default=["convnext_tiny_in1k", "convnext_base_in1k", "convnext_xlarge_in22k"]
+    )
     parser.add_argument("--micro-batches", nargs="+", type=int, default=[16, 32, 64])
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise UserError("this needs a GPU")
     print("recipe, micro-batch: tensors predicted, allocated, error, reserved, used (GiB); TFLOP/s")
     for name in arguments.recipes:
-        recipe = plainest_engine(load(name, ["engine.precision=bf16"]))
-        needs = model_needs(recipe, "bf16")
+        recipe = with_default_engine(load(name, ["engine.precision=bf16"]))
+        profile = profile_model(recipe, "bf16")
         model = build(recipe, recipe.data.classes)
         depth = stochastic_depth.attach(model, recipe.seed)
         batch_norm.attach(model, recipe.batch.statistics_size)
@@ -53,12 +55,12 @@ def main() -> None:
                 engine.update(1e-6)
                 torch.cuda.synchronize()
                 seconds = time.perf_counter() - started
-            predicted = predict_memory(recipe, needs, cut_batch(recipe, 1, micro_batch, micro_batch)).tensors
+            predicted = predict_memory(recipe, profile, cut_batch(recipe, 1, micro_batch, micro_batch)).tensors
             allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
             free, total = torch.cuda.mem_get_info()
             sizes = " ".join(f"{value / 2**30:.2f}" for value in (predicted, allocated))
             others = " ".join(f"{value / 2**30:.2f}" for value in (reserved, total - free))
-            tflops = 2 * micro_batch * 6 * needs.multiply_adds / seconds / 1e12
+            tflops = 2 * micro_batch * 6 * profile.multiply_adds / seconds / 1e12
             print(f"{name}, {micro_batch}: {sizes} {predicted / allocated - 1:+.1%} {others}; {tflops:.1f}", flush=True)
         del engine, model
 

@@ -5,7 +5,7 @@
 
 One process, one micro-batch a step, the whole recipe: mixing, erasing, stochastic depth, label smoothing, AdamW, average of the weights.
 
-- ours: `launcher.loop`'s own step, under DDP and ZeRO-1, with engine.compile and without the average.
+- ours: `launcher.training.loop`'s own step, under DDP and ZeRO-1, with engine.compile and without the average.
 - bare loop: what a careful person writes: channels last, bf16 autocast, fused AdamW, the average by one foreach operation, whole-model
   torch.compile; mixing on the device, no erasing, nothing checked or logged.
 - timm's script: its loader's device side (normalise, erase), SoftTargetCrossEntropy, create_optimizer_v2's AdamW, ModelEmaV3,
@@ -41,21 +41,21 @@ from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 
 from data.batches import MicroBatch, MicroBatches, load_steps
-from data.one_ahead import one_ahead
-from data.sharding import shard
-from data.shards import ShardSet
+from data.prefetch import prefetch_to_device
+from data.reading.shards import ShardSet
+from data.writing.sharding import shard
 from launcher.cut import Cut
-from launcher.engine import make_accelerator
-from launcher.inputs import default_workers
-from launcher.loop import Training
-from launcher.progress import RunProgress
-from launcher.run_directory import RunDirectory
-from launcher.train import make_engine
+from launcher.engines.base import make_accelerator
+from launcher.runs.run_directory import RunDirectory
+from launcher.training.loop import Training
+from launcher.training.progress import RunProgress
+from launcher.training.train import make_engine
+from launcher.workers import default_workers
 from models import batch_norm, stochastic_depth
 from models.build import build, compile_blocks
 from models.cost import multiply_adds
 from recipes.load import load
-from recipes.schedule import Timetable
+from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
 
 LARGE = {  # recipe: images of the micro-batch
@@ -100,30 +100,37 @@ class Setting:
 
 @contextmanager
 def ours(setting: Setting, *changes: str, real_loader: bool = False) -> Iterator[Step]:
-    """The step of `launcher.loop`, reports to the run directory included."""
+    """The step of `launcher.training.loop`, reports to the run directory included."""
     recipe = load(setting.recipe.name, [*setting.changes, *changes])
     accelerator = make_accelerator(recipe)
     model = build(recipe, recipe.data.classes)
-    depth, averages = stochastic_depth.attach(model, recipe.seed), batch_norm.attach(model, recipe.batch.statistics_size)
+    depth, averages = (
+        stochastic_depth.attach(model, recipe.seed),
+        batch_norm.attach(model, recipe.batch.statistics_size),
+    )
     if recipe.engine.compile:
         compile_blocks(model)
     cut = Cut(setting.size, 1, setting.size, 1)
     engine = make_engine(recipe, model, accelerator, cut)
-    timetable = Timetable(recipe, len(setting.shards.split("train")))
-    training = Training(engine, depth, averages, timetable, cut, setting.shards, RunDirectory(setting.folder), None, setting.workers)
+    schedule = StepSchedule(recipe, len(setting.shards.split("train")))
+    training = Training(
+        engine, depth, averages, schedule, cut, setting.shards, RunDirectory(setting.folder), None, setting.workers
+    )
     if real_loader:
         dataset = MicroBatches(setting.shards.split("train"), recipe, 0, setting.size)
-        loaded = load_steps(dataset, range(timetable.total_steps), 1, setting.workers, pin=setting.device.type == "cuda")
-        batches = one_ahead(loaded, setting.device)
+        loaded = load_steps(dataset, range(schedule.total_steps), 1, setting.workers, pin=setting.device.type == "cuda")
+        batches = prefetch_to_device(loaded, setting.device)
     else:
         batches = itertools.cycle(setting.batches())
     engine.module.train()
-    progress, steps = RunProgress(timetable.total_steps, 0, visible=False), itertools.count()
+    progress, steps = RunProgress(schedule.total_steps, 0, visible=False), itertools.count()
     try:
         yield lambda: training._step(next(steps), batches, progress, False)
     finally:
         engine.close()
-        os.environ.pop("LOCAL_RANK", None)  # DeepSpeed wants it; the next contender's Accelerate would look for other processes
+        os.environ.pop(
+            "LOCAL_RANK", None
+        )  # DeepSpeed wants it; the next contender's Accelerate would look for other processes
         accelerator.state._reset_state(reset_partial_state=True)
 
 
@@ -211,7 +218,9 @@ def contenders(setting: Setting, with_compile: bool, everything: bool):
 
 def make_timm_model(recipe: Recipe) -> torch.nn.Module:
     options = {"img_size": recipe.input.size} if recipe.model.name.startswith("swin") else {}
-    return timm.create_model(recipe.model.name, num_classes=recipe.data.classes, drop_path_rate=recipe.model.drop_path, **options)
+    return timm.create_model(
+        recipe.model.name, num_classes=recipe.data.classes, drop_path_rate=recipe.model.drop_path, **options
+    )
 
 
 def measure(step: Step, images: int, device: torch.device, seconds: float) -> dict[str, float]:
@@ -261,7 +270,9 @@ def photographs(folder: Path, count: int, side: int) -> Path:
     """Shards of made-up photographs: smooth shapes and grain, so that they weigh and decode like real ones."""
     generator = np.random.default_rng(0)
     for number in range(count):
-        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((side * 4 // 3, side), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
+            (side * 4 // 3, side), Image.Resampling.BICUBIC
+        )
         grain = generator.normal(0, 8, (side, side * 4 // 3, 3))
         pixels = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
         path = folder / "pictures" / f"class {number % 4}" / f"{number}.jpg"
@@ -278,7 +289,9 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("--minutes", type=float, default=7.0, help="after which no other contender is begun")
     parser.add_argument("--shards", type=Path, help="photographs to train on; made up if not given")
     parser.add_argument("--small", action="store_true", help="tiny models and images")
-    parser.add_argument("--compile", action="store_true", help="with --small: compile too, which takes minutes on a CPU")
+    parser.add_argument(
+        "--compile", action="store_true", help="with --small: compile too, which takes minutes on a CPU"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures there")
     chosen = parser.parse_args(arguments)
     ends = time.monotonic() + 60 * chosen.minutes
@@ -286,7 +299,9 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     if device.type == "cpu" and not chosen.small:
         sys.exit("there is no GPU: --small runs everything at sizes for a CPU")
     rate = matrix_rate(device, 512 if chosen.small else 8192)
-    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}, timm {timm.__version__}")
+    print(
+        f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}, timm {timm.__version__}"
+    )
     print(f"matrix products in bf16: {rate / 1e12:.3g} TFLOP/s")
     rows = []
     with ExitStack() as stack:
@@ -296,8 +311,19 @@ def main(arguments: list[str] | None = None) -> list[dict]:
             chosen.recipes = [recipe for recipe in chosen.recipes if recipe in SMALL]
         for number, name in enumerate(chosen.recipes):
             images = (SMALL if chosen.small else LARGE)[name]
-            changes = [f"batch.global={images}", "batch.slices=1", "batch.statistics=null", "schedule.warmup_epochs=0", "engine.precision=bf16"]
-            changes += [*(SMALL_CHANGES[name] if chosen.small else []), "ema.decay=0.9999", "optimizer.name=adamw", "optimizer.lr=1e-4"]
+            changes = [
+                f"batch.global={images}",
+                "batch.slices=1",
+                "batch.statistics=null",
+                "schedule.warmup_epochs=0",
+                "engine.precision=bf16",
+            ]
+            changes += [
+                *(SMALL_CHANGES[name] if chosen.small else []),
+                "ema.decay=0.9999",
+                "optimizer.name=adamw",
+                "optimizer.lr=1e-4",
+            ]
             changes += ["engine.zero=0", "engine.offload=none", "engine.checkpoint_activations=false"]
             recipe = load(name, changes)
             with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Whether training on what `data.decode` and `data.randaugment` make ends where training on timm's own transform ends.
+"""Whether training on what `data.images.decode` and `data.images.randaugment` make ends where training on timm's own transform ends.
 
     python -m tests.benchmarks.input_accuracy SHARDS [--epochs 4] [--seeds 3] [--size 64]
 
@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data.augment import NO_BOX, TrainTransform, seed_generators, timms_train_transform
 from data.batches import EvalBatches, MicroBatches, load_evaluation, load_steps
-from data.decode import decode
-from data.on_device import Finisher
-from data.shards import ShardSet
+from data.images.augment import NO_BOX, TrainTransform, seed_generators, timms_train_transform
+from data.images.decode import decode
+from data.on_device import DevicePreprocessor
+from data.reading.shards import ShardSet
 from models.build import build
-from recipes.keys import key
 from recipes.load import load
+from recipes.randomness import random_key
 from recipes.schema import Recipe
 
 
@@ -34,21 +34,23 @@ class TimmsTransform(TrainTransform):
 
     def __call__(self, image: bytes, epoch: int, sample: int):
         decoded = decode(image)
-        seed_generators(key(self.recipe.seed, "augment", epoch, sample))
+        seed_generators(random_key(self.recipe.seed, "augment", epoch, sample))
         return torch.from_numpy(np.ascontiguousarray(self.timms(decoded))), NO_BOX
 
 
 def accuracy(shards: ShardSet, transform: type, seed: int, epochs: int, size: int) -> tuple[float, float]:
     """Accuracy and loss over the validation images after so many epochs."""
     changes = [f"seed={seed}", f"input.size={size}", f"schedule.epochs={epochs}", "schedule.warmup_epochs=0"]
-    recipe = load("convnext_atto_cats_dogs", [*changes, "model.name=resnet10t", "model.init_std=null", "optimizer.lr=1e-3"])
+    recipe = load(
+        "convnext_atto_cats_dogs", [*changes, "model.name=resnet10t", "model.init_std=null", "optimizer.lr=1e-3"]
+    )
     dataset = MicroBatches(shards.split("train"), recipe, 0, recipe.batch.global_)
     dataset.transform = transform(recipe)
     model = build(recipe, len(shards.classes))
     optimizer = torch.optim.AdamW(model.parameters(), recipe.optimizer.lr, weight_decay=recipe.optimizer.weight_decay)
-    finisher = Finisher(recipe, torch.device("cpu"))
+    preprocessor = DevicePreprocessor(recipe, torch.device("cpu"))
     for batch in load_steps(dataset, range(epochs * dataset.steps_per_epoch), 1, workers=1, pin=False):
-        F.cross_entropy(model(finisher.images(batch)), batch.labels).backward()
+        F.cross_entropy(model(preprocessor.images(batch)), batch.labels).backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
@@ -56,7 +58,7 @@ def accuracy(shards: ShardSet, transform: type, seed: int, epochs: int, size: in
     right, loss = 0, 0.0
     with torch.inference_mode():
         for pixels, labels in load_evaluation(EvalBatches(val, recipe, 0, len(val), 64), workers=1, pin=False):
-            logits = model(finisher.normalised(pixels))
+            logits = model(preprocessor.normalised(pixels))
             right += (logits.argmax(1) == labels).sum().item()
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
     return right / len(val), loss / len(val)
@@ -73,9 +75,16 @@ if __name__ == "__main__":
     shards = ShardSet.open(arguments.shards)
     found = []  # of each seed: ours and timm's accuracy and loss
     for seed in range(arguments.seeds):
-        found.append([accuracy(shards, which, seed, arguments.epochs, arguments.size) for which in (TrainTransform, TimmsTransform)])
+        found.append(
+            [
+                accuracy(shards, which, seed, arguments.epochs, arguments.size)
+                for which in (TrainTransform, TimmsTransform)
+            ]
+        )
         (ours, our_loss), (theirs, their_loss) = found[-1]
-        print(f"seed {seed}: ours {ours:.2%}, loss {our_loss:.4f}; timm's {theirs:.2%}, loss {their_loss:.4f}", flush=True)
+        print(
+            f"seed {seed}: ours {ours:.2%}, loss {our_loss:.4f}; timm's {theirs:.2%}, loss {their_loss:.4f}", flush=True
+        )
     found = np.array(found)
     means, differences = found.mean(axis=0), found[:, 0] - found[:, 1]
     between_seeds = found.std(axis=0, ddof=1).mean(axis=0) if len(found) > 1 else (np.nan, np.nan)

@@ -23,9 +23,9 @@ from timm.data.random_erasing import RandomErasing
 from timm.layers.drop import drop_path
 
 from data.batches import MicroBatches, load_steps
-from data.on_device import Finisher
+from data.on_device import DevicePreprocessor
 from data.order import shuffled
-from data.shards import INDEX_DTYPE, ShardSet
+from data.reading.shards import INDEX_DTYPE, ShardSet
 from models.stochastic_depth import StochasticDepth
 from recipes.load import load
 
@@ -40,9 +40,9 @@ def timm_round(split, samples, recipe, transform, mixup, erase, scale, shift, br
         drop_path(branch_input, RATE, training=True)
 
 
-def our_round(dataset, step, finisher, depth, branch_input) -> None:
+def our_round(dataset, step, preprocessor, depth, branch_input) -> None:
     batch = dataset[(step, 0)]
-    finisher.images(batch)
+    preprocessor.images(batch)
     depth.draw(step, batch.positions)
     for branch in depth.branches:
         branch(branch_input)
@@ -50,27 +50,42 @@ def our_round(dataset, step, finisher, depth, branch_input) -> None:
 
 def overhead(shards: ShardSet, size: int, rounds: int) -> None:
     split = shards.split("train")
-    recipe = load("convnext_tiny_in1k", [f"input.size={size}", f"batch.global={BATCH}", "batch.slices=1", "schedule.epochs=100"])
+    recipe = load(
+        "convnext_tiny_in1k", [f"input.size={size}", f"batch.global={BATCH}", "batch.slices=1", "schedule.epochs=100"]
+    )
     transform = create_transform(
-        size, is_training=True, use_prefetcher=True, color_jitter=0.4, auto_augment=recipe.augment.randaugment, interpolation="bicubic"
+        size,
+        is_training=True,
+        use_prefetcher=True,
+        color_jitter=0.4,
+        auto_augment=recipe.augment.randaugment,
+        interpolation="bicubic",
     )
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=len(shards.classes))
     erase = RandomErasing(0.25, mode="pixel", device="cpu")
-    dataset, finisher, depth = MicroBatches(split, recipe, 0, BATCH), Finisher(recipe, torch.device("cpu")), StochasticDepth(0, [RATE] * BRANCHES)
+    dataset, preprocessor, depth = (
+        MicroBatches(split, recipe, 0, BATCH),
+        DevicePreprocessor(recipe, torch.device("cpu")),
+        StochasticDepth(0, [RATE] * BRANCHES),
+    )
     branch_input = torch.randn(BATCH, 96, 14, 14)
     ours, theirs = [], []
     for step in range(2 * rounds):  # the first half warms up caches
         samples = shuffled(0, 0, len(split), np.arange(step * BATCH, (step + 1) * BATCH) % len(split))
         started = time.process_time()
-        timm_round(split, samples, recipe, transform, mixup, erase, finisher.scale, finisher.shift, branch_input)
+        timm_round(
+            split, samples, recipe, transform, mixup, erase, preprocessor.scale, preprocessor.shift, branch_input
+        )
         middle = time.process_time()
-        our_round(dataset, step, finisher, depth, branch_input)
+        our_round(dataset, step, preprocessor, depth, branch_input)
         theirs.append(middle - started)
         ours.append(time.process_time() - middle)
     ours, theirs = ours[rounds:], theirs[rounds:]
     ratio = statistics.median(ours) / statistics.median(theirs)
     per_image = [statistics.median(values) / BATCH * 1e3 for values in (ours, theirs)]
-    print(f"ours {per_image[0]:.2f} ms an image, plain timm {per_image[1]:.2f}: ratio {ratio:.3f} (medians of {rounds})")
+    print(
+        f"ours {per_image[0]:.2f} ms an image, plain timm {per_image[1]:.2f}: ratio {ratio:.3f} (medians of {rounds})"
+    )
 
 
 class Imagenet:
@@ -92,7 +107,9 @@ class Imagenet:
 
 
 def late_start(shards: ShardSet, rounds: int) -> None:
-    recipe = load("convnext_tiny_in1k", ["schedule.epochs=400", "batch.global=64", "batch.slices=2", "schedule.warmup_epochs=1"])
+    recipe = load(
+        "convnext_tiny_in1k", ["schedule.epochs=400", "batch.global=64", "batch.slices=2", "schedule.warmup_epochs=1"]
+    )
     with tempfile.TemporaryDirectory() as folder:
         imagenet = Imagenet(shards.split("train"), Path(folder))
         times = {0: [], 100_000: []}
@@ -100,10 +117,14 @@ def late_start(shards: ShardSet, rounds: int) -> None:
             for place, found in times.items():
                 first = place + number
                 started = time.perf_counter()
-                next(load_steps(MicroBatches(imagenet, recipe, 0, 64), range(first, first + 1), 1, workers=1, pin=False))
+                next(
+                    load_steps(MicroBatches(imagenet, recipe, 0, 64), range(first, first + 1), 1, workers=1, pin=False)
+                )
                 found.append(time.perf_counter() - started)
     early, late = (statistics.median(found) for found in times.values())
-    print(f"to the first batch: step 0 {early:.2f} s, step 100,000 {late:.2f} s, ratio {late / early:.3f} (medians of {rounds})")
+    print(
+        f"to the first batch: step 0 {early:.2f} s, step 100,000 {late:.2f} s, ratio {late / early:.3f} (medians of {rounds})"
+    )
     tracemalloc.start()
     shuffled(0, 1, 14_000_000, np.arange(4096))
     print(f"memory of the order of 14 million samples: {tracemalloc.get_traced_memory()[1] / 2**20:.2f} MiB")

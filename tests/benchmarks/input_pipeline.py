@@ -30,11 +30,11 @@ from timm.data import ImageDataset, create_loader, create_transform
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import datasets, transforms
 
-from data.augment import TrainTransform, seed_generators
 from data.batches import MicroBatches, load_steps
-from data.decode import Crop, EncodedImage
-from data.sharding import shard
-from data.shards import ShardSet
+from data.images.augment import TrainTransform, seed_generators
+from data.images.decode import Crop, EncodedImage
+from data.reading.shards import ShardSet
+from data.writing.sharding import shard
 from recipes.load import load
 from recipes.schema import Recipe
 
@@ -56,7 +56,13 @@ def ours(shards: ShardSet, policy: str | None) -> Batches:
 
 
 def by_timm(folder: Path, policy: str | None) -> Batches:
-    options = {"auto_augment": policy, "color_jitter": None, "interpolation": "bicubic", "re_prob": 0.25, "re_mode": "pixel"}
+    options = {
+        "auto_augment": policy,
+        "color_jitter": None,
+        "interpolation": "bicubic",
+        "re_prob": 0.25,
+        "re_mode": "pixel",
+    }
     loader = create_loader(
         ImageDataset(str(folder)),
         (3, SIZE, SIZE),
@@ -90,10 +96,21 @@ def by_torchvision(folder: Path, policy: str | None) -> Batches:
 
 def by_webdataset(shards: ShardSet, policy: str | None) -> Batches:
     transform = create_transform(
-        SIZE, is_training=True, auto_augment=policy, color_jitter=None, interpolation="bicubic", re_prob=0.25, re_mode="pixel"
+        SIZE,
+        is_training=True,
+        auto_augment=policy,
+        color_jitter=None,
+        interpolation="bicubic",
+        re_prob=0.25,
+        re_mode="pixel",
     )
     urls = [str(path) for path in shards.split("train").shard_paths]
-    dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).shuffle(1000).decode("pil").to_tuple("jpg;png", "cls")
+    dataset = (
+        webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+        .shuffle(1000)
+        .decode("pil")
+        .to_tuple("jpg;png", "cls")
+    )
     loader = DataLoader(dataset.map_tuple(transform), BATCH, drop_last=True)
     while True:
         yield from (images for images, _ in loader)
@@ -123,7 +140,11 @@ def cropping(shards: ShardSet, policy: str | None) -> Iterator[None]:
 
 def drawn(transform: TrainTransform, image: EncodedImage, sample: int) -> Crop:
     seed_generators(sample)
-    return Crop(*transform.crop.get_params(torch.empty(0, image.height, image.width), transform.crop.scale, transform.crop.ratio))
+    return Crop(
+        *transform.crop.get_params(
+            torch.empty(0, image.height, image.width), transform.crop.scale, transform.crop.ratio
+        )
+    )
 
 
 def times(candidates: dict[str, Iterator], batches: int, rounds: int) -> dict[str, np.ndarray]:
@@ -194,14 +215,19 @@ def compare(source: str, images: int, rounds: int) -> None:
             }
             found = times(candidates, max(1, images // BATCH), rounds)
             report(title, found, goal)
-            print("  profile of ours, ms an image: " + ", ".join(f"{name} {spent:.3f}" for name, spent in profile(shards, policy).items()))
+            print(
+                "  profile of ours, ms an image: "
+                + ", ".join(f"{name} {spent:.3f}" for name, spent in profile(shards, policy).items())
+            )
 
 
 def report(title: str, found: dict[str, np.ndarray], goal: float) -> None:
     print(f"\n{title}: {'images/s a core':>{58 - len(title)}}   ours is")
     for name, of_rounds in found.items():
         low, ratio, high = np.quantile(of_rounds / found[OURS], (0.25, 0.5, 0.75))
-        print(f"  {name:<50} {1e3 / np.median(of_rounds):>8.0f}   {ratio:>5.2f} [{low:.2f} to {high:.2f}] times as fast")
+        print(
+            f"  {name:<50} {1e3 / np.median(of_rounds):>8.0f}   {ratio:>5.2f} [{low:.2f} to {high:.2f}] times as fast"
+        )
     allowed, needed, decode = np.median(found[TIMM]) / goal, np.median(found[CROPS]), np.median(found[DECODE])
     print(
         f"  {goal} times timm's speed are {allowed:.2f} ms an image; decode and resize of the crops alone take {needed:.2f} "

@@ -19,7 +19,7 @@ import numpy as np
 import webdataset
 
 from data.order import shuffled
-from data.shards import ShardSet
+from data.reading.shards import ShardSet
 
 CACHE = 2**30
 
@@ -90,11 +90,15 @@ def compare(folder: Path, rounds: int) -> None:
 
 
 def report(title: str, found: dict[str, list[float]], size: int) -> None:
-    print(f"{title}: {size / 1e6:.0f} MB of images; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(
+        f"{title}: {size / 1e6:.0f} MB of images; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    )
     plain = np.array(next(iter(found.values())))
     for name, seconds in found.items():
         low, ratio, high = np.quantile(plain / np.array(seconds), (0.25, 0.5, 0.75))
-        print(f"  {name:<44} {size / np.median(seconds) / 1e6:>7.0f} MB/s  {ratio:>6.2f} [{low:.2f} to {high:.2f}] times webdataset's speed")
+        print(
+            f"  {name:<44} {size / np.median(seconds) / 1e6:>7.0f} MB/s  {ratio:>6.2f} [{low:.2f} to {high:.2f}] times webdataset's speed"
+        )
 
 
 if __name__ == "__main__":

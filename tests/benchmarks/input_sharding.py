@@ -18,7 +18,7 @@ from pathlib import Path
 
 from webdataset import ShardWriter
 
-from data.sharding import shard
+from data.writing.sharding import shard
 
 
 def plain_loop(folder: Path, destination: Path) -> None:
@@ -42,8 +42,12 @@ def compare(folder: Path, rounds: int) -> None:
     ways = {
         "webdataset's ShardWriter in a plain loop": plain_loop,
         "the same, flushed to the disk": flushed_loop,
-        "bigbatch shard, one process": lambda source, to: shard(str(source), to, val_fraction=0, workers=1, progress=False),
-        "bigbatch shard, all cores": lambda source, to: shard(str(source), to, val_fraction=0, shard_size=16 * 2**20, progress=False),
+        "bigbatch shard, one process": lambda source, to: shard(
+            str(source), to, val_fraction=0, workers=1, progress=False
+        ),
+        "bigbatch shard, all cores": lambda source, to: shard(
+            str(source), to, val_fraction=0, shard_size=16 * 2**20, progress=False
+        ),
     }
     found = {name: [] for name in ways}
     for number in range(rounds + 1):  # the first warms up
@@ -56,7 +60,9 @@ def compare(folder: Path, rounds: int) -> None:
                 shutil.rmtree(Path(scratch) / "out")
     plain = statistics.median(found["webdataset's ShardWriter in a plain loop"])
     for name, rates in found.items():
-        print(f"{name:<42} {statistics.median(rates):>7.0f} MB/s  {statistics.median(rates) / plain:>5.2f} of the plain loop")
+        print(
+            f"{name:<42} {statistics.median(rates):>7.0f} MB/s  {statistics.median(rates) / plain:>5.2f} of the plain loop"
+        )
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import numpy as np
 
 from data.block_order import shuffled_in_blocks
 from data.order import shuffled
-from recipes.schema import Batch
+from recipes.schema import BatchSettings
 
 SAMPLES, CLASSES, STEPS = 1_281_167, 1000, 64
-BATCH = Batch(global_=4096, slices=32)
+BATCH = BatchSettings(global_=4096, slices=32)
 
 
 def full(epoch: int) -> np.ndarray:
@@ -34,13 +34,19 @@ def measures(order: np.ndarray, other: np.ndarray, labels: np.ndarray) -> dict[s
         "spread of a class over batches": of_batches.std(),
         "spread of a class over slices": of_slices.std(),
         "neighbours of one class, in 1000": (classes[:, 1:] == classes[:, :-1]).mean() * 1000,
-        "samples of the same step an epoch later, in 1000": np.mean([np.isin(a, b).mean() for a, b in zip(order, other)]) * 1000,
+        "samples of the same step an epoch later, in 1000": np.mean(
+            [np.isin(a, b).mean() for a, b in zip(order, other)]
+        )
+        * 1000,
     }
 
 
 if __name__ == "__main__":
     by_class = np.arange(SAMPLES) * CLASSES // SAMPLES
-    for title, labels in (("sorted by class", by_class), ("classes mixed", np.random.default_rng(0).permutation(by_class))):
+    for title, labels in (
+        ("sorted by class", by_class),
+        ("classes mixed", np.random.default_rng(0).permutation(by_class)),
+    ):
         print(f"shards {title}")
         of_full, of_blocks = (measures(order(0), order(1), labels) for order in (full, blocks))
         for name, value in of_blocks.items():

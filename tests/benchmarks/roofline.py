@@ -18,12 +18,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from launcher.step_trace import autocast_of_a_gpu
+from launcher.planning.step_trace import autocast_of_a_gpu
 from models import batch_norm, stochastic_depth
 from models.build import build
 from recipes.load import load
 
-RECIPES = ["convnext_tiny_in1k", "convnext_base_in1k", "convnext_xlarge_in22k", "resnet50_in1k_modern", "swin_tiny_in1k"]
+RECIPES = [
+    "convnext_tiny_in1k",
+    "convnext_base_in1k",
+    "convnext_xlarge_in22k",
+    "resnet50_in1k_modern",
+    "swin_tiny_in1k",
+]
 KINDS = {"depthwise": "depthwise convolutions", "conv": "other convolutions", "mm": "matrix products", "norm": "norms"}
 
 
@@ -68,7 +74,9 @@ def operations(name: str, micro_batch: int) -> dict[str, list[tuple[float, float
     batch_norm.attach(model, micro_batch)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").train()
-        images = torch.empty(micro_batch, 3, recipe.input.size, recipe.input.size).contiguous(memory_format=torch.channels_last)
+        images = torch.empty(micro_batch, 3, recipe.input.size, recipe.input.size).contiguous(
+            memory_format=torch.channels_last
+        )
         depth.use(torch.empty(len(depth.branches), micro_batch))
         with Operations() as counted, autocast_of_a_gpu():
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -87,15 +95,26 @@ def main() -> None:
     rate, bandwidth, images = arguments.tflops * 1e12, arguments.bandwidth * 1e12, arguments.micro_batch
     for name in arguments.recipes:
         found = operations(name, images)
-        limits = {kind: sum(max(flops / rate, size / bandwidth) for flops, size in each) / images for kind, each in found.items()}
-        fused = sum(max(flops / rate, size / bandwidth) for each in found.values() for flops, size in each if flops) / images
+        limits = {
+            kind: sum(max(flops / rate, size / bandwidth) for flops, size in each) / images
+            for kind, each in found.items()
+        }
+        fused = (
+            sum(max(flops / rate, size / bandwidth) for each in found.values() for flops, size in each if flops)
+            / images
+        )
         arithmetic = sum(flops for each in found.values() for flops, _ in each) / rate / images
         total = sum(limits.values())
         launched = sum(len(each) for each in found.values())
-        print(f"{name}: {launched:,} operations; {1 / total:,.0f} images/s one by one, {1 / fused:,.0f} all fused, {1 / arithmetic:,.0f} by arithmetic")
+        print(
+            f"{name}: {launched:,} operations; {1 / total:,.0f} images/s one by one, {1 / fused:,.0f} all fused, {1 / arithmetic:,.0f} by arithmetic"
+        )
         for kind, seconds in sorted(limits.items(), key=lambda item: -item[1]):
             flops, size = (sum(column) / images for column in zip(*found[kind]))
-            print(f"  {kind:>22} {seconds / total:6.1%}  {flops / 1e9:7.2f} GFLOP  {size / 1e6:8.1f} MB an image", flush=True)
+            print(
+                f"  {kind:>22} {seconds / total:6.1%}  {flops / 1e9:7.2f} GFLOP  {size / 1e6:8.1f} MB an image",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from launcher import checkpoint
-from launcher.run_directory import RunDirectory
+from launcher.checkpoints import checkpoint
+from launcher.runs.run_directory import RunDirectory
 from recipes.load import load
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import train_group
@@ -33,7 +33,7 @@ CUTS = [  # processes, micro-batch, engine
 
 def differences(run: Path, reference: Path) -> tuple[float, float, float]:
     losses = [[e["loss"] for e in RunDirectory(r).metrics() if e["event"] == "step"] for r in (run, reference)]
-    ours, expected = (checkpoint.newest_whole(r / "checkpoints").reader() for r in (run, reference))
+    ours, expected = (checkpoint.latest_valid(r / "checkpoints").reader() for r in (run, reference))
     largest = [
         max((ours.tensor(kind, name) - value).abs().max().item() for name, value in expected.tensors(kind).items())
         for kind in ("weights", "ema")
@@ -49,7 +49,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, (processes, micro_batch, engine) in enumerate(CUTS):
             run = Path(folder) / str(number)
-            train_group(processes, load("demo", [*RECIPE, *engine, f"data.path={shards.resolve()}"]), run, micro_batch=micro_batch)
+            train_group(
+                processes,
+                load("demo", [*RECIPE, *engine, f"data.path={shards.resolve()}"]),
+                run,
+                micro_batch=micro_batch,
+            )
             title = next(event["engine"] for event in RunDirectory(run).metrics() if event["event"] == "start")
             figures = " | ".join(f"{figure:.1e}" for figure in differences(run, Path(folder) / "0"))
             print(f"| {processes} | {micro_batch} | {title} | {figures} |", flush=True)

@@ -14,24 +14,34 @@ from pathlib import Path
 
 import torch
 
-from launcher.saved_weights import export
+from launcher.evaluation.saved_weights import export
 from recipes.load import load
 from recipes.schema import Recipe
 from tests.launcher.process_group import Group, train_until
 
-ENGINES = {"DDP": ["engine.zero=0"], "ZeRO-3, off-loaded": ["engine.zero=3", "engine.offload=cpu", "engine.checkpoint_activations=true"]}
+ENGINES = {
+    "DDP": ["engine.zero=0"],
+    "ZeRO-3, off-loaded": ["engine.zero=3", "engine.offload=cpu", "engine.checkpoint_activations=true"],
+}
 
 
 def measured(recipe: Recipe, run: Path, step: int, micro_batch: int) -> None:
     """What each process runs: train, then print what it took and what it holds."""
-    from launcher.engine import Engine
-    from launcher.zero import Zero
+    from launcher.engines.base import Engine
+    from launcher.engines.zero import Zero
 
     def report(engine: Engine) -> None:
-        moments = sum(_gib(value) for held in engine.optimizer.state.values() for value in held.values() if isinstance(value, torch.Tensor))
+        moments = sum(
+            _gib(value)
+            for held in engine.optimizer.state.values()
+            for value in held.values()
+            if isinstance(value, torch.Tensor)
+        )
         weights = sum(_gib(getattr(parameter, "ds_tensor", parameter)) for parameter in engine.names)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"process {engine.accelerator.process_index}: {weights:.2f} GiB of weights, {moments:.2f} of moments, peak {peak:.1f} resident")
+        print(
+            f"process {engine.accelerator.process_index}: {weights:.2f} GiB of weights, {moments:.2f} of moments, peak {peak:.1f} resident"
+        )
 
     Engine.close = Zero.close = report
     train_until(recipe, run, step=step, micro_batch=micro_batch)
@@ -67,7 +77,13 @@ def main() -> None:
             timed("start, one step, save", lambda: until(1))
             timed("resume, one more step, save", lambda: until(2))
             timed("export", lambda: export(run, Path(folder) / "xlarge.safetensors", averaged=True))
-            print("\n".join(line for line in run.with_name("run.log").read_text().splitlines() if line.startswith(("process", "conv"))))
+            print(
+                "\n".join(
+                    line
+                    for line in run.with_name("run.log").read_text().splitlines()
+                    if line.startswith(("process", "conv"))
+                )
+            )
 
 
 if __name__ == "__main__":

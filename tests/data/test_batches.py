@@ -1,14 +1,13 @@
 """Micro-batches: whole epochs, zero-weight padding, unreadable photographs replaced, no cost of a late start."""
 
-
 import numpy as np
 import pytest
 import torch
 
 from data.batches import EvalBatches, MicroBatches, load_evaluation, load_steps
-from data.one_ahead import one_ahead
-from data.sharding import shard
-from data.shards import INDEX_DTYPE, ShardSet
+from data.prefetch import prefetch_to_device
+from data.reading.shards import INDEX_DTYPE, ShardSet
+from data.writing.sharding import shard
 from recipes.errors import UserError
 from recipes.load import load
 
@@ -103,13 +102,13 @@ def test_the_next_batch_is_on_its_way_while_one_is_computed_with(digits, recipe)
             yield dataset[(step, 0)]
 
     handed_out = []
-    for batch in one_ahead(loaded(), torch.device("cpu")):
+    for batch in prefetch_to_device(loaded(), torch.device("cpu")):
         handed_out.append(batch.step)
         assert len(asked) == min(batch.step + 2, 4)
         assert torch.equal(batch.pixels, dataset[(batch.step, 0)].pixels)
         assert batch.pixels.permute(0, 2, 3, 1).is_contiguous()  # channels last, as it left the worker
     assert handed_out == [0, 1, 2, 3]
-    assert list(one_ahead(iter(()), torch.device("cpu"))) == []
+    assert list(prefetch_to_device(iter(()), torch.device("cpu"))) == []
 
 
 class _Imagenet:
@@ -140,5 +139,7 @@ def test_a_late_start_does_the_same_work_as_an_early_one(digits, tmp_path):
     imagenet.read = lambda sample: reads.append(sample) or original(sample)
     for first in (0, 100_000):
         reads.clear()
-        batch = next(load_steps(MicroBatches(imagenet, recipe, 0, 64), range(first, first + 10), 1, workers=0, pin=False))
+        batch = next(
+            load_steps(MicroBatches(imagenet, recipe, 0, 64), range(first, first + 10), 1, workers=0, pin=False)
+        )
         assert batch.step == first and len(reads) == 64

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from data.batches import MicroBatches, load_steps
-from data.sharding import shard
-from data.shards import ShardSet, Split
+from data.reading.shards import ShardSet, Split
+from data.writing.sharding import shard
 from recipes.load import load
 
 STEPS = 22  # an epoch of 1,438 digits in batches of 64
@@ -34,7 +34,13 @@ def damaged(tmp_path_factory) -> tuple[Split, set[int]]:
 
 
 def recipe_of(shuffle: str):
-    changes = ["batch.global=64", "batch.slices=4", "input.size=16", "augment.randaugment=null", "augment.color_jitter=null"]
+    changes = [
+        "batch.global=64",
+        "batch.slices=4",
+        "input.size=16",
+        "augment.randaugment=null",
+        "augment.color_jitter=null",
+    ]
     return load("demo", [*changes, f"data.shuffle={shuffle}"])
 
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from data.batches import MicroBatch
 from data.mixing import SliceMix, partner, slice_mix
-from data.on_device import Finisher
-from launcher.loop import mixed_cross_entropy
+from data.on_device import DevicePreprocessor
+from models.loss import mixed_cross_entropy
 from recipes.load import load
 
 
@@ -55,7 +55,9 @@ def test_lambda_of_a_box_is_the_share_of_pixels_left():
         assert mix.lam == pytest.approx(mask.mean())
 
 
-@pytest.mark.parametrize("changes, mixed", [(["mix.mixup=0", "mix.cutmix=0"], False), (["mix.probability=0"], False), ([], True)])
+@pytest.mark.parametrize(
+    "changes, mixed", [(["mix.mixup=0", "mix.cutmix=0"], False), (["mix.probability=0"], False), ([], True)]
+)
 def test_mixing_can_be_switched_off(changes, mixed):
     recipe = load("convnext_tiny_in1k", changes)
     assert any(slice_mix(recipe, 0, number) != SliceMix(1.0) for number in range(32)) == mixed
@@ -82,20 +84,20 @@ def test_pixels_and_loss_are_timms(mix):
         lam=torch.full((4,), mix.lam),
         mixes=[(0, 4, mix)],
     )
-    finisher = Finisher(load("demo", ["input.size=16"]), torch.device("cpu"))
-    plain = finisher.normalised(pixels)
+    preprocessor = DevicePreprocessor(load("demo", ["input.size=16"]), torch.device("cpu"))
+    plain = preprocessor.normalised(pixels)
     expected = plain.clone()
     if mix.box:
         top, bottom, left, right = mix.box
         expected[:, :, top:bottom, left:right] = plain[pairs][:, :, top:bottom, left:right]
     else:
         expected = plain * mix.lam + plain[pairs] * (1 - mix.lam)
-    assert torch.equal(finisher.images(batch), expected)
+    assert torch.equal(preprocessor.images(batch), expected)
 
     off, on = 0.1 / 10, 1 - 0.1 + 0.1 / 10
     target = F.one_hot(labels, 10) * (on - off) + off
     target = target * mix.lam + target[pairs] * (1 - mix.lam)
-    losses = mixed_cross_entropy(logits, batch, smoothing=0.1)
+    losses = mixed_cross_entropy(logits, batch.labels, batch.partner_labels, batch.lam, batch.weights, smoothing=0.1)
     torch.testing.assert_close(losses.mean(), SoftTargetCrossEntropy()(logits, target))
     # timm pairs first with last; with its pairing of the labels the targets are the same numbers
     theirs = mixup_target(labels[[0, 2, 3, 1]], 10, mix.lam, 0.1)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher import checkpoint
-from launcher.run_directory import RunDirectory
+from launcher.checkpoints import checkpoint
+from launcher.runs.run_directory import RunDirectory
 
 
 def losses(run: Path) -> list[float]:
@@ -23,7 +23,7 @@ def assert_same_curve(run: Path, reference: Path, steps: int) -> None:
 
 def assert_same_state(run: Path, reference: Path) -> None:
     """Final weights and averages within 1e-4; moments within a thousandth of the tensor's largest element; numbers equal."""
-    ours, expected = (checkpoint.newest_whole(folder / "checkpoints") for folder in (run, reference))
+    ours, expected = (checkpoint.latest_valid(folder / "checkpoints") for folder in (run, reference))
     assert (ours.step, ours.numbers, ours.about) == (expected.step, expected.numbers, expected.about)
     ours, expected = ours.reader(), expected.reader()
     assert ours.kinds == expected.kinds >= {"weights", "ema"}
@@ -32,4 +32,6 @@ def assert_same_state(run: Path, reference: Path) -> None:
         assert ours.tensors(kind).keys() == theirs.keys()
         for name, value in theirs.items():
             absolute = 1e-4 if kind in ("weights", "ema") else 1e-3 * value.abs().max().item()
-            torch.testing.assert_close(ours.tensor(kind, name), value, rtol=1e-4, atol=absolute, msg=lambda text: f"{kind}/{name}: {text}")
+            torch.testing.assert_close(
+                ours.tensor(kind, name), value, rtol=1e-4, atol=absolute, msg=lambda text: f"{kind}/{name}: {text}"
+            )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sharding import shard
+from data.writing.sharding import shard
 from recipes.load import load
 
 
@@ -46,11 +46,27 @@ def small_recipe(digits):
     return lambda *changes: load("demo", [*SMALL, f"data.path={digits}", *changes])
 
 
-def start_training(digits: Path, run: Path, *arguments: str, launcher=("-m", "launcher", "train"), **options) -> subprocess.Popen:
+def start_training(
+    digits: Path, run: Path, *arguments: str, launcher=("-m", "launcher", "train"), **options
+) -> subprocess.Popen:
     """Start a training of the small recipe as a user would, in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, "demo", *SMALL, "--data", str(digits), "--run-dir", str(run), "--workers", "1", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    command = [
+        sys.executable,
+        *launcher,
+        "demo",
+        *SMALL,
+        "--data",
+        str(digits),
+        "--run-dir",
+        str(run),
+        "--workers",
+        "1",
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
 
 
 def train_to_end(digits: Path, run: Path, *arguments: str, **options) -> str:

@@ -1,6 +1,6 @@
 """Real training processes that start fast: forked from a server that has imported everything, so that a test can have hundreds.
 
-What runs in them is `launcher.train.train`, with the environment that a launcher sets. `bigbatch train`, torchrun and
+What runs in them is `launcher.training.train.train`, with the environment that a launcher sets. `bigbatch train`, torchrun and
 accelerate themselves are tested in `test_trajectory`.
 """
 
@@ -14,8 +14,11 @@ from pathlib import Path
 from recipes.schema import Recipe
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_LAZY = ["torch.utils.tensorboard", "deepspeed.runtime.zero.muon.muon_optimizer"]  # which a start imports, and with the second torch's compiler
-_CONTEXT.set_forkserver_preload(["launcher.train", "launcher.zero", "launcher.report", *_LAZY])
+_LAZY = [
+    "torch.utils.tensorboard",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+]  # which a start imports, and with the second torch's compiler
+_CONTEXT.set_forkserver_preload(["launcher.training.train", "launcher.engines.zero", "launcher.runs.report", *_LAZY])
 
 
 class Group:
@@ -82,7 +85,7 @@ def _process(environment: dict, log: Path, target, recipe: Recipe, run: Path, op
 
 def train_until(recipe: Recipe, run: Path, step: int, **options) -> None:
     """Train as if asked to stop in time to have finished `step` steps; saves there."""
-    from launcher.loop import Training
+    from launcher.training.loop import Training
 
     do_step = Training._step
 
@@ -94,6 +97,6 @@ def train_until(recipe: Recipe, run: Path, step: int, **options) -> None:
 
 
 def _train(recipe: Recipe, run: Path, **options) -> None:
-    from launcher.train import train
+    from launcher.training.train import train
 
     train(recipe, run, workers=0, **options)

@@ -20,7 +20,11 @@ def run(micro_batch, images):
         running.add(len(part) // 8)
     torch.cat(outputs).square().sum().backward()
     running.update(lambda tensor: tensor)
-    return torch.cat(outputs), [p.grad for p in model.parameters()], {k: v for k, v in model.state_dict().items() if "running" in k}
+    return (
+        torch.cat(outputs),
+        [p.grad for p in model.parameters()],
+        {k: v for k, v in model.state_dict().items() if "running" in k},
+    )
 
 
 def test_outputs_gradients_and_running_averages_do_not_depend_on_the_micro_batch():

@@ -13,10 +13,11 @@ from models.cost import multiply_adds
 from models.parameter_groups import layer_of_parameters, parameter_groups
 from models.roadmap import ROAD
 from recipes.load import load
-from recipes.schema import Optimizer
+from recipes.schema import OptimizerSettings
 
 STEPS = list(ROAD)
 FIRST, LAST = STEPS[0], STEPS[-1]
+
 
 def recipe(name, *changes):
     return load("convnext_tiny_in1k", [f"model.name={name}", *changes])
@@ -36,7 +37,9 @@ def test_the_paper_counts_convolutions_and_linear_layers():
 
 def test_every_step_is_one_change():
     before = {name: STEPS[number - 1] for number, name in enumerate(STEPS) if number}
-    before |= dict.fromkeys(["roadmap_08_kernel_7", "roadmap_09_kernel_9", "roadmap_10_kernel_11"], "roadmap_06_depthwise_first")
+    before |= dict.fromkeys(
+        ["roadmap_08_kernel_7", "roadmap_09_kernel_9", "roadmap_10_kernel_11"], "roadmap_06_depthwise_first"
+    )
     before["roadmap_11_gelu"] = "roadmap_08_kernel_7"
     for name, previous in before.items():
         changed = [f.name for f in fields(ROAD[name]) if getattr(ROAD[name], f.name) != getattr(ROAD[previous], f.name)]
@@ -68,9 +71,13 @@ def test_the_first_step_is_resnet_50():
             for tensor in (module.weight, module.bias, module.running_mean):
                 nn.init.normal_(tensor, std=0.5)
             nn.init.uniform_(module.running_var, 0.5, 2)
-    renamed = {_resnets_name(name): value.squeeze() if ".fc" in name else value for name, value in ours.state_dict().items()}
+    renamed = {
+        _resnets_name(name): value.squeeze() if ".fc" in name else value for name, value in ours.state_dict().items()
+    }
     assert renamed.keys() == theirs.state_dict().keys()
-    weights = {name: theirs.state_dict()[_resnets_name(name)].view(value.shape) for name, value in ours.state_dict().items()}
+    weights = {
+        name: theirs.state_dict()[_resnets_name(name)].view(value.shape) for name, value in ours.state_dict().items()
+    }
     ours.load_state_dict(weights)
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
@@ -97,7 +104,7 @@ def test_every_ingredient_of_the_recipe_works(name):
     assert rates == pytest.approx([0.3 * block / (blocks - 1) for block in range(1, blocks)])
     statistics = batch_norm.attach(model, 32)
     assert (len(statistics.layers) if statistics else 0) == norms
-    groups = parameter_groups(model, Optimizer(layer_decay=0.8))
+    groups = parameter_groups(model, OptimizerSettings(layer_decay=0.8))
     assert sorted(n for group in groups for n in group.names) == sorted(dict(model.named_parameters()))
     scale = {n: group.lr_scale for group in groups for n in group.names}
     layers = 2 + 4 + (ROAD[name].depths[2] - 1) // 3  # stem, stages with the third in threes, head

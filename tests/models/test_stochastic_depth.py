@@ -9,7 +9,12 @@ from torch.utils.checkpoint import checkpoint
 from models import stochastic_depth
 from models.stochastic_depth import KeyedDropPath, StochasticDepth
 
-MODELS = {"test_convnext": {}, "resnet18": {}, "test_resnet": {}, "swin_tiny_patch4_window7_224": {"img_size": 64, "window_size": 2}}
+MODELS = {
+    "test_convnext": {},
+    "resnet18": {},
+    "test_resnet": {},
+    "swin_tiny_patch4_window7_224": {"img_size": 64, "window_size": 2},
+}
 
 
 def make(name="test_convnext", rate=0.3, seed=0):
@@ -20,7 +25,11 @@ def make(name="test_convnext", rate=0.3, seed=0):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_branch_keeps_its_rate_and_no_timm_drop_path_is_left(name):
-    expected = [module.drop_prob for module in timm.create_model(name, drop_path_rate=0.3, **MODELS[name]).modules() if isinstance(module, DropPath)]
+    expected = [
+        module.drop_prob
+        for module in timm.create_model(name, drop_path_rate=0.3, **MODELS[name]).modules()
+        if isinstance(module, DropPath)
+    ]
     model, depth = make(name)
     assert depth.rates == expected and expected
     assert not any(isinstance(module, DropPath) for module in model.modules())
@@ -80,7 +89,11 @@ def test_recomputed_activations_draw_the_same_masks(reentrant):
         model, depth = make()
         images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
         depth.draw(3, torch.arange(8))
-        features = checkpoint(model.forward_features, images, use_reentrant=reentrant) if use_checkpoint else model.forward_features(images)
+        features = (
+            checkpoint(model.forward_features, images, use_reentrant=reentrant)
+            if use_checkpoint
+            else model.forward_features(images)
+        )
         model.forward_head(features).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients))

@@ -35,7 +35,9 @@ WRAPPINGS = {
     "bare": lambda state: state,
     "model": lambda state: {"model": state, "epoch": 3, "optimizer": {"lr": 1.0}},
     "model_ema": lambda state: {"model_ema": state},
-    "state_dict with module.": lambda state: {"state_dict": OrderedDict((f"module.{name}", value) for name, value in state.items())},
+    "state_dict with module.": lambda state: {
+        "state_dict": OrderedDict((f"module.{name}", value) for name, value in state.items())
+    },
 }
 
 
@@ -92,7 +94,10 @@ def test_a_head_for_other_classes_is_new_and_that_is_said(trained, tmp_path):
 
 def test_every_key_that_is_not_used_is_named(trained, fresh):
     extra = {"fc_norm.weight": torch.zeros(3), "aux.bias": torch.zeros(1)}
-    assert fit_weights(fresh, trained.state_dict() | extra, "file") == ["fc_norm.weight: not part of this model", "aux.bias: not part of this model"]
+    assert fit_weights(fresh, trained.state_dict() | extra, "file") == [
+        "fc_norm.weight: not part of this model",
+        "aux.bias: not part of this model",
+    ]
 
 
 class Attack:

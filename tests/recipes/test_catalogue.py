@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from recipes.load import keys, load, names, validate
+from recipes.load import config_keys, load, names, validate
 
 IN1K = {"tiny": (0.1, 32), "small": (0.4, 32), "base": (0.5, 32), "large": (0.5, 64)}
 IN22K = {"tiny": 0.0, "small": 0.0, "base": 0.1, "large": 0.1, "xlarge": 0.2}
@@ -51,7 +51,13 @@ def _assert_common(recipe, model):
 
 
 # Table 6 and the released commands: drop path, slices at 224 and at 384 (nodes x GPUs); no code for T and S.
-IN22K_IN1K = {"tiny": (0.0, 16, 32), "small": (0.1, 16, 32), "base": (0.2, 16, 32), "large": (0.3, 16, 32), "xlarge": (0.4, 32, 64)}
+IN22K_IN1K = {
+    "tiny": (0.0, 16, 32),
+    "small": (0.1, 16, 32),
+    "base": (0.2, 16, 32),
+    "large": (0.3, 16, 32),
+    "xlarge": (0.4, 32, 64),
+}
 IN1K_384 = {"base": 0.8, "large": 0.95}
 
 
@@ -75,9 +81,19 @@ def test_fine_tuning_from_1k_has_the_values_of_the_papers_table_6(size):
 def _assert_fine_tuning(recipe, model, pixels, layer_decay):
     assert (recipe.model.name, recipe.model.weights, recipe.model.head_init_scale) == (model, "timm", 0.001)
     assert (recipe.data.name, recipe.data.classes, recipe.input.size) == ("imagenet-1k", 1000, pixels)
-    assert (recipe.batch.global_, recipe.schedule.epochs, recipe.schedule.warmup_epochs, recipe.schedule.shape) == (512, 30, 0, "cosine")
+    assert (recipe.batch.global_, recipe.schedule.epochs, recipe.schedule.warmup_epochs, recipe.schedule.shape) == (
+        512,
+        30,
+        0,
+        "cosine",
+    )
     optimizer = recipe.optimizer
-    assert (optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.layer_decay) == ("adamw", 5e-5, 1e-8, layer_decay)
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.layer_decay) == (
+        "adamw",
+        5e-5,
+        1e-8,
+        layer_decay,
+    )
     assert (recipe.mix.mixup, recipe.mix.cutmix, recipe.loss.smoothing) == (0, 0, 0.1)
     assert (recipe.augment.randaugment, recipe.augment.erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
 
@@ -85,9 +101,19 @@ def _assert_fine_tuning(recipe, model, pixels, layer_decay):
 @pytest.mark.parametrize("model", ["resnet50", "resnext50_32x4d"])
 def test_classic_recipes_are_torchvisions(model):
     recipe = load(f"{model}_in1k_classic")
-    assert (recipe.model.name, recipe.model.init_std, recipe.model.drop_path, recipe.model.weights) == (model, None, 0, None)
+    assert (recipe.model.name, recipe.model.init_std, recipe.model.drop_path, recipe.model.weights) == (
+        model,
+        None,
+        0,
+        None,
+    )
     assert (recipe.batch.global_, recipe.batch.statistics_size) == (256, 32)
-    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == ("sgd", 0.1, 0.9, 1e-4)
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (
+        "sgd",
+        0.1,
+        0.9,
+        1e-4,
+    )
     schedule = recipe.schedule
     assert (schedule.epochs, schedule.warmup_epochs, schedule.shape, schedule.step_epochs) == (90, 0, "step", 30)
     assert (recipe.augment.randaugment, recipe.augment.color_jitter, recipe.augment.erasing) == (None, None, 0)
@@ -97,8 +123,18 @@ def test_classic_recipes_are_torchvisions(model):
 
 def test_swin_has_its_own_papers_values():
     recipe = load("swin_tiny_in1k")
-    assert (recipe.batch.global_, recipe.optimizer.lr, recipe.schedule.min_lr, recipe.optimizer.clip_grad) == (1024, 1e-3, 1e-5, 5.0)
-    assert (recipe.model.drop_path, recipe.schedule.epochs, recipe.schedule.warmup_epochs, recipe.ema.decay) == (0.2, 300, 20, None)
+    assert (recipe.batch.global_, recipe.optimizer.lr, recipe.schedule.min_lr, recipe.optimizer.clip_grad) == (
+        1024,
+        1e-3,
+        1e-5,
+        5.0,
+    )
+    assert (recipe.model.drop_path, recipe.schedule.epochs, recipe.schedule.warmup_epochs, recipe.ema.decay) == (
+        0.2,
+        300,
+        20,
+        None,
+    )
 
 
 def test_all_steps_of_the_road_and_modern_resnets_have_one_recipe():
@@ -137,7 +173,7 @@ def test_a_printed_recipe_is_complete_and_reads_back_as_itself(name):
     printed = yaml.safe_dump(recipe.to_dict())
     assert validate(yaml.safe_load(printed)) == recipe
     written = yaml.safe_load(printed)
-    for key in keys():
+    for key in config_keys():
         value = written
         for part in key.split("."):
             assert part in value, f"{key} is not spelled out"
@@ -159,5 +195,12 @@ def test_identity_is_the_trajectory_and_nothing_else():
     recipe = load("demo")
     same = ["engine.precision=bf16", "run.keep=9", "data.path=/elsewhere", "run.save_every=7"]
     assert load("demo", same).identity() == recipe.identity()
-    for change in ("seed=1", "batch.slices=2", "optimizer.lr=1e-3", "model.drop_path=0.2", "augment.flip=0.4", "ema.decay=null"):
+    for change in (
+        "seed=1",
+        "batch.slices=2",
+        "optimizer.lr=1e-3",
+        "model.drop_path=0.2",
+        "augment.flip=0.4",
+        "ema.decay=null",
+    ):
         assert load("demo", [change]).identity() != recipe.identity(), change

@@ -43,7 +43,12 @@ def test_a_file_extends_a_recipe_of_the_catalogue_or_another_file(tmp_path):
     (tmp_path / "mine.yaml").write_text("base: convnext_tiny_in1k\nbatch: {global: 1024, slices: 8}\n")
     (tmp_path / "longer.yaml").write_text("base: mine.yaml\nname: my longer run\nschedule: {epochs: 600}\n")
     recipe = load(str(tmp_path / "longer.yaml"))
-    assert (recipe.name, recipe.batch.global_, recipe.schedule.epochs, recipe.optimizer.lr) == ("my longer run", 1024, 600, 4e-3)
+    assert (recipe.name, recipe.batch.global_, recipe.schedule.epochs, recipe.optimizer.lr) == (
+        "my longer run",
+        1024,
+        600,
+        4e-3,
+    )
     assert load(str(tmp_path / "mine.yaml")).name == "mine"
 
 

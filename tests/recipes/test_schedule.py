@@ -7,32 +7,35 @@ import pytest
 
 from recipes.errors import UserError
 from recipes.load import load
-from recipes.schedule import Timetable
+from recipes.schedule import StepSchedule
 
 IMAGENET = 1_281_167
 
 
 def test_imagenet_1k_at_4096_has_upstreams_steps_and_rates():
-    timetable = Timetable(load("convnext_tiny_in1k"), IMAGENET)
-    assert (timetable.steps_per_epoch, timetable.total_steps, timetable.warmup_steps) == (312, 93_600, 6_240)
-    assert timetable.lr(0) == 0
-    assert timetable.lr(6_239) == timetable.lr(6_240) == 4e-3
-    assert timetable.lr(93_599) == pytest.approx(1.0000013e-6, rel=1e-7)
-    assert timetable.lr(3_000) == pytest.approx(4e-3 * 3_000 / 6_239, rel=1e-12)
+    schedule = StepSchedule(load("convnext_tiny_in1k"), IMAGENET)
+    assert (schedule.steps_per_epoch, schedule.total_steps, schedule.warmup_steps) == (312, 93_600, 6_240)
+    assert schedule.lr(0) == 0
+    assert schedule.lr(6_239) == schedule.lr(6_240) == 4e-3
+    assert schedule.lr(93_599) == pytest.approx(1.0000013e-6, rel=1e-7)
+    assert schedule.lr(3_000) == pytest.approx(4e-3 * 3_000 / 6_239, rel=1e-12)
     halfway = 6_240 + (93_600 - 6_240) // 2
-    assert timetable.lr(halfway) == pytest.approx((4e-3 + 1e-6) / 2, rel=1e-9)
+    assert schedule.lr(halfway) == pytest.approx((4e-3 + 1e-6) / 2, rel=1e-9)
 
 
 def test_a_step_schedule_divides_by_ten():
-    recipe = load("convnext_tiny_in1k", ["schedule.shape=step", "schedule.warmup_epochs=0", "schedule.epochs=90", "optimizer.lr=0.1"])
-    timetable = Timetable(recipe, 4096 * 10)
-    rates = [timetable.lr(epoch * 10) for epoch in (0, 29, 30, 60, 89)]
+    recipe = load(
+        "convnext_tiny_in1k",
+        ["schedule.shape=step", "schedule.warmup_epochs=0", "schedule.epochs=90", "optimizer.lr=0.1"],
+    )
+    schedule = StepSchedule(recipe, 4096 * 10)
+    rates = [schedule.lr(epoch * 10) for epoch in (0, 29, 30, 60, 89)]
     assert all(math.isclose(rate, expected) for rate, expected in zip(rates, (0.1, 0.1, 0.01, 0.001, 0.001)))
 
 
 def test_fewer_images_than_one_batch_is_refused_with_a_batch_that_works():
     with pytest.raises(UserError, match="batch.global=1024"):
-        Timetable(load("convnext_tiny_in1k"), 1438)
+        StepSchedule(load("convnext_tiny_in1k"), 1438)
 
 
 SMALL_DATA = {  # changes to the ImageNet recipe, training images, what is wrong, and the keys that put it right
@@ -49,12 +52,16 @@ SMALL_DATA = {  # changes to the ImageNet recipe, training images, what is wrong
 @pytest.mark.parametrize("case", SMALL_DATA)
 def test_what_does_not_fit_the_data_is_said_in_one_line_with_the_number_that_does(case):
     changes, images, part, keys = SMALL_DATA[case]
-    warning = next(text for text in Timetable(load("convnext_tiny_in1k", changes), images).warnings() if part in text)
+    warning = next(
+        text for text in StepSchedule(load("convnext_tiny_in1k", changes), images).warnings() if part in text
+    )
     advice = re.findall(r"([a-z_]+\.[a-z_]+=[\d.]*\d)", warning)
     assert [text.partition("=")[0] for text in advice] == keys and "\n" not in warning
-    assert not any(part[:12] in text for text in Timetable(load("convnext_tiny_in1k", [*changes, *advice]), images).warnings())
+    assert not any(
+        part[:12] in text for text in StepSchedule(load("convnext_tiny_in1k", [*changes, *advice]), images).warnings()
+    )
 
 
 @pytest.mark.parametrize("recipe, images", [("convnext_tiny_in1k", IMAGENET), ("demo", 1438)])
 def test_a_recipe_on_the_data_it_is_made_for_is_not_warned_about(recipe, images):
-    assert not Timetable(load(recipe), images).warnings()
+    assert not StepSchedule(load(recipe), images).warnings()

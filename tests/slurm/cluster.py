@@ -13,7 +13,18 @@ import subprocess
 import time
 from pathlib import Path
 
-PROGRAMS = ["munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct", "sacctmgr", "setpriv"]
+PROGRAMS = [
+    "munged",
+    "mariadbd",
+    "mariadb-install-db",
+    "slurmdbd",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "sacct",
+    "sacctmgr",
+    "setpriv",
+]
 _HOSTS = Path("/etc/hosts")
 _PATIENCE = 90.0  # seconds for a daemon to answer
 
@@ -23,7 +34,11 @@ def why_not_here() -> str | None:
     if os.geteuid() != 0:
         return "a SLURM cluster for tests needs root"
     missing = [program for program in PROGRAMS if shutil.which(program, path=_path()) is None]
-    return f"a SLURM cluster for tests needs {', '.join(missing)}; on Debian `make test` installs what is needed" if missing else None
+    return (
+        f"a SLURM cluster for tests needs {', '.join(missing)}; on Debian `make test` installs what is needed"
+        if missing
+        else None
+    )
 
 
 class TestCluster:
@@ -78,7 +93,10 @@ class TestCluster:
 
     def _wait_for_empty_queue(self) -> None:
         deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and subprocess.run(["squeue", "-h"], env=self._env(), capture_output=True, timeout=60).stdout:
+        while (
+            time.monotonic() < deadline
+            and subprocess.run(["squeue", "-h"], env=self._env(), capture_output=True, timeout=60).stdout
+        ):
             time.sleep(0.2)
 
     def run(self, *command: str) -> str:
@@ -97,7 +115,19 @@ class TestCluster:
 
     def occupy_a_node(self) -> str:
         """Submit a job that needs a whole node and pre-empts; return its id."""
-        script = ["--parsable", "-p", "urgent", "-N1", "--exclusive", "-t", "10", "-o", "/dev/null", "--wrap", "sleep 600"]
+        script = [
+            "--parsable",
+            "-p",
+            "urgent",
+            "-N1",
+            "--exclusive",
+            "-t",
+            "10",
+            "-o",
+            "/dev/null",
+            "--wrap",
+            "sleep 600",
+        ]
         return self.run("sbatch", *script).strip()
 
     def wait(self, condition, seconds: float = _PATIENCE) -> None:
@@ -108,7 +138,9 @@ class TestCluster:
 
     def _start(self, *command: str, kept: bool = True, **variables: str) -> subprocess.Popen:
         with (self.folder / "log" / f"{command[0]}.out").open("a") as log:
-            daemon = subprocess.Popen(command, env=self._env() | variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            daemon = subprocess.Popen(
+                command, env=self._env() | variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
         if kept:
             self._daemons.append(daemon)
         return daemon
@@ -131,9 +163,17 @@ class TestCluster:
     def _start_database(self) -> None:
         folder = self.folder / "db"
         shutil.chown(folder, "mysql", "mysql")
-        options = ["--no-defaults", "--user=mysql", f"--datadir={folder}", "--innodb-log-file-size=8M", "--innodb-flush-method=nosync"]
+        options = [
+            "--no-defaults",
+            "--user=mysql",
+            f"--datadir={folder}",
+            "--innodb-log-file-size=8M",
+            "--innodb-flush-method=nosync",
+        ]
         self.run("mariadb-install-db", *options, "--auth-root-authentication-method=socket", "--skip-test-db")
-        self._start("mariadbd", *options, f"--socket={folder / 'socket'}", "--skip-networking", "--innodb-buffer-pool-size=64M")
+        self._start(
+            "mariadbd", *options, f"--socket={folder / 'socket'}", "--skip-networking", "--innodb-buffer-pool-size=64M"
+        )
         create = ["mariadb", "--no-defaults", "-S", str(folder / "socket"), "-e", "create database slurm_acct_db"]
         self.wait(lambda: subprocess.run(create, capture_output=True).returncode == 0)
 
@@ -148,7 +188,9 @@ class TestCluster:
         ]
         where = {"folder": folder, "host": host, "port": port, "dbd_port": port + 50}
         (folder / "slurm.conf").write_text(_SLURM_CONF.format(nodes="\n".join(nodes), **where))
-        (folder / "gres.conf").write_text("".join(f"NodeName={node} Name=gpu File={folder}/gpu[0-1]\n" for node in self.nodes))
+        (folder / "gres.conf").write_text(
+            "".join(f"NodeName={node} Name=gpu File={folder}/gpu[0-1]\n" for node in self.nodes)
+        )
         (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
         (folder / "slurmdbd.conf").write_text(_SLURMDBD_CONF.format(**where))
         (folder / "slurmdbd.conf").chmod(0o600)

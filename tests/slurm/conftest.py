@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import cli
-from launcher.runs_table import Row, read_rows
+from launcher.cli.main import main
+from launcher.runs.runs_table import RunStatus, run_statuses
 from tests.launcher.conftest import SMALL, digits, train_to_end  # noqa: F401 (a fixture)
 from tests.slurm.cluster import TestCluster, why_not_here
 
@@ -50,7 +50,7 @@ def command(tmp_path, monkeypatch, capfd):
     def run(*arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["bigbatch", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         return ended.value.code or 0, *capfd.readouterr()
 
     return run
@@ -76,9 +76,9 @@ def reference(digits, tmp_path_factory) -> Path:  # noqa: F811
     return run
 
 
-def row(run: Path) -> Row:
+def row(run: Path) -> RunStatus:
     """The run as `bigbatch runs` shows it."""
-    return read_rows(run)[0]
+    return run_statuses(run)[0]
 
 
 def job_id(run: Path) -> str:
@@ -86,21 +86,25 @@ def job_id(run: Path) -> str:
 
 
 def log_of(run: Path, rank: int = 0) -> str:
-    return (Path(json.loads((run / "job" / "submission.json").read_text())["folder"]) / f"{job_id(run)}_{rank}_log.out").read_text()
+    return (
+        Path(json.loads((run / "job" / "submission.json").read_text())["folder"]) / f"{job_id(run)}_{rank}_log.out"
+    ).read_text()
 
 
-def wait_for(run: Path, condition, seconds: float = PATIENCE) -> Row:
+def wait_for(run: Path, condition, seconds: float = PATIENCE) -> RunStatus:
     """Wait until the run's row in the table is as wanted, and return it."""
     deadline = time.monotonic() + seconds
     while not condition(found := row(run)):
-        logs = "\n".join(f"{path.name}: ...{path.read_text()[-3000:]}" for path in sorted((run / "job").glob("*_log.out")))
+        logs = "\n".join(
+            f"{path.name}: ...{path.read_text()[-3000:]}" for path in sorted((run / "job").glob("*_log.out"))
+        )
         assert time.monotonic() < deadline, f"it did not happen in time: {found}\n{logs}"
         assert found.state not in ("COMPLETED", "FAILED", "LOST", "TIMEOUT"), f"{found}\n{logs}"
         time.sleep(0.3)
     return found
 
 
-def wait_for_end(run: Path, seconds: float = PATIENCE) -> Row:
+def wait_for_end(run: Path, seconds: float = PATIENCE) -> RunStatus:
     return wait_for(run, lambda found: found.state == "COMPLETED", seconds)
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from launcher.run_directory import RunDirectory
+from launcher.runs.run_directory import RunDirectory
 from slurm.ledger import Ledger
 from tests.launcher.comparison import losses
-from tests.launcher.test_trajectory import assert_same_curve
+from tests.launcher.training.test_trajectory import assert_same_curve
 from tests.slurm.cluster import processes_with
 from tests.slurm.conftest import SHORT, job_id, log_of, row, slow_down, wait_for, wait_for_end
 
-HOSTILE = "it's \"a\" $(touch pwned) `touch pwned` ; touch pwned\n#SBATCH --nodes=9\ntouch pwned"
+HOSTILE = 'it\'s "a" $(touch pwned) `touch pwned` ; touch pwned\n#SBATCH --nodes=9\ntouch pwned'
 
 
 def trains_after(run: Path, restarts: int):
@@ -68,7 +68,10 @@ def test_a_run_survives_everything(submitted, cluster, reference, tmp_path):
     trains_after(run, restarts=3)
     os.kill(processes_with({"RANK": "1", "SLURM_JOB_ID": job_id(run)})[0], signal.SIGKILL)
     trains_after(run, restarts=4)
-    assert "rank 1 on" in ledger.events("verdict")[-1]["reason"] and "killed by signal 9" in ledger.events("verdict")[-1]["reason"]
+    assert (
+        "rank 1 on" in ledger.events("verdict")[-1]["reason"]
+        and "killed by signal 9" in ledger.events("verdict")[-1]["reason"]
+    )
 
     slow.write_text("6")  # SLURM misses a node after some twenty seconds
     lost = ledger.events("start")[-1]["nodes"][-1]
@@ -91,7 +94,9 @@ def test_a_chain_starts_from_the_exported_weights_and_a_bad_node_is_left_out(sub
     (tmp_path / "disks").mkdir()
     whole, broken, unused = cluster.nodes
     (tmp_path / "disks" / broken).write_text("not a folder")
-    (tmp_path / "clusters.toml").write_text(f'[test]\nexclude = "{unused}"\nstage = "{tmp_path}/disks/$SLURMD_NODENAME"\n')
+    (tmp_path / "clusters.toml").write_text(
+        f'[test]\nexclude = "{unused}"\nstage = "{tmp_path}/disks/$SLURMD_NODENAME"\n'
+    )
     first, second = tmp_path / "runs" / "pretrain", tmp_path / "runs" / "it's $(touch pwned)"
     submitted(
         "demo", *SHORT, "name=pretrain", "--nodes", "1-2", "--time", 10,
@@ -103,7 +108,10 @@ def test_a_chain_starts_from_the_exported_weights_and_a_bad_node_is_left_out(sub
     found = wait_for_end(first)
     starts = Ledger(first / "job").events("start")
     assert found.restarts == 1 and [start["nodes"] for start in starts] == [[whole, broken], [whole]]
-    assert f"rank 1 on {broken}: error: node {broken} cannot be used" in Ledger(first / "job").events("verdict")[0]["reason"]
+    assert (
+        f"rank 1 on {broken}: error: node {broken} cannot be used"
+        in Ledger(first / "job").events("verdict")[0]["reason"]
+    )
     assert list((tmp_path / "disks" / whole).glob("bigbatch-*/manifest.json"))
     assert wait_for_end(second).restarts == 0
     assert RunDirectory(second).recipe().model.weights == str(first / "weights.safetensors")
@@ -132,7 +140,9 @@ def test_a_run_that_fails_says_why_and_does_not_come_back(submitted, bigbatch, t
     submitted("demo", *SHORT, "optimizer.lr=1e30", "--nodes", 2, "--time", 10, "--run-dir", nan)
     submitted("demo", *SHORT, "--nodes", 2, "--time", 10, "--run-dir", bug)
     code = bug / "job" / "code" / "launcher" / "job.py"  # the snapshot is what runs, so this is where a bug has to be
-    code.write_text("import os\nif os.environ['RANK'] == '1': raise RuntimeError('a bug of rank 1')\nelse: import time; time.sleep(600)\n")
+    code.write_text(
+        "import os\nif os.environ['RANK'] == '1': raise RuntimeError('a bug of rank 1')\nelse: import time; time.sleep(600)\n"
+    )
     for run in (nan, bug):
         with pytest.raises(AssertionError, match="state='FAILED'"):
             wait_for_end(run)
@@ -149,7 +159,9 @@ def test_waiting_cancelled_resumed(submitted, bigbatch, cluster, tmp_path, monke
     (tmp_path / "clusters.toml").write_text('[test.sbatch]\nbegin = "now+1hour"\n')
     submitted("demo", *SHORT, "--run-dir", run)
     assert (row(run).state, row(run).note) == ("PENDING", "BeginTime")
-    code, _, errors = bigbatch("submit", "demo", *SHORT, "--data", RunDirectory(run / "job").recipe().data.path, "--run-dir", run)
+    code, _, errors = bigbatch(
+        "submit", "demo", *SHORT, "--data", RunDirectory(run / "job").recipe().data.path, "--run-dir", run
+    )
     assert code == 2 and "bigbatch cancel" in errors
     assert bigbatch("cancel", run)[0] == 0
     assert row(run).state == "CANCELLED"

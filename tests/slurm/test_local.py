@@ -6,14 +6,28 @@ import signal
 import pytest
 
 from slurm.ledger import Ledger
-from tests.launcher.test_trajectory import assert_same_curve
+from tests.launcher.training.test_trajectory import assert_same_curve
 from tests.slurm.cluster import processes_with
 from tests.slurm.conftest import SHORT, job_id, log_of, row, wait_for, wait_for_end
 
 
 def test_a_local_job_survives_the_death_of_a_rank_and_gives_the_same_curve(local, digits, reference, tmp_path):
     run = tmp_path / "it's a $(touch pwned) run"
-    local("submit", "demo", *SHORT, "--cluster", "local", "--gpus-per-node", 2, "--data", digits, "--workers", 0, "--run-dir", run)
+    local(
+        "submit",
+        "demo",
+        *SHORT,
+        "--cluster",
+        "local",
+        "--gpus-per-node",
+        2,
+        "--data",
+        digits,
+        "--workers",
+        0,
+        "--run-dir",
+        run,
+    )
     wait_for(run, lambda found: processes_with({"RANK": "1", "SUBMITIT_LOCAL_JOB_ID": job_id(run)}))
     os.kill(processes_with({"RANK": "1", "SUBMITIT_LOCAL_JOB_ID": job_id(run)})[0], signal.SIGKILL)
     found = wait_for_end(run)

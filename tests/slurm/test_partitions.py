@@ -23,22 +23,34 @@ def test_partitions_are_read():
     assert (old.up, old.minutes, old.kinds[0].gpus) == (False, 30, 2)
 
 
-REFUSED = {
-    "unknown partition": (dict(partition="gpus"), {}, "there is no partition 'gpus' on this cluster, only gpu, cpu, old"),
-    "too many nodes": (dict(min_nodes=13, max_nodes=13, gpus_per_node=8), {}, "has 12 nodes with 8 GPUs and the job asks for 13"),
+USER_ERROR = {
+    "unknown partition": (
+        dict(partition="gpus"),
+        {},
+        "there is no partition 'gpus' on this cluster, only gpu, cpu, old",
+    ),
+    "too many nodes": (
+        dict(min_nodes=13, max_nodes=13, gpus_per_node=8),
+        {},
+        "has 12 nodes with 8 GPUs and the job asks for 13",
+    ),
     "too many GPUs": (dict(gpus_per_node=16), {}, "0 nodes with 16 GPUs"),
     "GPUs where there are none": (dict(partition="cpu", gpus_per_node=1), {}, "partition cpu has 0 nodes with 1 GPU"),
     "too long": (dict(minutes=2881), {}, "--time 2-00:01:00 is over the limit of partition gpu, 2-00:00:00"),
-    "too many nodes a job": (dict(partition="cpu", min_nodes=9, max_nodes=9, gpus_per_node=0), {}, "may have 8 nodes, not 9"),
+    "too many nodes a job": (
+        dict(partition="cpu", min_nodes=9, max_nodes=9, gpus_per_node=0),
+        {},
+        "may have 8 nodes, not 9",
+    ),
     "down": (dict(partition="old"), {}, "takes no jobs now"),
     "too many CPUs": (dict(gpus_per_node=8, cpus_per_task=16), {}, "has 96 CPUs and the job asks for 128"),
     "too much memory": (dict(), dict(memory_gb=2000), "has 1006 GB and the job asks for 2000"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", USER_ERROR)
 def test_what_a_partition_cannot_give_is_refused(case):
-    asked, profile, part = REFUSED[case]
+    asked, profile, part = USER_ERROR[case]
     with pytest.raises(UserError) as refusal:
         check_fits(Resources(**asked), Cluster(**profile), parse_partitions(SINFO))
     assert part in str(refusal.value)
@@ -46,11 +58,19 @@ def test_what_a_partition_cannot_give_is_refused(case):
 
 def test_a_task_gets_its_gpus_share_of_the_cpus():
     gpu, cpu, old = parse_partitions(SINFO)
-    assert [p.cpus_per_task(Resources(gpus_per_node=g)) for p, g in ((gpu, 8), (gpu, 4), (cpu, 0), (old, 1))] == [12, 10, 128, 8]
+    assert [p.cpus_per_task(Resources(gpus_per_node=g)) for p, g in ((gpu, 8), (gpu, 4), (cpu, 0), (old, 1))] == [
+        12,
+        10,
+        128,
+        8,
+    ]
 
 
 def test_a_range_of_nodes_fits_if_its_least_does():
-    assert check_fits(Resources(min_nodes=2, max_nodes=64, gpus_per_node=8), Cluster(), parse_partitions(SINFO)).name == "gpu"
+    assert (
+        check_fits(Resources(min_nodes=2, max_nodes=64, gpus_per_node=8), Cluster(), parse_partitions(SINFO)).name
+        == "gpu"
+    )
 
 
 @pytest.mark.parametrize(

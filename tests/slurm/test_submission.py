@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.planned_runs import Options, plan
+from launcher.jobs.planned_runs import Options, plan
 from recipes.errors import UserError
 from tests.launcher.conftest import SMALL
 from tests.slurm.conftest import SHORT
@@ -55,11 +55,15 @@ def test_a_recipe_that_does_not_fit_is_refused_and_one_that_does_is_not(bigbatch
     assert code == 2 and len(errors.strip().splitlines()) == 1
     assert "does not fit 1 GPUs of 0.5 GiB in any way" in errors and "use GPUs of at least that" in errors
     assert cluster.run("squeue", "-h", "-t", "all", "-o", "%i") == before
-    profile.write_text("[small]\ngpu = \"v100\"\n")
+    profile.write_text('[small]\ngpu = "v100"\n')
     code, output, errors = bigbatch(*arguments, "--dry-run")
     assert code == 0 and "nothing was submitted" in output, errors
     assert "# cut        2 nodes: 64 = 2 processes × 32 × 1 accumulation step\n" in output
-    assert output.count("#            DDP fits with 64 images at a time") == output.count("#            DDP fits with 32 images at a time") == 1
+    assert (
+        output.count("#            DDP fits with 64 images at a time")
+        == output.count("#            DDP fits with 32 images at a time")
+        == 1
+    )
     assert "0.0 h of training as planned for v100" in output
 
 
@@ -67,7 +71,7 @@ def test_a_dry_run_shows_script_cut_and_plan_and_leaves_nothing(bigbatch, cluste
     """As in the file beside this test; BIGBATCH_GOLDEN=1 writes it anew."""
     (tmp_path / "clusters.toml").write_text(
         '[test]\naccount = "root"\ncpus_per_task = 2\nmemory_gb = 2\nsetup = ["module load cuda"]\nexclude = "nowhere"\n'
-        "[test.environment]\nNCCL_SOCKET_IFNAME = \"it's $(touch pwned)\"\n[test.sbatch]\nexclusive = true\n"
+        '[test.environment]\nNCCL_SOCKET_IFNAME = "it\'s $(touch pwned)"\n[test.sbatch]\nexclusive = true\n'
     )
     small = [*SMALL, "schedule.epochs=20", "schedule.warmup_epochs=2", "ema.decay=0.97"]
     where = ["--nodes", "1-3", "--gpus-per-node", "2", "--time", "1-00:00:00", "--data", digits, "--dry-run"]
@@ -89,9 +93,14 @@ def test_overrides_are_data(tmp_path, digits):
 
 
 def test_each_recipe_of_a_chain_has_its_own_overrides(tmp_path, digits):
-    [first], [second] = plan(["demo", "seed=1", "name=a", "demo", "seed=2", "name=b"], Options(data=digits, run_dir=tmp_path))
+    [first], [second] = plan(
+        ["demo", "seed=1", "name=a", "demo", "seed=2", "name=b"], Options(data=digits, run_dir=tmp_path)
+    )
     assert (first.recipe.seed, second.recipe.seed) == (1, 2)
-    assert (first.recipe.model.weights, second.recipe.model.weights) == (None, str(tmp_path / "a" / "weights.safetensors"))
+    assert (first.recipe.model.weights, second.recipe.model.weights) == (
+        None,
+        str(tmp_path / "a" / "weights.safetensors"),
+    )
 
 
 def test_a_sweep_divides_values_outside_of_brackets(tmp_path, digits):

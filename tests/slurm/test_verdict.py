@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from launcher.runs_table import read_rows
-from slurm.job import BAD_NODE, REFUSED, Job
+from launcher.runs.runs_table import run_statuses
+from slurm.job import BAD_NODE, USER_ERROR, Job
 from slurm.ledger import Attempt, Failure, Ledger
-from slurm.state import Queued, judge
-from slurm.verdict import REQUEUE, main, pronounce, write_jobs
+from slurm.state import Queued, resolve_state
+from slurm.verdict import REQUEUE, decide_requeue, main, write_jobs
 
 
 @pytest.fixture
@@ -33,21 +33,21 @@ def died(rank: int, code: int = 1, message: str = "RuntimeError: lost") -> Failu
 def test_a_finished_job_ends(ledger):
     first = attempt(0, ledger)
     ledger.log("finished", first)
-    assert pronounce(ledger, first, 0, "step-2", retries=3).requeue is False
+    assert decide_requeue(ledger, first, 0, "step-2", retries=3).requeue is False
 
 
 def test_a_job_that_stopped_goes_on_as_often_as_it_gains_something(ledger):
     for restart in range(20):
         now = attempt(restart, ledger, f"step-{restart:02}")
         ledger.log("stopped", now, signal="SIGUSR2", saved=True)
-        assert pronounce(ledger, now, 0, f"step-{restart + 1:02}", retries=1).requeue
+        assert decide_requeue(ledger, now, 0, f"step-{restart + 1:02}", retries=1).requeue
 
 
 def test_failures_without_progress_are_tried_again_but_not_for_ever(ledger):
     for restart, again in enumerate([True, True, False]):
         now = attempt(restart, ledger, "step-1")
         ledger.fail(now, died(1))
-        verdict = pronounce(ledger, now, 1, "step-1", retries=2)
+        verdict = decide_requeue(ledger, now, 1, "step-1", retries=2)
         assert verdict.requeue is again
     assert "rank 1 on n1: RuntimeError: lost; given up: 3 starts" in verdict.reason and verdict.code == 1
 
@@ -56,19 +56,19 @@ def test_progress_and_a_new_submission_give_all_retries_back(ledger):
     for restart, progress in enumerate(["step-1", "step-1", "step-2", "step-2"]):  # the third start gained a step
         now = attempt(restart, ledger, "step-1" if restart < 3 else "step-2")
         ledger.fail(now, died(0))
-        assert pronounce(ledger, now, 1, progress, retries=2).requeue
+        assert decide_requeue(ledger, now, 1, progress, retries=2).requeue
     ledger.log("submit")
-    assert pronounce(ledger, attempt(4, ledger, "step-2"), 1, "step-2", retries=0).requeue is False
+    assert decide_requeue(ledger, attempt(4, ledger, "step-2"), 1, "step-2", retries=0).requeue is False
     ledger.log("submit")
-    assert pronounce(ledger, attempt(5, ledger, "step-2"), 1, "step-2", retries=1).requeue
+    assert decide_requeue(ledger, attempt(5, ledger, "step-2"), 1, "step-2", retries=1).requeue
 
 
 def test_a_program_that_refuses_is_not_started_again(ledger):
     now = attempt(0, ledger)
-    ledger.fail(now, died(1, REFUSED, ""))
-    ledger.fail(now, died(0, REFUSED, "error: the loss of step 3 is nan"))
-    verdict = pronounce(ledger, now, 2, "step-9", retries=9)
-    assert (verdict.requeue, verdict.code) == (False, REFUSED) and "the loss of step 3" in verdict.reason
+    ledger.fail(now, died(1, USER_ERROR, ""))
+    ledger.fail(now, died(0, USER_ERROR, "error: the loss of step 3 is nan"))
+    verdict = decide_requeue(ledger, now, 2, "step-9", retries=9)
+    assert (verdict.requeue, verdict.code) == (False, USER_ERROR) and "the loss of step 3" in verdict.reason
 
 
 def test_the_first_failure_counts_not_those_it_caused(ledger):
@@ -77,7 +77,7 @@ def test_the_first_failure_counts_not_those_it_caused(ledger):
     ledger.fail(now, Failure(100.0, 3, "n2", -9, ""))
     ledger.fail(now, Failure(101.0, 0, "n1", 1, "RuntimeError: Connection closed by peer"))
     ledger.fail(now, Failure(99.0, 1, "n1", 1, ""))
-    assert pronounce(ledger, now, 137, "", retries=1).reason.startswith("rank 3 on n2: killed by signal 9")
+    assert decide_requeue(ledger, now, 137, "", retries=1).reason.startswith("rank 3 on n2: killed by signal 9")
 
 
 def test_bad_nodes_are_named_with_those_of_before_and_of_the_profile(ledger, tmp_path, monkeypatch, capsys):
@@ -107,13 +107,21 @@ STATES = {  # what SLURM says, what the ledger has, what is shown
     "waits": (Queued("PENDING", "Priority", None), [], ("PENDING", "Priority")),
     "waits again": (Queued("PENDING", "BeginTime", None), ["start"], ("REQUEUED", "BeginTime")),
     "runs": (Queued("RUNNING", "", 2), ["start", "alive"], ("RUNNING", "")),
-    "says it runs but gives no sign": (Queued("RUNNING", "", 2), ["start", "silent"], ("RUNNING", "no sign of life for 60 min")),
+    "says it runs but gives no sign": (
+        Queued("RUNNING", "", 2),
+        ["start", "silent"],
+        ("RUNNING", "no sign of life for 60 min"),
+    ),
     "timed out": (Queued("TIMEOUT", "TimeLimit", None), ["start"], ("TIMEOUT", "")),
     "failed": (Queued("FAILED", "NonZeroExitCode", None), ["start", "verdict"], ("FAILED", "a reason")),
     "forgotten, finished": (None, ["start", "finished"], ("COMPLETED", "")),
     "forgotten, cancelled": (None, ["start", "stopped", "cancel"], ("CANCELLED", "")),
     "forgotten, failed": (None, ["start", "verdict"], ("FAILED", "a reason")),
-    "forgotten, no end": (None, ["start", "silent"], ("LOST", "SLURM does not know it any more, last sign of life 60 min ago")),
+    "forgotten, no end": (
+        None,
+        ["start", "silent"],
+        ("LOST", "SLURM does not know it any more, last sign of life 60 min ago"),
+    ),
     "forgotten, no start": (None, [], ("LOST", "SLURM does not know it any more, never started")),
 }
 
@@ -126,14 +134,14 @@ def test_states_come_from_slurm_and_from_what_the_job_left(ledger, case):
         if event == "start":
             attempt(0, ledger)
         elif event in ("alive", "silent"):
-            ledger.sign_of_life()
+            ledger.heartbeat()
             if event == "silent":
                 os.utime(ledger.alive_file, (time.time() - 3600,) * 2)
         elif event == "verdict":
             ledger.log("verdict", Attempt("7", 0), requeue=False, reason="a reason", gained=False, exclude=[])
         else:
             ledger.log(event, Attempt("7", 0))
-    state = judge(ledger, "7", queued)
+    state = resolve_state(ledger, "7", queued)
     assert (state.name, state.note) == shown
 
 
@@ -148,6 +156,6 @@ def test_a_run_that_cannot_be_read_is_a_row_of_its_own(tmp_path):
     for name, text in (("broken", "name: x\nfuture: 1\n"), ("whole", "name: x\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.yaml").write_text(text)
-    broken, whole = read_rows(tmp_path)
+    broken, whole = run_statuses(tmp_path)
     assert broken.state == "UNREADABLE" and "unknown key 'future'" in broken.note
     assert (whole.recipe, whole.state) == ("x", "STOPPED")

@@ -1,0 +1,1 @@
+"""From shards, local or remote, to the bytes of one image."""

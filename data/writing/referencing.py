@@ -1,0 +1,147 @@
+"""A data set over other people's WebDataset shards: an index and a manifest that point at tars nobody rewrites."""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from data.atomic_io import write_durably
+from data.images.inspection import Unreadable, inspect
+from data.parallel import Worker, for_each
+from data.reading.sampled_checksum import sampled_checksum
+from data.reading.shards import INDEX_DTYPE
+from data.reading.tar_samples import tar_samples
+from data.sources.base import SPLITS, Names, held_out, require_classes
+from data.sources.class_map import read_class_map, renumber
+from data.sources.webdataset_shards import WebDatasetShards, label_text
+from data.writing.split_writing import write_split
+from recipes.errors import UserError
+
+_HIGHEST_NUMBER = 10_000_000  # of a class; above it a number is something else, e.g. a hash
+
+
+def reference(
+    shards: WebDatasetShards, dest: Path, work: Path, val_fraction: float, workers: int | None, progress: bool
+) -> dict:
+    """Index the shards, decoding every image once, and return the contents of the manifest.
+
+    `labels` in them maps what the shards call a class to its number.
+
+    Raises:
+        UserError: a shard is damaged, or the labels are not those of a classification.
+    """
+    to_do = [number for number in range(len(shards.paths)) if not (work / f"{number}.json").exists()]
+    what = f"indexing {shards.name}"
+    for _ in for_each(_index_shard, to_do, (shards, work), workers, what, len(to_do), "shards", progress):
+        pass
+    records = [json.loads((work / f"{number}.json").read_text()) for number in range(len(shards.paths))]
+    number_of, classes = _classes(shards, records)
+    rows = [_rows(work, number, record, number_of) for number, record in enumerate(records)]
+    splits_of = _splits(shards, records, rows, val_fraction)
+    splits = {}
+    for split, name in enumerate(SPLITS):
+        listed, chosen = [], []
+        for path, record, of_shard, split_of in zip(shards.paths, records, rows, splits_of):
+            inside = of_shard[(split_of == split) & (of_shard["label"] >= 0)]
+            if len(inside):
+                kept = {name: record[name] for name in ("bytes", "sha256", "spots_sha256")}
+                listed.append({"file": str(path), "samples": len(inside), **kept})
+                chosen.append(inside)
+        if listed:
+            splits[name] = write_split(dest, work, name, listed, chosen, len(classes))
+    odd = Counter()
+    for record in records:
+        odd.update(record["odd"])
+    return {
+        "classes": classes,
+        "splits": splits,
+        "skipped": [skipped for record in records for skipped in record["skipped"]],
+        "odd": dict(sorted(odd.items())),
+        "labels": number_of,
+    }
+
+
+def _index_shard(worker: Worker, number: int) -> None:
+    """Record the images of one shard: where they are, and as their label the place of its text in "labels"."""
+    shards, work = worker.shared
+    path = shards.paths[number]
+    rows, names, labels, skipped, odd = [], [], {}, [], Counter()
+    try:
+        with path.open("rb") as stream:
+            for sample in tar_samples(path):
+                worker.advance(0)
+                name = f"{sample.image or sample.key} in {path.name}"
+                text = label_text(sample)
+                stream.seek(sample.offset)
+                try:
+                    if not sample.image:
+                        raise Unreadable("it has no image")
+                    if text is None:
+                        raise Unreadable("it has no label")
+                    odd.update(inspect(stream.read(sample.size)).odd)
+                except Unreadable as damage:
+                    odd.update(damage.odd)
+                    skipped.append({"name": name, "reason": damage.reason})
+                else:
+                    rows.append((0, sample.offset, sample.size, labels.setdefault(text, len(labels))))
+                    names.append(name)
+            stream.seek(0)
+            checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+            size = path.stat().st_size
+            spots = sampled_checksum(lambda offset, count: os.pread(stream.fileno(), count, offset), size)
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{path} is not a whole tar ({error}): download it again") from None
+    write_durably(work / f"{number}.rows", np.array(rows, INDEX_DTYPE).tobytes())
+    record = {"bytes": size, "sha256": checksum, "spots_sha256": spots, "labels": list(labels), "names": names}
+    write_durably(work / f"{number}.json", json.dumps({**record, "skipped": skipped, "odd": odd}).encode())
+    worker.advance()
+
+
+def _classes(shards: WebDatasetShards, records: list[dict]) -> tuple[dict[str, int], list[str]]:
+    """Return the number of each label text that is kept, and the names of the classes."""
+    texts = {text for record in records for text in record["labels"]}
+    samples = sum(len(record["names"]) for record in records)
+    if all(text.isdecimal() for text in texts):
+        highest = max(map(int, texts), default=-1)
+        if highest > _HIGHEST_NUMBER:
+            raise UserError(f"{shards.name} has a label {highest}, which is no class number: give a class map")
+        classes = [str(number) for number in range(highest + 1)]
+        number_of = {text: int(text) for text in sorted(texts)}
+    elif len(texts) > max(2, samples // 2):
+        example = min(texts)
+        raise UserError(
+            f"the labels of {shards.name} are different for nearly every image, e.g. {example!r}: no classes"
+        )
+    else:
+        classes = sorted(texts)
+        number_of = {text: number for number, text in enumerate(classes)}
+    if shards.class_map is not None:
+        number_of, classes = renumber(
+            sorted(texts, key=number_of.get), read_class_map(shards.class_map), shards.class_map
+        )
+    require_classes(classes, shards.name)
+    return number_of, classes
+
+
+def _rows(work: Path, number: int, record: dict, number_of: dict[str, int]) -> np.ndarray:
+    rows = np.fromfile(work / f"{number}.rows", INDEX_DTYPE)
+    numbers = np.array([number_of.get(text, -1) for text in record["labels"]], np.int32)
+    rows["label"] = numbers[rows["label"]]
+    return rows
+
+
+def _splits(
+    shards: WebDatasetShards, records: list[dict], rows: list[np.ndarray], val_fraction: float
+) -> list[np.ndarray]:
+    if None not in shards.splits:
+        return [np.full(len(of_shard), split) for of_shard, split in zip(rows, shards.splits)]
+    names = Names(name for record in records for name in record["names"])
+    labels = np.concatenate([of_shard["label"] for of_shard in rows])
+    splits = np.zeros(len(labels), np.uint8)
+    kept = labels >= 0
+    splits[kept] = held_out([names[i] for i in np.flatnonzero(kept).tolist()], labels[kept], val_fraction)
+    return np.split(splits, np.cumsum([len(of_shard) for of_shard in rows])[:-1])

@@ -1,0 +1,181 @@
+"""From a source to a data set: WebDataset shards, their indexes, and last of all the manifest.
+
+What goes where is decided before the first byte is written, so the files are the same whatever the number of workers
+and however often the work was killed.
+"""
+
+import json
+import shutil
+import tarfile
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from data.atomic_io import write_durably
+from data.images.size_limit import SizeLimit
+from data.parallel import for_each
+from data.progress import say
+from data.reading.shards import FORMAT, MANIFEST, ShardSet, read_manifest
+from data.sources import open_source
+from data.sources.base import SPLITS, Listing
+from data.sources.webdataset_shards import WebDatasetShards
+from data.writing.referencing import reference
+from data.writing.shard_writing import ShardPlan, WriterContext, recorded, recorded_rows, write_shard
+from data.writing.split_writing import write_split
+from data.writing.work_folder import WORK, work_folder
+from recipes.errors import UserError
+from recipes.randomness import random_key
+
+SHARD_SIZE = 256 * 2**20
+
+
+def shard(
+    source: str,
+    dest: Path,
+    *,
+    val_fraction: float = 0.1,
+    shard_size: int = SHARD_SIZE,
+    shortest_side: int | None = None,
+    longest_side: int | None = None,
+    quality: int = 95,
+    class_map: Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> ShardSet:
+    """Write the images of `source` as a data set into the folder `dest`, or finish what an earlier call began.
+
+    Images are stored as they are, in an order that mixes the classes; only those above a size limit are encoded again.
+    What cannot be decoded is left out and named in the manifest.
+
+    Args:
+        source: as `data.sources.open_source` takes it.
+        val_fraction: share of each class held out for validation where the source has no validation images.
+        shard_size: bytes of images, as they are in the source, after which the next shard begins.
+        shortest_side, longest_side: pixels above which an image is made smaller.
+        quality: JPEG quality of the images made smaller.
+        class_map: file that gives folders other class names or numbers, see `data.sources.class_map`.
+        workers: processes; None: one per usable core.
+        progress: show progress and a summary on standard error.
+
+    Raises:
+        UserError: the source is missing, damaged or of no known kind; `dest` cannot be written or holds something else.
+    """
+    if shard_size < 1:
+        raise UserError(f"a shard size of {shard_size} bytes is not possible: give e.g. {SHARD_SIZE}")
+    limit = SizeLimit(shortest_side, longest_side, quality)
+    dest = Path(dest)
+    try:
+        opened = open_source(source, val_fraction, class_map, workers, progress)
+        options = {"val_fraction": val_fraction, "shard_size": shard_size, "limit": asdict(limit)}
+        identity = {"kind": opened.kind, "listing": opened.digest(), "options": options}
+        if _is_finished(dest, identity):
+            if progress:
+                say(f"{dest} is complete: nothing to do")
+            return ShardSet.open(dest)
+        with work_folder(dest, identity) as work:
+            if isinstance(opened, WebDatasetShards):
+                contents = _index(opened, limit, dest, work, val_fraction, workers, progress)
+            else:
+                contents = _write(WriterContext(opened, limit, dest, work), shard_size, workers, progress)
+            manifest = {"format": FORMAT, "name": opened.name, **contents, "source": identity}
+            write_durably(dest / MANIFEST, json.dumps(manifest, indent=1).encode())
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or dest}: {error.strerror or error}; the same command goes on once that is put right"
+        ) from None
+    if progress:
+        _summarise(dest, manifest, opened.notes)
+    return ShardSet.open(dest)
+
+
+def plan_shards(listing: Listing, shard_size: int) -> list[ShardPlan]:
+    """Share out the samples: shuffled within each split, cut whenever `shard_size` bytes are reached."""
+    plans = []
+    for number, split in enumerate(SPLITS):
+        samples = np.flatnonzero(listing.splits == number)
+        keys = np.fromiter((random_key(0, "order in shards", i) for i in samples.tolist()), np.int64, len(samples))
+        samples = samples[np.argsort(keys, kind="stable")]
+        blocks = -(-listing.sizes[samples] // tarfile.BLOCKSIZE) + 3  # two headers and a label besides the image
+        written_before = (np.cumsum(blocks) - blocks) * tarfile.BLOCKSIZE
+        starts = np.flatnonzero(np.diff(written_before // shard_size, prepend=-1)).tolist()
+        for shard_number, (start, end) in enumerate(zip(starts, [*starts[1:], len(samples)])):
+            plans.append(ShardPlan(f"{split}-{shard_number:06d}.tar", split, start, samples[start:end]))
+    return plans
+
+
+def _is_finished(dest: Path, identity: dict) -> bool:
+    if not (dest / MANIFEST).exists():
+        return False
+    if read_manifest(dest).get("source") != identity:
+        raise UserError(f"{dest} holds a data set of another source or other options: give another folder or remove it")
+    shutil.rmtree(dest / WORK, ignore_errors=True)
+    return True
+
+
+def _index(
+    shards: WebDatasetShards,
+    limit: SizeLimit,
+    dest: Path,
+    work: Path,
+    val_fraction: float,
+    workers: int | None,
+    progress: bool,
+) -> dict:
+    if limit.shortest_side or limit.longest_side:
+        raise UserError(
+            f"{shards.name} is WebDataset shards, which are not rewritten: leave out the limits of the sides"
+        )
+    return reference(shards, dest, work, val_fraction, workers, progress)
+
+
+def _write(job: WriterContext, shard_size: int, workers: int | None, progress: bool) -> dict:
+    import webdataset  # noqa: F401  it imports torch: once here rather than once per worker
+
+    plans = plan_shards(job.source.listing, shard_size)
+    to_do = [plan for plan in plans if recorded(job, plan) is None]
+    total = sum(len(plan.samples) for plan in to_do)
+    for _ in for_each(write_shard, to_do, job, workers, f"sharding {job.source.name}", total, "images", progress):
+        pass
+    splits, skipped, odd, shrunk = {}, [], Counter(), 0
+    for split in SPLITS:
+        shards = []
+        for plan in plans:
+            if plan.split == split:
+                record = recorded(job, plan)
+                skipped += record.pop("skipped")
+                odd.update(record.pop("odd"))
+                shrunk += record.pop("shrunk")
+                shards.append({"file": plan.file, **record})
+        if shards:
+            splits[split] = _split(job, split, shards, skipped)
+    classes, odd = job.source.listing.classes, dict(sorted(odd.items()))
+    return {"classes": classes, "splits": splits, "skipped": skipped, "odd": odd, "shrunk": shrunk}
+
+
+def _split(job: WriterContext, split: str, shards: list[dict], skipped: list[dict]) -> dict:
+    if not any(shard["samples"] for shard in shards):
+        example = f"{skipped[-1]['name']} ({skipped[-1]['reason']})"
+        raise UserError(
+            f"none of the {split} images of {job.source.name} can be decoded, e.g. {example}: check the source"
+        )
+    rows = (recorded_rows(job, shard["file"]) for shard in shards)
+    return write_split(job.dest, job.work, split, shards, rows, len(job.source.listing.classes))
+
+
+def _summarise(dest: Path, manifest: dict, notes: list[str]) -> None:
+    for split, record in manifest["splits"].items():
+        say(
+            f"{split}: {record['samples']:,} images of {len(manifest['classes'])} classes, "
+            f"{record['bytes'] / 1e6:,.1f} MB, shards: {len(record['shards'])}"
+        )
+    if skipped := manifest["skipped"]:
+        example = f"{skipped[0]['name']} ({skipped[0]['reason']})"
+        say(f"left out {len(skipped):,} unreadable images, all named in {dest / MANIFEST}, e.g. {example}")
+    if manifest["odd"]:
+        say("odd images: " + ", ".join(f"{count:,} {kind}" for kind, count in manifest["odd"].items()))
+    if manifest.get("shrunk"):
+        say(f"made {manifest['shrunk']:,} images smaller")
+    for note in notes:
+        say(note)

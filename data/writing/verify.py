@@ -1,0 +1,161 @@
+"""Reading a whole data set again, and naming what is broken."""
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.images.inspection import Unreadable, inspect
+from data.parallel import Worker, for_each
+from data.reading.shards import INDEX_DTYPE, read_manifest
+from data.reading.tar_samples import TarSample, tar_samples
+from data.sources.webdataset_shards import label_text
+
+
+@dataclass(frozen=True)
+class Check:
+    """One shard to read, for one split.
+
+    Attributes:
+        path: of the tar.
+        record: what the manifest says about it.
+        rows: its part of the index; None where the index cannot be read.
+        classes: number of classes.
+        labels: for shards that others wrote, the number of each text that their label members hold; None for our own.
+    """
+
+    path: Path
+    record: dict
+    rows: np.ndarray | None
+    classes: int
+    labels: dict[str, int] | None
+
+
+def verify(path: str | Path, progress: bool = True, workers: int | None = None) -> list[str]:
+    """Return the problems of the data set in a folder, one sentence each naming the file; empty where it is whole.
+
+    Checksums, tar structure, the index against the tar members, labels, counts, and the decoding of every image.
+
+    Raises:
+        UserError: there is no folder or no manifest that could be read.
+    """
+    root = Path(path)
+    manifest = read_manifest(root)
+    problems, checks = [], []
+    for record in manifest["splits"].values():
+        index = _index(root / record["index"], record, problems)
+        if index is not None:
+            problems += _counts(root / record["index"], index, record, len(manifest["classes"]))
+        by_shard = [None] * len(record["shards"]) if index is None else _by_shard(index, len(record["shards"]))
+        for shard, rows in zip(record["shards"], by_shard):
+            labels = manifest.get("labels")
+            checks.append(Check(root / shard["file"], shard, rows, len(manifest["classes"]), labels))
+    total = sum(check.record["samples"] for check in checks)
+    tasks, what = list(enumerate(checks)), f"verifying {manifest['name']}"
+    found = dict(for_each(_check_shard, tasks, None, workers, what, total, "images", progress))
+    return problems + [problem for number in range(len(checks)) for problem in found[number]]
+
+
+def _check_shard(worker: Worker, task: tuple[int, Check]) -> tuple[int, list[str]]:
+    return task[0], _shard_problems(worker, task[1])
+
+
+def _shard_problems(worker: Worker, check: Check) -> list[str]:
+    path, record = check.path, check.record
+    try:
+        with path.open("rb") as stream:
+            checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+        size = path.stat().st_size
+    except OSError as error:
+        return [f"shard {path.name} cannot be read: {error.strerror}"]
+    problems = []
+    if size != record["bytes"]:
+        problems.append(f"shard {path.name} has {size} bytes, its manifest says {record['bytes']}")
+    elif checksum != record["sha256"]:
+        problems.append(f"shard {path.name} has other contents than when its manifest was written (checksum)")
+    return problems + _sample_problems(worker, check)
+
+
+def _sample_problems(worker: Worker, check: Check) -> list[str]:
+    path, problems, seen = check.path, [], 0
+    row_at = {} if check.rows is None else {int(row["offset"]): row for row in check.rows}
+    try:
+        with path.open("rb") as stream:
+            for sample in tar_samples(path):
+                row = row_at.pop(sample.offset, None)
+                if row is None and check.rows is not None and check.labels is not None:
+                    worker.advance(0)  # of the other split, or left out because it is damaged or has no label
+                    continue
+                worker.advance()
+                seen += 1
+                stream.seek(sample.offset)
+                name = f"sample {sample.image or sample.key} in {path.name}"
+                problems += [
+                    f"{name} {problem}" for problem in _problems_of(sample, stream.read(sample.size), row, check)
+                ]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        problems.append(f"shard {path.name} is not a whole tar after {seen} samples: {error}")
+    if seen != check.record["samples"] and not (check.rows is None and check.labels is not None):
+        problems.append(f"shard {path.name} has {seen} samples, its manifest says {check.record['samples']}")
+    if row_at:
+        problems.append(f"the index says {len(row_at)} samples are in {path.name} where none are")
+    return problems
+
+
+def _problems_of(sample: TarSample, image: bytes, row: np.void | None, check: Check) -> Iterator[str]:
+    label = _label(sample, check.labels)
+    if label is None or not 0 <= label < check.classes:
+        yield f"has no label from 0 to {check.classes - 1}"
+    elif row is not None and row["label"] != label:
+        yield f"has label {label}, the index says {row['label']}"
+    if check.rows is not None and row is None:
+        yield "is not in the index"
+    elif row is not None and row["size"] != sample.size:
+        yield f"has {sample.size} bytes, the index says {row['size']}"
+    try:
+        inspect(image)
+    except Unreadable as damage:
+        yield f"cannot be decoded: {damage.reason}"
+
+
+def _label(sample: TarSample, labels: dict[str, int] | None) -> int | None:
+    text = label_text(sample)
+    if labels is not None:
+        return labels.get(text)
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def _index(path: Path, record: dict, problems: list[str]) -> np.ndarray | None:
+    try:
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != record["index_sha256"]:
+                problems.append(f"index {path.name} has other contents than when its manifest was written (checksum)")
+        index = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        problems.append(f"index {path.name} cannot be read: {error}")
+        return None
+    if index.dtype != INDEX_DTYPE or index.ndim != 1 or (np.diff(index["shard"].astype(np.int64)) < 0).any():
+        problems.append(f"index {path.name} is not a list of rows in the order of the shards")
+        return None
+    return index
+
+
+def _counts(path: Path, index: np.ndarray, record: dict, classes: int) -> list[str]:
+    problems = []
+    if len(index) != record["samples"]:
+        problems.append(f"index {path.name} has {len(index)} rows, the manifest counts {record['samples']} images")
+    labels = index["label"]
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        problems.append(f"index {path.name} has labels outside 0 to {classes - 1}")
+    elif np.bincount(labels, minlength=classes).tolist() != record["per_class"]:
+        problems.append(f"index {path.name} has other numbers of images per class than the manifest")
+    return problems
+
+
+def _by_shard(index: np.ndarray, shards: int) -> Iterator[np.ndarray]:
+    bounds = np.searchsorted(np.ascontiguousarray(index["shard"]), np.arange(shards + 1))
+    for start, end in zip(bounds[:-1], bounds[1:]):
+        yield np.array(index[start:end])

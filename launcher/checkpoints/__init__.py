@@ -1,0 +1,1 @@
+"""Checkpoints: the format, writing, reading, and which ones are kept."""

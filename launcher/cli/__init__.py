@@ -1,0 +1,1 @@
+"""The `bigbatch` command: arguments, options and help of every subcommand."""

@@ -1,0 +1,1 @@
+"""Engines: forward, backward and update under DDP or DeepSpeed ZeRO."""

@@ -1,0 +1,83 @@
+"""Accuracy over a whole split, every image counted exactly once at any number of processes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.batches import EvalBatches, load_evaluation
+from data.on_device import DevicePreprocessor
+from data.reading.shards import Split
+from recipes.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Over `images` images: shares in 0..1 and the mean cross-entropy; `top5` is None where there are five classes or fewer."""
+
+    images: int
+    top1: float
+    top5: float | None
+    loss: float
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    recipe: Recipe,
+    accelerator,
+    batch_size: int,
+    workers: int,
+    watch: Callable[[torch.Tensor], None] = lambda logits: None,
+) -> Accuracy:
+    """Evaluate `model` on `split` with all processes of `accelerator`, each taking a contiguous share.
+
+    Nothing is padded: shares differ by an image where they must, and the sums are exact counts. Every process makes the same
+    number of forward passes, as ZeRO-3 needs; one that has fewer batches repeats its last and does not count it.
+
+    Args:
+        watch: is shown the logits of every batch of this process, float32 ``[n, classes]``, in the order of the split.
+    """
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    first, stop = len(split) * rank // world, len(split) * (rank + 1) // world
+    batches = EvalBatches(split, recipe, first, stop, batch_size)
+    rounds = math.ceil(math.ceil(len(split) / world) / batch_size)
+    preprocessor = DevicePreprocessor(recipe, device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    was_training = model.training
+    model.eval()
+    try:
+        with (
+            torch.no_grad(),
+            accelerator.autocast(),
+        ):  # not inference_mode: ZeRO-3 gathers parameters that training goes on with
+            loaded = load_evaluation(batches, workers, device.type == "cuda")
+            images = torch.zeros(1, 3, recipe.input.size, recipe.input.size, device=device)
+            for number in range(rounds):
+                if number < len(batches):
+                    pixels, labels = next(loaded)
+                    images = preprocessor.normalised(pixels.to(device, non_blocking=True))
+                logits = model(images).float()
+                if number < len(batches):
+                    watch(logits)
+                    sums += _counts(logits, labels.to(device, non_blocking=True))
+    finally:
+        model.train(was_training)
+    images, top1, top5, loss = accelerator.reduce(sums, reduction="sum").tolist()
+    many_classes = model.num_classes > 5
+    return Accuracy(int(images), top1 / images, top5 / images if many_classes else None, loss / images)
+
+
+def _counts(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Images, right at the first guess, right among five guesses, summed cross-entropy: float64 ``[4]``."""
+    guesses = logits.topk(min(5, logits.shape[1])).indices
+    right = guesses == labels[:, None]
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    counts = [labels.new_tensor(len(labels)), right[:, 0].sum(), right.sum(), loss]
+    return torch.stack([count.double() for count in counts])

@@ -1,0 +1,1 @@
+"""Run directories: their files, their history, and the report."""

@@ -1,0 +1,123 @@
+"""Line charts for the report: what the template draws as inline SVG, so that colours and fonts are the page's own."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+_COLOURS = 6  # in the page's palette, which colour-blind people can tell apart; later lines are dashed
+_BINS = 300  # more points than this are not seen at the size of a chart
+_DOTTED = 40  # points up to which each is marked
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 10, 38
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve. A `noisy` one is drawn smoothed over its faint raw values."""
+
+    name: str
+    xs: list[float]
+    ys: list[float]
+    colour: int = 0
+    dashed: bool = False
+    noisy: bool = False
+
+    @property
+    def style(self) -> str:
+        dash = self.colour // _COLOURS or int(self.dashed)
+        return f"c{self.colour % _COLOURS} dash{min(dash, 3)}"
+
+
+@dataclass
+class Chart:
+    """One diagram over epochs, in SVG units."""
+
+    title: str
+    lines: list[Line]
+    number: Callable[[float], str] = "{:g}".format
+    from_zero: bool = False
+    to: float | None = None
+    marks: list[float] = field(default_factory=list)
+    note: str = ""
+    width: int = 540
+    height: int = 280
+
+    def __post_init__(self):
+        self.lines = [line for line in self.lines if line.xs]
+        ys = [y for line in self.lines for y in line.ys]
+        self._last_x = max(x for line in self.lines for x in line.xs)
+        span = (self.to or max(ys)) - (0 if self.from_zero else min(ys))
+        step = _nice(span or 0.1 * abs(max(ys)), self.height / 50)  # a flat line is still shown near its value
+        self._low = 0.0 if self.from_zero else step * math.floor(min(ys) / step + 1e-9)
+        self._high = self.to or max(step * math.ceil(max(ys) / step - 1e-9), self._low + step)
+        self.y_ticks = [(self._y(value), self.number(value)) for value in _multiples(self._low, self._high, step)]
+        x_step = _nice(self._last_x, self.width / 70)
+        self.x_ticks = [(self._x(value), f"{value:g}") for value in _multiples(0, self._last_x, x_step)]
+        self.left, self.right, self.top, self.bottom = _LEFT, self.width - _RIGHT, _TOP, self.height - _BOTTOM
+        self.mark_positions = [self._x(epoch) for epoch in self.marks]
+
+    @property
+    def description(self) -> str:
+        """The chart in words, for who cannot see it."""
+        told = [
+            f"{line.name} from {self.number(_short(line.ys[0]))} to {self.number(_short(line.ys[-1]))}"
+            for line in self.lines
+        ]
+        return f"{self.title} over {self._last_x:g} epochs: {'; '.join(told)}"
+
+    def path(self, line: Line) -> str:
+        """The line, smoothed if it is noisy."""
+        return self._path(line.xs, _smoothed(line.ys) if line.noisy else line.ys)
+
+    def raw_path(self, line: Line) -> str:
+        """Every value of the line."""
+        return self._path(line.xs, line.ys)
+
+    def dots(self, line: Line) -> list[tuple[float, float]]:
+        """Where each value is marked: if they are few."""
+        few = not line.noisy and len(line.xs) <= _DOTTED
+        return [(self._x(x), self._y(y)) for x, y in zip(line.xs, line.ys)] if few else []
+
+    def _path(self, xs: list[float], ys: list[float]) -> str:
+        return "M" + "L".join(f"{self._x(x)} {self._y(y)}" for x, y in _thinned(xs, ys))
+
+    def _x(self, value: float) -> float:
+        return round(_LEFT + value / self._last_x * (self.width - _LEFT - _RIGHT), 1)
+
+    def _y(self, value: float) -> float:
+        height = self.height - _TOP - _BOTTOM
+        return round(_TOP + height - (value - self._low) / (self._high - self._low) * height, 1)
+
+
+def _nice(span: float, parts: float) -> float:
+    """The distance between ticks, 1, 2 or 5 times a power of ten, that cuts `span` into at most about `parts`."""
+    if span <= 0:
+        return 1.0
+    power = 10 ** math.floor(math.log10(span / parts))
+    return next(power * times for times in (1, 2, 5, 10) if power * times >= span / parts * 0.999)
+
+
+def _multiples(low: float, high: float, step: float) -> list[float]:
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [_short(number * step) for number in range(first, last + 1)]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _smoothed(ys: list[float]) -> list[float]:
+    """Moving average over about a twenty-fifth of the curve."""
+    sums, half, count = list(accumulate(ys, initial=0.0)), len(ys) // 50, len(ys)
+    spans = [(max(0, at - half), min(count, at + half + 1)) for at in range(count)]
+    return [(sums[stop] - sums[start]) / (stop - start) for start, stop in spans]
+
+
+def _thinned(xs: list[float], ys: list[float]) -> list[tuple[float, float]]:
+    """The lowest and the highest point of every bin: looks like all points, spikes included."""
+    size = math.ceil(len(xs) / _BINS)
+    kept = set()
+    for start in range(0, len(xs), size):
+        bin_ = range(start, min(start + size, len(xs)))
+        kept |= {min(bin_, key=ys.__getitem__), max(bin_, key=ys.__getitem__)}
+    return [(xs[at], ys[at]) for at in sorted(kept)]

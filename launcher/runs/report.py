@@ -1,0 +1,211 @@
+"""One self-contained page about runs: what was trained, how it went and, for several, how they compare."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from launcher.runs.history import History
+from launcher.runs.line_chart import Chart, Line
+from recipes.errors import UserError
+from recipes.load import load
+from recipes.schema import Recipe
+
+_REFERENCE = "convnext_tiny_in1k"
+_ABOUT = ("name", "summary", "source")  # say what a recipe is, not what it does
+_SMALL = {"width": 350, "height": 210}
+_CLASSES_SHOWN = 20
+_MATRIX_CLASSES = 20  # more do not fit the page
+
+
+def write_report(runs: list[Path], destination: Path) -> Path:
+    """Write the page about these run directories; return where it is.
+
+    Raises:
+        UserError: one of them is not a run directory or has no finished step, or the page cannot be written.
+    """
+    if not runs:
+        raise UserError("name at least one run directory, e.g. `bigbatch report runs/demo`")
+    histories = [History(Path(run)) for run in runs]
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            histories=histories,
+            labels=_labels(histories, runs),
+            comparison=_comparison_charts(histories, _labels(histories, runs)) if len(runs) > 1 else [],
+            differences=_differences([history.recipe for history in histories]),
+            classes_shown=_CLASSES_SHOWN,
+            matrix_classes=_MATRIX_CLASSES,
+        )
+    )
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        destination.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"the report {destination} cannot be written ({error.strerror}): choose another --out"
+        ) from None
+    return destination
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("launcher.runs", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "duration": _duration,
+        "millions": _millions,
+        "gflops": _gflops,
+        "moment": lambda unix: f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d %H:%M} UTC",
+        "value": _value,
+        "breakable": lambda name: Markup("_<wbr>").join(name.split("_")),
+    }
+    environment.globals |= {"charts": _charts, "sections": _sections, "yaml": _yaml}
+    return environment
+
+
+def _labels(histories: list[History], runs: list[Path]) -> list[str]:
+    """The folder of each run, or the paths as they were given where folders of one name meet."""
+    folders = [history.folder for history in histories]
+    return folders if len(set(folders)) == len(folders) else [str(run) for run in runs]
+
+
+def _charts(history: History) -> tuple[list[Chart], list[Chart]]:
+    """The large and the small diagrams of one run."""
+
+    def line(label: str, kind: str, name: str, **style) -> Line:
+        return Line(label, *history.curve(kind, name), **style)
+
+    marks = [history.epoch(start) for start in history.restarts]
+    mixed = history.recipe.mix.mixup or history.recipe.mix.cutmix or history.recipe.loss.smoothing
+    loss = [line("training", "step", "loss", noisy=True), line("validation", "evaluation", "loss", colour=1)]
+    note = (
+        "Training labels are mixed or smoothed and validation labels are not, so the two are not comparable."
+        if mixed
+        else ""
+    )
+    large = [Chart("Loss", loss, marks=marks, note=note if history.evaluations else "")]
+    if history.evaluations:
+        accuracy = [
+            line("top-1, raw weights", "evaluation", "top1"),
+            line("top-5, raw weights", "evaluation", "top5", dashed=True),
+            line("top-1, EMA", "evaluation", "ema_top1", colour=1),
+            line("top-5, EMA", "evaluation", "ema_top5", colour=1, dashed=True),
+        ]
+        large.append(Chart("Validation accuracy", accuracy, number=_share, marks=marks))
+    speed = line("images per second", "step", "images_per_second", colour=2, noisy=True)
+    wait = line("share of time", "step", "data_wait", colour=3, noisy=True)
+    small = [
+        Chart("Learning rate", [line("learning rate", "step", "lr")], from_zero=True, marks=marks, **_SMALL),
+        Chart("Images per second", [speed], number="{:,g}".format, from_zero=True, marks=marks, **_SMALL),
+        Chart("Time spent waiting for data", [wait], number=_share, from_zero=True, to=1.0, marks=marks, **_SMALL),
+    ]
+    return large, small
+
+
+def _comparison_charts(histories: list[History], labels: list[str]) -> list[Chart]:
+    """One line per run in each diagram."""
+
+    def lines(kind: str, name: str, noisy: bool = False) -> list[Line]:
+        return [
+            Line(label, *history.curve(kind, name), colour=number, noisy=noisy)
+            for number, (label, history) in enumerate(zip(labels, histories))
+        ]
+
+    charts = [Chart("Training loss", lines("step", "loss", noisy=True))]
+    if any(history.evaluations for history in histories):
+        charts.append(Chart("Top-1 accuracy, raw weights", lines("evaluation", "top1"), number=_share))
+    if any(history.averaged for history in histories):
+        charts.append(Chart("Top-1 accuracy, EMA", lines("evaluation", "ema_top1"), number=_share))
+    charts.append(Chart("Learning rate", lines("step", "lr"), from_zero=True))
+    speed = lines("step", "images_per_second", noisy=True)
+    return [*charts, Chart("Images per second", speed, number="{:,g}".format, from_zero=True)]
+
+
+def _sections(recipe: Recipe) -> list[tuple[str, list[dict]]]:
+    """The recipe by section; each row has its key, value, meaning and, where it is another, the reference's value."""
+    reference = _flat(load(_REFERENCE))
+    found: dict[str, list[dict]] = {}
+    for key, value in _flat(recipe).items():
+        section, _, name = key.rpartition(".")
+        differs = value != reference[key] and key != "data.path"
+        row = {
+            "name": name,
+            "value": value,
+            "differs": differs,
+            "reference": reference[key],
+            "meaning": _meaning(section, name),
+        }
+        found.setdefault(section or "run", []).append(row)
+    return list(found.items())
+
+
+def _meaning(section: str, name: str) -> str:
+    fields = Recipe.model_fields[section].annotation.model_fields if section else Recipe.model_fields
+    return next((field.description or "" for key, field in fields.items() if name in (key, field.alias)), "")
+
+
+def _differences(recipes: list[Recipe]) -> list[tuple[str, list]]:
+    """The keys whose values are not the same in all recipes, with the value in each."""
+    flat = [_flat(recipe) for recipe in recipes]
+    return [(key, [one[key] for one in flat]) for key in flat[0] if any(one[key] != flat[0][key] for one in flat)]
+
+
+def _flat(recipe: Recipe) -> dict:
+    found = {}
+    for key, value in recipe.to_dict().items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{name}": inner for name, inner in value.items()}
+        elif key not in _ABOUT:
+            found[key] = value
+    return found
+
+
+def _yaml(recipe: Recipe) -> str:
+    return yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2%}"
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:g}%"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
+
+
+def _gflops(multiply_adds: int | None) -> str:
+    return "–" if multiply_adds is None else f"{multiply_adds / 1e9:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    days, hours, minutes = int(seconds // 86400), int(seconds // 3600 % 24), int(seconds // 60 % 60)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {int(seconds % 60)} s" if minutes else f"{seconds:.0f} s"
+
+
+def _value(value) -> str:
+    """A recipe's value, short: 1e-6 rather than 1e-06, 1.33333 rather than 16 digits."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    if isinstance(value, float):
+        return f"{value:.6g}".replace("e-0", "e-")
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,202 @@
+"""`bigbatch runs`: how every run stands, in one table."""
+
+import json
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from launcher.runs.history import restarts_among
+from launcher.runs.run_directory import RunDirectory
+from recipes.errors import UserError
+from slurm.ledger import Ledger
+from slurm.state import JobState, job_states
+
+_TAIL = 512 * 1024  # bytes of the metrics read of each run: a thousand steps and more
+_DEPTHS = ("*", "*/*")  # runs, and the runs of sweeps
+_FRESH = 120.0  # seconds since the last event for which a run without a job counts as running
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run as the table shows it; None where there is nothing to show yet."""
+
+    run: str
+    recipe: str
+    state: str
+    job_id: str | None
+    nodes: int | None
+    step: int | None
+    total_steps: int | None
+    epoch: float | None
+    images_per_second: float | None
+    accuracy: float | None
+    weights: str  # which reached it, where raw and averaged ones were evaluated
+    seconds_left: float | None
+    restarts: int
+    note: str
+
+
+def print_runs(folder: Path) -> None:
+    """Print the table of the runs in a folder.
+
+    Raises:
+        UserError: there is no such folder, or no run in it.
+    """
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("run", "recipe", "state", "job", "nodes", "step", "epoch", "images/s", "top-1", "ETA", "restarts"):
+        table.add_column(
+            heading, justify="left" if heading in ("run", "recipe", "state", "job") else "right", overflow="fold"
+        )
+    rows = run_statuses(folder)
+    for row in rows:
+        table.add_row(
+            _printable(row.run),
+            _printable(row.recipe),
+            row.state,
+            row.job_id or "",
+            _show(row.nodes, "d"),
+            f"{row.step:,}/{row.total_steps:,}" if row.step is not None and row.total_steps else "",
+            _show(row.epoch, ".2f"),
+            _show(row.images_per_second, ",.0f"),
+            f"{_show(row.accuracy, '.2%')} {row.weights}".rstrip(),
+            _duration(row.seconds_left),
+            str(row.restarts),
+        )
+    console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 240)
+    console.print(table)
+    for row in rows:
+        if row.note:
+            console.print(f"{_printable(row.run)}: {row.note}")
+
+
+def run_statuses(folder: Path) -> list[RunStatus]:
+    """The rows of the table, by name.
+
+    Raises:
+        UserError: there is no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give the one that holds the run directories")
+    paths = (
+        [folder]
+        if _is_run(folder)
+        else sorted(path for depth in _DEPTHS for path in folder.glob(depth) if _is_run(path))
+    )
+    if not paths:
+        raise UserError(f"there are no runs in {folder}: `bigbatch train` and `bigbatch submit` make them")
+    states = job_states([path / "job" for path in paths])
+    return [
+        _row(path, path.name if path == folder else str(path.relative_to(folder)), states.get(path / "job"))
+        for path in paths
+    ]
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.yaml").is_file() and path.name != "job" or (path / "job" / "recipe.yaml").is_file()
+
+
+def _row(path: Path, name: str, state: JobState | None) -> RunStatus:
+    """One row; a run that another version of bigbatch wrote is no reason to show none."""
+    try:
+        return _read_row(path, name, state)
+    except UserError as error:
+        unknown = dict.fromkeys(["step", "total_steps", "epoch", "images_per_second", "accuracy", "seconds_left"])
+        state = state or JobState("UNREADABLE", "")
+        note = f"it cannot be read: {error}"
+        return RunStatus(
+            name, "", state.name, state.job_id or None, state.nodes, weights="", restarts=0, note=note, **unknown
+        )
+
+
+def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
+    run, ledger = RunDirectory(path), Ledger(path / "job")
+    recipe = run.recipe() if run.recipe_file.is_file() else RunDirectory(path / "job").recipe()
+    facts = run.facts() if run.facts_file.is_file() else {}
+    events = recent_events(run.metrics_file)
+    steps = [event for event in events if event["event"] == "step"]
+    evaluations = [event for event in events if event["event"] == "evaluation"]
+    starts = [event for event in events if event["event"] == "start"]
+    step, total = (steps[-1]["step"] if steps else None), facts.get("total_steps")
+    since_start = [event for event in steps if not starts or event["time"] >= starts[-1]["time"]][-50:]
+    speed = _median([event["images_per_second"] for event in since_start])
+    left = (total - step) * recipe.batch.global_ / speed if total and step is not None and speed else None
+    if state is None:
+        state = _without_job(events, step, total)
+    accuracy, weights = _accuracy(evaluations[-1]) if evaluations else (None, "")
+    submitted = ledger.events("start")
+    restarts = len(submitted) - 1 if submitted else len(restarts_among(starts, total))
+    return RunStatus(
+        run=name,
+        recipe=recipe.name,
+        state=state.name,
+        job_id=state.job_id or None,
+        nodes=state.nodes,
+        step=step,
+        total_steps=total,
+        epoch=steps[-1]["epoch"] if steps else None,
+        images_per_second=speed,
+        accuracy=accuracy,
+        weights=weights,
+        seconds_left=left if state.is_active else None,
+        restarts=restarts,
+        note=state.note,
+    )
+
+
+def _accuracy(evaluation: dict) -> tuple[float, str]:
+    """The higher top-1 and, where there are two, of which weights it is."""
+    raw, averaged = evaluation["top1"], evaluation.get("ema_top1")
+    if averaged is None:
+        return raw, ""
+    return (averaged, "averaged") if averaged >= raw else (raw, "raw")
+
+
+def _without_job(events: list[dict], step: int | None, total: int | None) -> JobState:
+    """The state of a run that was not submitted, from its metrics alone."""
+    if total is not None and step == total:
+        return JobState("COMPLETED", "")
+    fresh = bool(events) and time.time() - events[-1]["time"] < _FRESH
+    return JobState("RUNNING" if fresh else "STOPPED", "")
+
+
+def recent_events(metrics: Path) -> list[dict]:
+    """The events at the end of a metrics file, oldest first."""
+    if not metrics.is_file():
+        return []
+    with metrics.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TAIL))
+        lines = file.read().splitlines()[1 if size > _TAIL else 0 :]
+    events = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+def _median(values: list[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def _show(value, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _printable(text: str) -> str:
+    """A name on one line, whatever is in it."""
+    return re.sub(r"[\x00-\x1f\x7f]", "?", text)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours // 24}d {hours % 24:02}h" if hours >= 48 else f"{hours}:{minutes:02}:{seconds:02}"

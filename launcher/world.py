@@ -1,0 +1,66 @@
+"""This process's place among those that a launcher started.
+
+torchrun, accelerate, deepspeed, `bigbatch train --procs` and our jobs on SLURM all set the same four variables.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from recipes.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's place.
+
+    Attributes:
+        rank: number of this process among all, from 0.
+        size: number of processes.
+        local_rank: number of this process on its machine, from 0.
+        local_size: number of processes on this machine.
+        is_launched: whether a launcher set the variables; without one there is a single process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    is_launched: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def this_process(environment: Mapping[str, str] = os.environ) -> World:
+    """Return this process's place, known before the processes have met.
+
+    Raises:
+        UserError: the variables contradict each other, or one of them is not a number.
+    """
+    if "WORLD_SIZE" not in environment:
+        return World()
+    size = _number(environment, "WORLD_SIZE", None)
+    rank = _number(environment, "RANK", 0 if size == 1 else None)
+    local_size = _number(environment, "LOCAL_WORLD_SIZE", size)
+    local_rank = _number(environment, "LOCAL_RANK", rank % max(1, local_size))
+    if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
+        raise UserError(
+            f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank} and LOCAL_WORLD_SIZE={local_size} contradict each other: "
+            f"let torchrun, accelerate or `bigbatch train --procs` set them, or unset all four"
+        )
+    return World(rank, size, local_rank, local_size, is_launched=True)
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None) -> int:
+    text = environment.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isdecimal():
+        problem = "is not set" if text is None else f"is {text!r}, not a number"
+        raise UserError(
+            f"WORLD_SIZE is set, so a launcher seems to have started this process, but {name} {problem}: "
+            f"let torchrun, accelerate or `bigbatch train --procs` set both, or unset WORLD_SIZE"
+        )
+    return int(text)

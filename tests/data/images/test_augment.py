@@ -1,0 +1,121 @@
+"""What happens to one photograph is decided by (seed, epoch, sample) and follows timm's distributions."""
+
+import io
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.random_erasing import RandomErasing
+
+from data.batches import MicroBatch
+from data.images.augment import NO_BOX, EvalTransform, TrainTransform
+from data.on_device import DevicePreprocessor
+from recipes.load import load
+
+
+@pytest.fixture(scope="module")
+def photograph() -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_the_same_key_gives_the_same_pixels_whatever_was_drawn_before(photograph):
+    transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=64"]))
+    first = transform(photograph, 3, 77)
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    again = TrainTransform(load("convnext_tiny_in1k", ["input.size=64"]))(photograph, 3, 77)
+    assert torch.equal(first[0], again[0]) and first[1] == again[1]
+    assert first[0].dtype == torch.uint8 and first[0].shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("changes", [[], ["augment.randaugment=null"]], ids=["RandAugment", "colour jitter"])
+def test_a_transform_reaches_a_process_that_is_started_afresh(photograph, changes):
+    """Where loader processes are not forked, as on macOS, it is pickled."""
+    transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=64", *changes]))
+    arrived = pickle.loads(pickle.dumps(transform))
+    assert all(
+        torch.equal(arrived(photograph, 0, sample)[0], transform(photograph, 0, sample)[0]) for sample in range(30)
+    )
+
+
+@pytest.mark.parametrize("changes, epoch, sample", [([], 4, 77), ([], 3, 78), (["seed=1"], 3, 77)])
+def test_another_epoch_sample_or_seed_is_augmented_differently(photograph, changes, epoch, sample):
+    settings = ["input.size=64"]
+    one, _ = TrainTransform(load("convnext_tiny_in1k", settings))(photograph, 3, 77)
+    other, _ = TrainTransform(load("convnext_tiny_in1k", settings + changes))(photograph, epoch, sample)
+    assert not torch.equal(one, other)
+
+
+def test_no_key_makes_randaugment_fail(photograph):
+    """Some versions of the imaging library refuse operations that this policy draws now and then."""
+    transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=32"]))
+    for sample in range(2000):
+        transform(photograph, 0, sample)
+
+
+def test_erased_boxes_have_timms_distribution(photograph):
+    recipe = load("convnext_tiny_in1k", ["input.size=64", "augment.randaugment=null"])
+    transform = TrainTransform(recipe)
+    ours = np.array(
+        [box[2] * box[3] / 64**2 for box in (transform(photograph, 0, sample)[1] for sample in range(3000))]
+    )
+    random.seed(0)
+    theirs = []
+    erase = RandomErasing(0.25, mode="const", device="cpu")
+    for _ in range(3000):
+        theirs.append((erase(torch.ones(3, 64, 64))[0] == 0).float().mean().item())
+    assert (ours > 0).mean() == pytest.approx(0.25, abs=0.04)
+    assert ours[ours > 0].mean() == pytest.approx(np.mean([area for area in theirs if area]), abs=0.01)
+
+
+def test_erasing_can_be_switched_off(photograph):
+    transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=32", "augment.erasing=0"]))
+    assert all(transform(photograph, 0, sample)[1] == NO_BOX for sample in range(50))
+
+
+def test_the_noise_of_erased_boxes_is_standard_normal():
+    noise = DevicePreprocessor(load("demo"), torch.device("cpu")).noise
+    assert noise.mean().item() == pytest.approx(0, abs=0.01) and noise.std().item() == pytest.approx(1, abs=0.01)
+    assert (noise.abs() > 1.959964).float().mean().item() == pytest.approx(0.05, abs=0.003)
+    for distance in (1, 2, 32, 1024):
+        assert torch.corrcoef(torch.stack([noise[:-distance], noise[distance:]]))[0, 1].abs() < 0.005
+
+
+def test_exactly_the_box_is_erased_with_noise_that_the_key_decides():
+    def erased(noise_key: int) -> torch.Tensor:
+        row = torch.zeros(1, dtype=torch.int64)
+        pixels, boxes = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [(4, 5, 20, 10)]
+        batch = MicroBatch(
+            0, row, row, torch.ones(1), pixels, boxes, [noise_key], row, row, row, torch.ones(1), mixes=[]
+        )
+        return DevicePreprocessor(load("demo"), torch.device("cpu")).images(batch)[0]
+
+    image = erased(12345)
+    assert torch.equal(image, erased(12345)) and not torch.equal(image, erased(12346))
+    inside = torch.zeros(32, 32, dtype=torch.bool)
+    inside[4:24, 5:15] = True
+    assert torch.equal(image != erased(99), inside.expand(3, -1, -1))
+    assert len(torch.unique(image[:, ~inside])) == 3  # one value a channel: what black is after normalisation
+
+
+def test_normalisation_is_that_of_imagenet():
+    preprocessor = DevicePreprocessor(load("convnext_tiny_in1k"), torch.device("cpu"))
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16).contiguous()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    torch.testing.assert_close(preprocessor.normalised(pixels), (pixels.float() / 255 - mean) / std)
+
+
+@pytest.mark.parametrize("size, warped", [(64, False), (384, True)])
+def test_evaluation_crops_below_384_and_warps_from_there_on(size, warped):
+    wide = Image.new("RGB", (800, 400), "black")
+    wide.paste("white", (0, 0, 60, 400))  # a border that a centre crop leaves out and a warp keeps
+    buffer = io.BytesIO()
+    wide.save(buffer, "PNG")
+    view = EvalTransform(load("convnext_tiny_in1k", [f"input.size={size}"]))(buffer.getvalue())
+    assert view.shape == (3, size, size)
+    assert (view[:, size // 2, 0] > 200).all() == warped

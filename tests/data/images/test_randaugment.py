@@ -1,0 +1,36 @@
+"""RandAugment is timm's: what it draws, and for the larger part what it does."""
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.images.augment import TrainTransform, seed_generators, timms_train_transform
+from data.images.randaugment import FAST
+from recipes.load import load
+
+
+def test_the_recipe_of_the_paper_uses_all_of_the_faster_code():
+    (policy,) = TrainTransform(load("convnext_tiny_in1k")).on_array.transforms
+    assert set(FAST.values()) < {operation.aug_fn for operation in policy.ops}
+    assert not set(FAST) & {operation.aug_fn for operation in policy.ops}
+
+
+@pytest.mark.parametrize(
+    "policy", ["rand-m9-mstd0.5-inc1", "rand-m15-n3", "rand-m9-wweights"]
+)  # with amounts up to the limits
+def test_the_same_seed_draws_and_shows_what_timms_policy_does(policy):
+    recipe = load("convnext_tiny_in1k", [f"augment.randaugment={policy}"])
+    (ours,) = TrainTransform(recipe).on_array.transforms
+    theirs = timms_train_transform(recipe).transforms[2]
+    assert type(ours) is type(theirs)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    for seed in range(300):
+        seed_generators(seed)
+        found = ours(noise).astype(int)
+        drawn = random.random()
+        seed_generators(seed)
+        expected = np.asarray(theirs(Image.fromarray(noise)))
+        assert drawn == random.random()  # so both drew the same number of times
+        assert np.median(abs(found - expected)) == 0 and abs(found - expected).mean() < 0.5, seed

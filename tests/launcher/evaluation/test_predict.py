@@ -1,0 +1,114 @@
+"""`bigbatch predict` gives timm's own numbers, names what it cannot read, and goes on."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import create_transform
+
+from launcher.cli.main import main
+from launcher.evaluation.predict import predict
+from recipes.errors import UserError
+from recipes.load import load
+
+CLASSES = ["cat", "dog", "élan"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A model of three classes as `bigbatch export` writes it."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_convnext", num_classes=3)
+    torch.nn.init.normal_(model.get_classifier().weight, std=2.0)
+    recipe = load("demo", ["model.name=test_convnext", "data.classes=3", "input.size=64"])
+    file = tmp_path_factory.mktemp("weights") / "three.safetensors"
+    save_file(model.state_dict(), file, {"recipe": json.dumps(recipe.to_dict()), "classes": json.dumps(CLASSES)})
+    return file
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Photographs of several kinds, below a folder, and two that cannot be read."""
+    folder = tmp_path_factory.mktemp("photographs")
+    (folder / "more").mkdir()
+    noise = np.random.default_rng(0)
+    for number in range(40):
+        pixels = noise.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((100, 80)).save(folder / ("more" if number % 2 else "") / f"{number:02}.jpg")
+    Image.fromarray(pixels).convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    (folder / "broken.jpg").write_bytes((folder / "00.jpg").read_bytes()[:300])
+    (folder / "nonsense.png").write_bytes(b"nonsense")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_a_prediction_is_what_plain_timm_says(weights, photographs):
+    from safetensors.torch import load_file
+
+    model = timm.create_model("test_convnext", num_classes=3)
+    model.load_state_dict(load_file(weights))
+    transform = create_transform(64, is_training=False, interpolation="bicubic", crop_pct=1.0)
+    names = [f"{number:02}.jpg" for number in range(0, 10, 2)]
+    found = predict(weights, [photographs / name for name in names], None, averaged=True, workers=0)
+    assert (
+        len({prediction.likeliest[0][0] for prediction in found}) > 1
+    )  # otherwise this test could not tell them apart
+    for name, prediction in zip(names, found, strict=True):
+        with torch.inference_mode():
+            expected = model.eval()(transform(Image.open(photographs / name).convert("RGB"))[None]).softmax(dim=1)[0]
+        assert [label for label, _ in prediction.likeliest] == [CLASSES[i] for i in expected.argsort(descending=True)]
+        assert [share for _, share in prediction.likeliest] == pytest.approx(
+            expected.sort(descending=True).values.tolist(), abs=1e-4
+        )
+
+
+def test_a_folder_is_searched_and_what_cannot_be_read_is_named_and_counted(weights, photographs, monkeypatch, capfd):
+    monkeypatch.setattr(
+        sys, "argv", ["bigbatch", "predict", str(weights), str(photographs), "--json", "--workers", "2"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    output, errors = capfd.readouterr()
+    assert ended.value.code == 1
+    found = [json.loads(line) for line in output.splitlines()]
+    assert [one["image"] for one in found] == sorted(str(path) for path in photographs.rglob("*.*g"))
+    bad = {one["image"].rpartition("/")[2] for one in found if "error" in one}
+    assert bad == {"broken.jpg", "nonsense.png"}
+    assert all(name in errors for name in bad) and "2 of 44 photographs could not be read" in errors
+    for one in found:
+        if "error" not in one:
+            assert one["class"] in CLASSES and sum(entry["probability"] for entry in one["likeliest"]) == pytest.approx(
+                1, abs=1e-4
+            )
+
+
+def test_plain_output_is_a_line_per_photograph(weights, photographs, monkeypatch, capfd):
+    monkeypatch.setattr(
+        sys, "argv", ["bigbatch", "predict", str(weights), str(photographs / "00.jpg"), str(photographs / "deep.png")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    lines = capfd.readouterr().out.splitlines()
+    assert not ended.value.code and len(lines) == 2
+    assert any(f"%  {name}  {photographs / '00.jpg'}" in lines[0] for name in CLASSES)
+
+
+def test_what_is_missing_is_said_before_anything_is_predicted(weights, photographs, tmp_path):
+    bare = tmp_path / "bare.safetensors"
+    save_file(timm.create_model("test_convnext", num_classes=3).state_dict(), bare)
+    (tmp_path / "empty").mkdir()
+    for arguments, part in [
+        ((weights, [photographs / "00.jpg", tmp_path / "none.jpg"], None), "none.jpg"),
+        ((weights, [tmp_path / "empty"], None), "holds no images"),
+        ((bare, [photographs], None), "--recipe"),
+        ((bare, [photographs], "convnext_tiny_in1k"), "does not fit|has no"),
+        ((tmp_path / "none.safetensors", [photographs], None), "no weights file"),
+    ]:
+        with pytest.raises(UserError, match=part):
+            predict(*arguments, averaged=True, workers=0)

@@ -1,0 +1,173 @@
+"""A plan names cuts that fit and that the trainer makes, recommends with a reason, and says what comes nearest where nothing fits."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+
+from launcher.cli.main import main
+from launcher.cut import cut_batch
+from launcher.planning.engine_choice import with_default_engine
+from launcher.planning.gpus import GPUS
+from launcher.planning.memory_model import GIB, predict_memory
+from launcher.planning.model_profile import Activations, ModelProfile, ParameterSizes, _highest_somewhere
+from launcher.planning.plan import Hardware, feasible_options, nearest, reason, recommended
+from launcher.planning.speeds import Measurement
+from recipes.load import load
+
+# Of the order of ConvNeXt-XL in bf16.
+SIZES = ParameterSizes(393_000_000, 45_000_000, 2_000_000)
+NEEDS = ModelProfile(
+    SIZES, 0, 60_900_000_000, False, Activations([(700e6, 260e6)], 1900), Activations([(800e6, 60e6)], 2400)
+)
+READING = Measurement(327.0, "assumed")
+
+
+def hardware(gpus: int, gib: float) -> Hardware:
+    return Hardware(gpus, 8, round(gib * GIB), GPUS["a100"], READING)
+
+
+def recipe(*changes: str):
+    return load("convnext_xlarge_in22k", ["engine.precision=bf16", *changes])
+
+
+@pytest.mark.parametrize("gpus, gib", [(1, 80), (3, 40), (8, 16), (8, 10), (64, 80)])
+def test_every_row_fits_and_is_a_cut_that_the_trainer_makes(gpus, gib):
+    options = feasible_options(recipe(), NEEDS, hardware(gpus, gib))
+    assert options
+    for option in options:
+        assert option.memory.peak <= gib * GIB
+        assert option.cut == cut_batch(option.recipe, gpus, option.cut.micro_batch, largest=64)
+    best = recommended(options)
+    assert best.step_seconds <= 1.03 * min(option.step_seconds for option in options)
+    assert best.engine in reason(best, options) and "\n" not in reason(best, options)
+
+
+def test_less_memory_takes_smaller_micro_batches_then_shares_the_states_out():
+    ample, scarce, tiny = (recommended(feasible_options(recipe(), NEEDS, hardware(8, gib))) for gib in (80, 16, 7))
+    assert ample.engine == "DDP" and scarce.cut.micro_batch < ample.cut.micro_batch
+    assert tiny.engine.startswith("ZeRO")
+
+
+def test_what_the_recipe_says_of_its_engine_is_kept():
+    options = feasible_options(recipe("engine.zero=2", "engine.checkpoint_activations=true"), NEEDS, hardware(8, 40))
+    assert {option.engine for option in options} == {"ZeRO-2 +checkpointing", "ZeRO-2 +cpu +checkpointing"}
+
+
+def test_where_nothing_fits_the_nearest_is_named_and_would_fit():
+    assert feasible_options(recipe(), NEEDS, hardware(8, 2)) == []
+    sentence = nearest(recipe(), NEEDS, hardware(8, 2))
+    needed = float(sentence.split("needs ")[1].split(" GiB")[0]) + 0.1
+    assert feasible_options(recipe(), NEEDS, hardware(8, needed)) and "\n" not in sentence
+
+
+def test_a_step_takes_as_long_as_its_images_take_to_prepare():
+    slow = Measurement(100.0, "given")
+    ready, late = (
+        recommended(
+            feasible_options(recipe(), NEEDS, replace(hardware(64, 80), images_per_core=slow, cpus_per_gpu=cpus))
+        )
+        for cpus in (16, 2)
+    )
+    assert ready.reading_seconds < ready.gpu_seconds == ready.step_seconds
+    assert late.step_seconds == late.reading_seconds == pytest.approx(4096 / (64 * 100))
+
+
+def test_states_are_shared_out_by_stage():
+    """In units of the float32 parameters, 8 processes, AdamW with an average."""
+    unit = 4 * NEEDS.parameters
+
+    def states(zero: int) -> list[float]:
+        chosen = recipe("ema.decay=0.9999", f"engine.zero={zero}", "engine.offload=none")
+        memory = predict_memory(with_default_engine(chosen), NEEDS, cut_batch(chosen, 8, 64, largest=64))
+        return [round(part / unit, 3) for part in (memory.parameters, memory.gradients, memory.optimizer, memory.ema)]
+
+    assert states(0) == [1, 1, 2, 1]
+    assert states(1) == [1, 1, 0.375, 0.125]
+    assert states(2) == [1, 0.25, 0.375, 0.125]
+    assert states(3) == [0.125, 0.125, 0.375, 0.125]
+
+
+def test_the_highest_lines_are_kept_and_no_other():
+    lines = [(100.0, 1.0), (0.0, 10.0), (50.0, 2.0), (95.0, 1.0), (-1000.0, 20.0), (-1000.0, 20.0)]
+    kept = Activations([*_highest_somewhere(lines)], 0)
+    assert len(kept.lines) == 3
+    for images in range(1, 300):
+        assert kept.of(images) == max(fixed + slope * images for fixed, slope in lines)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def plan(monkeypatch, capfd, cache):
+    """Run `bigbatch plan` on a model that is traced fast; return exit code, stdout and stderr."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(cache))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        command = ["bigbatch", "plan", "convnext_tiny_in1k", "model.name=test_convnext", "input.size=64", *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, *capfd.readouterr()
+
+    return run
+
+
+def test_the_command_plans_from_a_trace_and_the_second_time_from_its_cache(plan, monkeypatch):
+    code, first, errors = plan("--gpus", "16", "--json", "--mtbf-hours", "2000")
+    assert code == 0, errors
+    values = json.loads(first)
+    assert sum(option["recommended"] for option in values["rows"]) == 1 and values["reason"]
+    assert all(option["bytes"]["peak"] <= 40 * GIB for option in values["rows"])
+    assert 0.5 < values["failures"]["goodput"] < 1
+    monkeypatch.setattr("launcher.planning.model_profile._traced", lambda *_: pytest.fail("traced again"))
+    assert plan("--gpus", "16", "--json", "--mtbf-hours", "2000")[1] == first
+    shown = plan("--gpus", "16", "--cpus-per-gpu", "1")[1]
+    assert (
+        "→" in shown
+        and "Reading bounds the step" in shown
+        and "439 images/s a core (docs/data.md, with RandAugment)" in shown
+    )
+
+
+@pytest.mark.parametrize(
+    "hardware, named, runs",
+    [
+        (["--gpus", "4", "--gpu-memory", "80GB"], "4 GPUs (a100) of 74.5 GiB in 1 node", ("train", "--procs 4")),
+        (
+            ["--gpus", "16", "--gpu", "h100"],
+            "16 GPUs (h100) of 80 GiB in 2 nodes",
+            ("submit", "--nodes 2 --gpus-per-node 8"),
+        ),
+    ],
+)
+def test_the_plan_names_the_gpus_and_ends_with_the_command_that_runs_it(plan, hardware, named, runs):
+    shown = plan(*hardware)[1]
+    command = next(line.strip() for line in shown.splitlines() if line.startswith("  bigbatch "))
+    assert named in shown
+    assert command.startswith(
+        f"bigbatch {runs[0]} convnext_tiny_in1k model.name=test_convnext input.size=64 engine.zero="
+    )
+    assert f" --data SHARDS {runs[1]} --micro-batch " in command
+
+
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (["--gpu-memory", "1MiB"], "write it as 80GiB"),
+        (["--gpu-memory", "0.5GiB"], "does not fit"),
+        (["--gpu", "abacus"], "use one of v100"),
+        (["--gpus", "5000"], "at most 4096"),
+        (["engine.offload=nvme", "engine.zero=3"], "engine.nvme_path=FOLDER"),
+        (["data.classes=null"], "data.classes=NUMBER"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(plan, arguments, part):
+    code, _, errors = plan(*arguments)
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and part in lines[0] and "Traceback" not in errors, errors

@@ -1,0 +1,140 @@
+"""A run whose first steps run out of memory goes on with smaller micro-batches, on all processes, as if nothing had happened."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher.runs.run_directory import RunDirectory
+from launcher.training.train import train
+from recipes.errors import UserError
+from recipes.load import load
+from recipes.schema import Recipe
+from tests.launcher.comparison import assert_same_curve, assert_same_state
+from tests.launcher.conftest import SMALL
+from tests.launcher.process_group import Group, train_until
+
+STEPS = 4
+SHORT = ["batch.global=64", "batch.slices=4", "schedule.warmup_epochs=0"]
+
+
+def limit(images: int, of_rank: int, from_step: int = 0) -> None:
+    """Let the middle of the model run out of memory in one process, with more images at a time than that."""
+    from launcher.engines.base import Engine
+    from models.stochastic_depth import KeyedDropPath
+
+    forward, update, steps = KeyedDropPath.forward, Engine.update, 0
+
+    def limited(self, x):
+        if self.training and len(x) > images and steps >= from_step and int(os.environ.get("RANK", 0)) == of_rank:
+            raise torch.OutOfMemoryError("out of memory, as a test wants it")
+        return forward(self, x)
+
+    def counted(self, lr):
+        nonlocal steps
+        update(self, lr)
+        steps += 1
+
+    KeyedDropPath.forward, Engine.update = limited, counted
+
+
+def train_within_limit(recipe: Recipe, run: Path, micro_batch: int, **limits) -> None:
+    """In each process; leaves a digest of every image that went into a step, and where its gradients were."""
+    from launcher.training.loop import Training
+
+    if limits:
+        limit(**limits)
+    add, seen, gradients, parameters = Training._micro_batch, {}, set(), set()
+
+    def recorded(self, batch, last):
+        loss = add(self, batch, last)
+        for position, image in zip(batch.positions.tolist(), self.preprocessor.images(batch)):
+            seen[f"{batch.step} {position}"] = hashlib.sha256(image.numpy().tobytes()).hexdigest()
+        parameters.update(self.engine.names.values())
+        gradients.update(parameter.grad.data_ptr() for parameter in self.engine.names if parameter.grad is not None)
+        return loss
+
+    Training._micro_batch = recorded
+    train_until(recipe, run, step=STEPS, micro_batch=micro_batch)
+    run.with_name(f"{run.name} {os.environ['RANK']}.json").write_text(
+        json.dumps([seen, len(gradients), len(parameters)])
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe(digits):
+    return lambda *changes: load("demo", [*SMALL, *SHORT, f"data.path={digits}", *changes])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    Group(2, recipe(), run, train_within_limit, micro_batch=8).finish()
+    return run
+
+
+def images_of(run: Path) -> dict[str, str]:
+    found = {}
+    for rank in range(2):
+        found |= json.loads(run.with_name(f"{run.name} {rank}.json").read_text())[0]
+    return found
+
+
+@pytest.mark.parametrize("from_step", [0, 1])
+def test_all_processes_halve_together_and_do_the_step_again(recipe, undisturbed, tmp_path, from_step):
+    """Of 2 processes one runs out, in the first pass of all, or only once the optimizer has its state."""
+    run = tmp_path / "run"
+    Group(2, recipe(), run, train_within_limit, micro_batch=32, images=8, of_rank=1, from_step=from_step).finish()
+    when = ["before the first step", "in step 1"][from_step]
+    said = [line for line in (tmp_path / "run.log").read_text().splitlines() if line.startswith("out of memory")]
+    assert said == [
+        f"out of memory {when} with micro-batch 32: goes on with 16, the result is the same (64 = 2 processes × 16 × 2 accumulation steps)",
+        f"out of memory {when} with micro-batch 16: goes on with 8, the result is the same (64 = 2 processes × 8 × 4 accumulation steps)",
+    ]
+    assert_same_curve(run, undisturbed, steps=STEPS)
+    assert_same_state(run, undisturbed)
+    assert images_of(run) == images_of(undisturbed)
+    cuts = [event["cut"] for event in RunDirectory(run).metrics() if event["event"] in ("start", "cut")]
+    assert cuts[-1] == "64 = 2 processes × 8 × 4 accumulation steps"
+
+
+def test_gradients_of_several_processes_are_in_memory_once(undisturbed):
+    """They stay in the buckets that are exchanged, through all micro-batches of all steps."""
+    for rank in range(2):
+        gradients, parameters = json.loads(undisturbed.with_name(f"undisturbed {rank}.json").read_text())[1:]
+        assert gradients == parameters
+
+
+def test_shared_out_states_are_rehearsed_before_anything_is_exchanged(recipe, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    Group(2, recipe("engine.zero=3"), run, train_within_limit, micro_batch=32, images=8, of_rank=1).finish()
+    assert "goes on with 8, the result is the same" in (tmp_path / "run.log").read_text()
+    assert_same_curve(run, undisturbed, steps=STEPS)
+
+
+NOT_SMALLER = {
+    "one image": ([], 1, 0, "with micro-batch 1 "),
+    "a statistics batch": (
+        ["model.name=test_resnet", "model.layer_scale=null", "batch.statistics=8"],
+        16,
+        7,
+        "with micro-batch 8 ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_SMALLER)
+def test_where_a_micro_batch_cannot_be_smaller_the_error_names_what_helps(recipe, tmp_path, monkeypatch, case):
+    changes, micro_batch, images, part = NOT_SMALLER[case]
+    from launcher.engines.base import Engine
+    from models.stochastic_depth import KeyedDropPath
+
+    monkeypatch.setattr(KeyedDropPath, "forward", KeyedDropPath.forward)
+    monkeypatch.setattr(Engine, "update", Engine.update)
+    limit(images=images, of_rank=0)
+    with pytest.raises(UserError, match=part) as caught:
+        train(recipe(*changes), tmp_path / "run", micro_batch=micro_batch, workers=0)
+    assert "engine.checkpoint_activations=true" in str(caught.value) and "\n" not in str(caught.value)

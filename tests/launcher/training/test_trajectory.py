@@ -1,0 +1,195 @@
+"""One recipe, one trajectory: the same curve at any cut, through any launcher and any interruption."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher.checkpoints import checkpoint
+from launcher.runs.run_directory import RunDirectory
+from launcher.training.loop import _StopRequest
+from launcher.training.train import train
+from tests.launcher import comparison
+from tests.launcher.comparison import losses
+from tests.launcher.conftest import start_training, train_to_end
+
+THIRTY_STEPS = (
+    "schedule.epochs=2",
+    "schedule.warmup_epochs=1",
+    "batch.global=96",
+    "batch.slices=6",
+)  # 14 steps an epoch
+CUTS = {  # arguments by what the cut does
+    "1 process, whole batch": ["--micro-batch", "96"],
+    "accumulation": ["--micro-batch", "16"],
+    "micro-batches that cross slices, padded": ["--micro-batch", "7"],
+    "2 processes with accumulation": ["--procs", "2", "--micro-batch", "8"],
+    "3 processes": ["--procs", "3", "--micro-batch", "32"],
+    "5 processes, padded": ["--procs", "5", "--micro-batch", "10"],
+}
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    saved = checkpoint.latest_valid(run / "checkpoints").reader()
+    return {f"{kind}/{name}": value for kind in saved.kinds for name, value in saved.tensors(kind).items()}
+
+
+def assert_same_curve(run: Path, reference: Path, steps: int = 28) -> None:
+    """Losses within 1e-5 relative at each step, final weights and averages within 1e-4."""
+    comparison.assert_same_curve(run, reference, steps)
+    state = final_state(run)
+    for name, value in final_state(reference).items():
+        if name.startswith(("weights/", "ema/")):
+            torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.fixture(scope="module")
+def reference(digits, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("reference") / "run"
+    train_to_end(digits, run, *THIRTY_STEPS, "--micro-batch", "96")
+    return run
+
+
+@pytest.mark.parametrize("cut", list(CUTS)[1:])
+def test_the_loss_curve_does_not_depend_on_the_cut(digits, tmp_path, reference, cut):
+    train_to_end(digits, tmp_path / "run", *THIRTY_STEPS, *CUTS[cut])
+    assert_same_curve(tmp_path / "run", reference)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "launcher.train"],
+        [
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--main_process_port",
+            "0",
+            "-m",
+            "launcher.train",
+        ],
+    ],
+    ids=["torchrun", "accelerate launch"],
+)
+def test_every_launcher_starts_the_same_program(digits, tmp_path, reference, launcher):
+    output = train_to_end(digits, tmp_path / "run", *THIRTY_STEPS, "--micro-batch", "8", launcher=launcher)
+    assert "96 = 2 processes × 8 × 6 accumulation steps" in output
+    assert_same_curve(tmp_path / "run", reference)
+
+
+def test_the_cut_may_change_in_mid_run(digits, tmp_path, reference):
+    """Starts on 3 processes, goes on with 1, then 2: a checkpoint belongs to the run, not to the cut."""
+    run = tmp_path / "run"
+    for arguments, stop_at in ((["--procs", "3", "--micro-batch", "16"], 5), (["--micro-batch", "32"], 12)):
+        process = start_training(digits, run, *THIRTY_STEPS, "run.save_every=2", *arguments)
+        wait_for_step(run, stop_at, process)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+        assert "stopped and saved" in output
+    train_to_end(digits, run, *THIRTY_STEPS, "--procs", "2")
+    assert_same_curve(run, reference)
+    assert [event["cut"] for event in RunDirectory(run).metrics() if event["event"] == "start"] == [
+        "96 = 3 processes × 16 × 2 accumulation steps",
+        "96 = 1 process × 32 × 3 accumulation steps",
+        "96 = 2 processes × 48 × 1 accumulation step",
+    ]
+
+
+def test_stopped_and_resumed_at_every_single_step_gives_the_same_bits(small_recipe, tmp_path, monkeypatch):
+    recipe = small_recipe("schedule.epochs=1", "schedule.warmup_epochs=0")
+    assert train(recipe, tmp_path / "undisturbed", micro_batch=24, workers=0)
+    monkeypatch.setattr(_StopRequest, "wanted", property(lambda self: True, lambda self, value: None), raising=False)
+    for _ in range(22):
+        finished = train(recipe, tmp_path / "interrupted", micro_batch=24, workers=0)
+    assert finished
+    assert losses(tmp_path / "interrupted") == losses(tmp_path / "undisturbed")
+    assert_same_bits(tmp_path / "interrupted", tmp_path / "undisturbed")
+
+
+def assert_same_bits(run: Path, reference: Path) -> None:
+    ours, expected = final_state(run), final_state(reference)
+    assert ours.keys() == expected.keys()
+    assert {name.split("/")[0] for name in expected} >= {"weights", "ema", "exp_avg", "exp_avg_sq"}
+    for name, value in expected.items():
+        assert torch.equal(ours[name], value), name
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_killed_between_steps_in_a_step_and_while_saving_gives_the_same_bits(digits, tmp_path, processes):
+    """SIGKILL of every process, then the same command again."""
+    arguments = [
+        "schedule.epochs=1",
+        "schedule.warmup_epochs=0",
+        "run.save_every=3",
+        "--micro-batch",
+        "8",
+        "--procs",
+        str(processes),
+    ]
+    train_to_end(digits, tmp_path / "undisturbed", *arguments)
+    run = tmp_path / "killed"
+
+    def after_step_5():
+        wait_for_step(run, 5, process)
+
+    def in_a_step():
+        wait_for_step(run, 10, process)
+        time.sleep(0.02)
+
+    def while_saving():
+        wait_until(lambda: list((run / "checkpoints").glob(".step-*")), process)
+
+    for moment in (after_step_5, in_a_step, while_saving):
+        process = start_training(digits, run, *arguments, start_new_session=True)
+        moment()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    train_to_end(digits, run, *arguments)
+    assert losses(run) == losses(tmp_path / "undisturbed")
+    assert_same_bits(run, tmp_path / "undisturbed")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(digits, tmp_path):
+    """As a terminal does it: SIGINT to every process of the group, loader workers included."""
+    run = tmp_path / "a run"
+    process = start_training(digits, run, "--procs", "2", start_new_session=True)
+    wait_for_step(run, 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "go on with: bigbatch train demo" in output and "Traceback" not in output
+    reached = RunDirectory(run).metrics()[-1]["step"]
+    assert checkpoint.latest_valid(run / "checkpoints").step == reached
+    assert f"stopped and saved at step {reached}" in output
+
+
+def test_a_loss_that_is_not_finite_stops_all_processes_and_nothing_is_saved_of_it(digits, tmp_path):
+    """The loss is looked at after the update, so that no GPU waits for the question; what the update did is never written down."""
+    changes = ["optimizer.lr=1e30", "schedule.warmup_epochs=0", "run.save_every=1"]
+    process = start_training(digits, tmp_path / "run", "--procs", "2", *changes)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "error: the loss of step" in output and "Traceback" not in output
+    stopped_at = int(output.split("error: the loss of step ")[1].split()[0])
+    saved = checkpoint.latest_valid(tmp_path / "run" / "checkpoints")
+    assert saved is not None and saved.step <= stopped_at
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    wait_until(lambda: any(event.get("step", 0) >= step for event in RunDirectory(run).metrics()), process)
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)

@@ -1,0 +1,42 @@
+"""What keeps the code findable: few modules at the top, short files, and one meaning for each name."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+from tests.structure.test_imports import MODULES, ROOT
+
+# Commands are functions named as the command; each calls a function of the same meaning in a room below.
+COMMANDS = ("launcher.cli.main", "launcher.cli.jobs", "launcher.cli.plan")
+
+
+def test_the_top_of_the_launcher_holds_entry_points_and_what_all_rooms_share():
+    top = sorted(path.stem for path in (ROOT / "launcher").glob("*.py") if path.stem != "__init__")
+    assert top == ["__main__", "cut", "job", "processes", "recipe_shards", "train", "workers", "world"]
+
+
+def test_no_file_is_longer_than_300_lines():
+    long = {name: lines for name, path in MODULES.items() if (lines := len(path.read_text().splitlines())) >= 300}
+    assert not long
+
+
+def test_no_two_public_classes_or_functions_share_a_name():
+    homes = defaultdict(list)
+    for module, path in MODULES.items():
+        if module in COMMANDS:
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                homes[node.name].append(module)
+    # `attach` is what both models.batch_norm and models.stochastic_depth do to a model, and is called by the module's name.
+    shared = {name: found for name, found in homes.items() if len(found) > 1 and name not in ("attach", "main")}
+    assert not shared
+
+
+def test_tests_mirror_the_rooms():
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        folder = path.relative_to(ROOT / "tests").parent
+        if folder.parts[0] in ("benchmarks", "structure", "compatibility"):
+            continue
+        assert (ROOT / folder).is_dir(), f"{path.relative_to(ROOT)} has no room {folder}"
+    assert not [path for path in Path(ROOT / "launcher").rglob("utils.py")]

@@ -1,0 +1,102 @@
+"""Which room may import which: every import of every module, lazy ones too, points downward, and none closes a circle."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("recipes", "models", "data", "slurm", "launcher")
+
+# From the roof to the ground. A module imports its own room and those on lines below; rooms on one line leave each other alone.
+FLOORS = [
+    ["launcher.__main__", "launcher.train", "launcher.job"],
+    ["launcher.cli"],
+    ["launcher.jobs"],
+    ["launcher.training"],
+    ["launcher.evaluation", "launcher.planning"],
+    ["launcher.engines"],
+    ["launcher.checkpoints", "launcher.runs"],
+    ["launcher.cut", "launcher.processes", "launcher.recipe_shards", "launcher.workers"],
+    ["launcher.world", "launcher"],
+    ["slurm"],
+    ["data.writing"],
+    ["data.sources"],
+    ["data.on_device", "data.prefetch"],
+    ["data.batches"],
+    ["data.images", "data.reading", "data.mixing", "data.block_order"],
+    ["data.order", "data.parallel"],
+    ["data.atomic_io", "data.cpus", "data.progress", "data"],
+    ["models"],
+    ["recipes"],
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the five packages by its dotted name; a package is named as its folder."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(name: str) -> set[str]:
+    """The modules of ours that a module names in an import, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports by a relative path"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {one if one in MODULES else str(node.module) for one in inner}
+    return {one for one in found if one in MODULES} - {name}
+
+
+IMPORTS = {name: imports_of(name) for name in MODULES}
+
+
+def room_of(module: str) -> str:
+    """The longest name of a room that the module lies in."""
+    parts = module.split(".")
+    return next(".".join(parts[:count]) for count in range(len(parts), 0, -1) if ".".join(parts[:count]) in FLOOR)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_its_own_room_and_lower_ones_only(module):
+    own = room_of(module)
+    climbing = [other for other in IMPORTS[module] if room_of(other) != own and FLOOR[room_of(other)] <= FLOOR[own]]
+    assert not climbing, f"{module} imports {', '.join(climbing)}, which FLOORS does not put below {own}"
+
+
+def test_no_circle_of_imports():
+    """A module of a package counts as importing nothing of its package's `__init__`, which only has a docstring here."""
+    state: dict[str, int] = {}
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        if state.get(module) == 2:
+            return
+        assert module not in path, " → ".join([*path[path.index(module) :], module])
+        for other in sorted(IMPORTS[module]):
+            visit(other, (*path, module))
+        state[module] = 2
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_no_top_level_import_of_torch_where_the_command_line_must_be_fast():
+    """`recipes` and the help of every command come without torch, which takes seconds to import."""
+    for module in MODULES:
+        if not module.startswith(("recipes", "launcher.cli")):
+            continue
+        for node in ast.parse(MODULES[module].read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.partition(".")[0] in ("torch", "timm", "accelerate") for name in names), module
