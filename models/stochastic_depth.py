@@ -23,8 +23,10 @@ class StochasticDepth:
     def __init__(self, seed: int, rates: list[float]):
         self.seed = seed
         self.branches = [KeyedDropPath(rate) for rate in rates]
-        self._thresholds = torch.tensor([round(rate * 2**_UNIFORM_BITS) for rate in rates], dtype=torch.int64)
-        self._kept_scale = torch.tensor([1 / (1 - rate) for rate in rates], dtype=torch.float32)
+        self._thresholds = torch.tensor(
+            [round(rate * 2**_UNIFORM_BITS) for rate in rates], dtype=torch.int64, device="cpu"
+        )
+        self._kept_scale = torch.tensor([1 / (1 - rate) for rate in rates], dtype=torch.float32, device="cpu")
 
     @property
     def rates(self) -> list[float]:

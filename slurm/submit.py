@@ -31,7 +31,7 @@ _SUBMISSION = "submission.json"
 _FOR_EVER = 60 * 24 * 365  # minutes; submitit's local executor wants a limit
 
 
-def submit(
+def submit_jobs(
     jobs: list[Job], resources: Resources, cluster_name: str, cluster: Cluster, folder: Path, after: str | None = None
 ) -> list[Submission]:
     """Submit one job, or several as an array, and write beside each job's records where it went.
@@ -112,7 +112,7 @@ def last_submission(job_folder: Path) -> Submission | None:
         return None
 
 
-def cancel(submission: Submission) -> None:
+def cancel_job(submission: Submission) -> None:
     """End a job; running or not, it will not start again.
 
     Raises:

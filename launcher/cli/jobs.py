@@ -77,7 +77,7 @@ def logs(
 @jobs.command(epilog="Example: bigbatch cancel runs/convnext_tiny_in1k")
 def cancel(run: RunArgument):
     """End a submitted run. What it has saved stays; `bigbatch resume` goes on with it."""
-    from launcher.jobs.control import cancel as cancel_run
+    from launcher.jobs.control import cancel_run
 
     cancel_run(run)
 
@@ -85,7 +85,7 @@ def cancel(run: RunArgument):
 @jobs.command(epilog="Example: bigbatch resume runs/convnext_tiny_in1k")
 def resume(run: RunArgument):
     """Submit a run again that was cancelled, failed or got lost: same code, same recipe, at the exact step."""
-    from launcher.jobs.control import resume as resume_run
+    from launcher.jobs.control import resume_run
 
     resume_run(run)
 

@@ -175,13 +175,13 @@ class Engine(ABC):
     def _parameter_state(self) -> Iterator[TensorShard]:
         """This process's part of the weights and of the optimizer's state."""
 
-    def numbers(self) -> dict[str, float]:
+    def scalars(self) -> dict[str, float]:
         """What else belongs to the state: a few numbers, the same in every process."""
         return {"updates": self.updates}
 
     def load_state(self, saved: CheckpointReader) -> None:
         """Take over the optimizer's state, the averages and the numbers of a checkpoint; the weights are in the model already."""
-        self.updates = int(saved.numbers["updates"])
+        self.updates = int(saved.scalars["updates"])
         with torch.no_grad():
             self._load_optimizer_state(saved)
             for name, buffer in self.averaged_buffers.items():

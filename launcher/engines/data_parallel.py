@@ -74,11 +74,11 @@ class DataParallel(Engine):
                 if value is not None and value.shape == parameter.shape and kind != "step":
                     yield TensorShard(kind, name, value)
 
-    def numbers(self) -> dict[str, float]:
+    def scalars(self) -> dict[str, float]:
         scaler = self.accelerator.scaler
         if scaler is None:
-            return super().numbers()
-        return super().numbers() | {
+            return super().scalars()
+        return super().scalars() | {
             "loss_scale": scaler.get_scale(),
             "good_steps": scaler.state_dict()["_growth_tracker"],
         }
@@ -95,6 +95,6 @@ class DataParallel(Engine):
             self.optimizer.state[parameter].clear()
             self.optimizer.state[parameter].update(state)
         scaler = self.accelerator.scaler
-        if scaler is not None and "loss_scale" in saved.numbers:
-            numbers = {"scale": saved.numbers["loss_scale"], "_growth_tracker": int(saved.numbers["good_steps"])}
+        if scaler is not None and "loss_scale" in saved.scalars:
+            numbers = {"scale": saved.scalars["loss_scale"], "_growth_tracker": int(saved.scalars["good_steps"])}
             scaler.load_state_dict(scaler.state_dict() | numbers)

@@ -25,7 +25,7 @@ class LossScale:
         if self.good_steps == _GROWTH_INTERVAL:
             self.value, self.good_steps = self.value * 2, 0
 
-    def numbers(self) -> dict[str, float]:
+    def scalars(self) -> dict[str, float]:
         """What a checkpoint keeps of it."""
         return {"loss_scale": self.value, "good_steps": self.good_steps}
 

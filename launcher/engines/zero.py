@@ -97,8 +97,8 @@ class Zero(Engine):
             self.partitions.override_loss_scale(self.loss_scale.value)
         return applied
 
-    def numbers(self) -> dict[str, float]:
-        return super().numbers() | (self.loss_scale.numbers() if self.loss_scale else {})
+    def scalars(self) -> dict[str, float]:
+        return super().scalars() | (self.loss_scale.scalars() if self.loss_scale else {})
 
     def close(self) -> None:
         self.model.destroy()
@@ -172,8 +172,8 @@ class Zero(Engine):
                 if "exp_avg" in state:
                     state["step"] = torch.tensor(float(self.updates), device=flat.device)
                 self.optimizer.state[flat] = state
-        if self.loss_scale and "loss_scale" in saved.numbers:
-            self.loss_scale.load(saved.numbers)
+        if self.loss_scale and "loss_scale" in saved.scalars:
+            self.loss_scale.load(saved.scalars)
             self.partitions.override_loss_scale(self.loss_scale.value)
 
     def _runs(self) -> list[list[FlatSlice]]:

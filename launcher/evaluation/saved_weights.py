@@ -62,7 +62,7 @@ def _best(run: RunDirectory) -> checkpoint.Checkpoint:
     best = run.best_evaluation()
     if best is None:
         raise UserError(f"{run.path} was not evaluated yet, so no checkpoint is the best: leave --best out")
-    return checkpoint.open_checkpoint(checkpoint.path_of(run.checkpoints, best[1]))
+    return checkpoint.open_checkpoint(checkpoint.checkpoint_path(run.checkpoints, best[1]))
 
 
 def export(run_path: Path, destination: Path, averaged: bool, best: bool = False) -> None:

@@ -9,11 +9,10 @@ from slurm.job import Job, Submission
 from slurm.ledger import Ledger
 from slurm.snapshot import snapshot
 from slurm.state import job_states
-from slurm.submit import CODE, last_submission, submit
-from slurm.submit import cancel as cancel_job
+from slurm.submit import CODE, cancel_job, last_submission, submit_jobs
 
 
-def cancel(run: Path) -> None:
+def cancel_run(run: Path) -> None:
     """End a run's job, whether it waits or runs.
 
     Raises:
@@ -29,7 +28,7 @@ def cancel(run: Path) -> None:
     print(f"cancelled job {submission.job_id}; go on with: bigbatch resume {run}")
 
 
-def resume(run: Path) -> None:
+def resume_run(run: Path) -> None:
     """Submit a run again with the code and recipe it was submitted with.
 
     Raises:
@@ -46,7 +45,7 @@ def resume(run: Path) -> None:
     if last.folder != job_folder:  # one run of a sweep goes on alone
         snapshot(last.folder / CODE, job_folder / CODE)
     job = Job.model_validate_json((job_folder / "job.json").read_text())
-    submission = submit([job], last.resources, name, cluster, job_folder)[0]
+    submission = submit_jobs([job], last.resources, name, cluster, job_folder)[0]
     print(f"submitted {job.name} again as job {submission.job_id}: {run}")
 
 

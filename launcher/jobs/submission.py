@@ -17,8 +17,7 @@ from slurm.cluster import LOCAL, Cluster, load_cluster
 from slurm.job import Job, Resources, Submission, parse_minutes, parse_nodes
 from slurm.partitions import check_fits, read_partitions
 from slurm.snapshot import snapshot
-from slurm.submit import CODE, cancel
-from slurm.submit import submit as send
+from slurm.submit import CODE, cancel_job, submit_jobs
 
 
 def submit(arguments: list[str], options: Options, dry_run: bool) -> None:
@@ -48,7 +47,7 @@ def submit(arguments: list[str], options: Options, dry_run: bool) -> None:
             submitted += _send(runs, resources, cluster_name, cluster, options, after)
         except UserError:
             for earlier in submitted:
-                cancel(earlier)
+                cancel_job(earlier)
             raise
     print(f"watch with: bigbatch runs {steps[0][0].directory.path.parent}")
 
@@ -89,7 +88,7 @@ def _send(
         (run.job_folder / "job.json").write_text(jobs[-1].model_dump_json(indent=1))
     folder.mkdir(exist_ok=True)
     snapshot(Path(launcher.__file__).parents[1], folder / CODE)
-    submitted = send(jobs, resources, cluster_name, cluster, folder, after)
+    submitted = submit_jobs(jobs, resources, cluster_name, cluster, folder, after)
     for run, submission in zip(runs, submitted):
         after_it = f", after job {after}" if after else ""
         print(f"submitted {run.recipe.name} as job {submission.job_id}{after_it}: {run.directory.path}")

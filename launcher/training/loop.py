@@ -19,7 +19,7 @@ from data.batches import MicroBatch, MicroBatches, load_steps
 from data.on_device import DevicePreprocessor
 from data.prefetch import prefetch_to_device
 from data.reading.shards import ShardSet
-from launcher.checkpoints.checkpoint import CheckpointWriter
+from launcher.checkpoints.writer import CheckpointWriter
 from launcher.cut import Cut, unit_of_cut
 from launcher.engines.base import Engine
 from launcher.engines.out_of_memory import is_out_of_memory
@@ -233,7 +233,7 @@ class Training:
     def _save(self, step: int) -> None:
         engine = self.engine
         about = {"identity": self.recipe.identity(), "dataset": self.shards.digest}
-        stall = self.writer.save(step, engine.state(), engine.numbers(), engine.shapes, about)
+        stall = self.writer.save(step, engine.state(), engine.scalars(), engine.shapes, about)
         if stall is not None:
             self._log("checkpoint", step, stall_seconds=round(stall, 4))
 

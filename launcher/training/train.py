@@ -12,6 +12,7 @@ from torch import nn
 from data.reading.shards import ShardSet
 from launcher.checkpoints import checkpoint
 from launcher.checkpoints.retention import Retention
+from launcher.checkpoints.writer import CheckpointWriter, new_attempt
 from launcher.cut import Cut, unit_of_cut
 from launcher.engines.base import Engine, load_model, make_accelerator
 from launcher.engines.data_parallel import DataParallel
@@ -108,15 +109,15 @@ def train(
         say(f"warning: {warning}")
 
     best_accuracy, best_step = broadcast_object_list([engine.is_main and run.best_evaluation()])[0] or (0.0, None)
-    writer = checkpoint.CheckpointWriter(
+    writer = CheckpointWriter(
         run.checkpoints,
         Retention(
             recipe.run.keep, every=(recipe.run.keep_every or 0) * schedule.steps_per_epoch or None, best=best_step
         ),
         accelerator.process_index,
         accelerator.num_processes,
-        attempt=broadcast_object_list([checkpoint.new_attempt()])[0],
-        continued_step=step if newest else None,
+        attempt=broadcast_object_list([new_attempt()])[0],
+        resumed_step=step if newest else None,
     )
     accelerator.wait_for_everyone()
     workers = default_workers() if workers is None else workers

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.checkpoints.checkpoint import CheckpointWriter, TensorShard, latest_valid, new_attempt, open_checkpoint
+from launcher.checkpoints.checkpoint import TensorShard, latest_valid, open_checkpoint
 from launcher.checkpoints.retention import Retention
+from launcher.checkpoints.writer import CheckpointWriter, new_attempt
 from recipes.errors import UserError
 
 ABOUT = {"identity": "identity", "dataset": "dataset"}
@@ -27,10 +28,8 @@ def state(step: int, rank: int = 0) -> list[TensorShard]:
     return [TensorShard(kind, name, torch.randn(100, generator=generator)) for name in names for kind in kinds]
 
 
-def writer(
-    folder: Path, keep=3, rank=0, world_size=1, attempt="x", continued_step=None, **retention
-) -> CheckpointWriter:
-    return CheckpointWriter(folder, Retention(keep, **retention), rank, world_size, attempt, continued_step)
+def writer(folder: Path, keep=3, rank=0, world_size=1, attempt="x", resumed_step=None, **retention) -> CheckpointWriter:
+    return CheckpointWriter(folder, Retention(keep, **retention), rank, world_size, attempt, resumed_step)
 
 
 def start_saving(one: CheckpointWriter, step: int, pieces: list[TensorShard], shapes: dict | None = None) -> None:
@@ -51,7 +50,7 @@ def steps_in(folder: Path) -> list[int]:
 def test_what_is_saved_is_what_is_read(tmp_path):
     save(tmp_path, 7)
     found = latest_valid(tmp_path)
-    assert (found.step, found.numbers, found.about) == (7, {"updates": 7}, ABOUT)
+    assert (found.step, found.scalars, found.metadata) == (7, {"updates": 7}, ABOUT)
     saved = found.reader()
     assert saved.kinds == {"weights", "exp_avg", "ema"}
     for kind, name, value, _ in state(7):
@@ -189,7 +188,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(tmp_path, da
     assert "\n" not in str(caught.value)
     with pytest.warns(UserWarning, match="damaged"):
         assert latest_valid(tmp_path).step == 1
-    save(tmp_path, 2, continued_step=1)  # the run comes past that step again and writes it anew
+    save(tmp_path, 2, resumed_step=1)  # the run comes past that step again and writes it anew
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert latest_valid(tmp_path).step == 2

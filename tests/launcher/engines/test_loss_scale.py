@@ -22,5 +22,5 @@ def test_the_scale_moves_as_torchs_does():
 
 def test_it_goes_on_from_what_a_checkpoint_kept():
     one, other = LossScale(value=1024.0, good_steps=7), LossScale()
-    other.load(one.numbers())
+    other.load(one.scalars())
     assert other == one

@@ -172,7 +172,7 @@ def test_a_gradient_that_overflows_is_dropped_by_all_processes_and_the_count_is_
             Group(
                 2, recipe, tmp_path / name, train_with_a_scaled_loss, step=step, exponent=exponent, micro_batch=12
             ).finish()
-        numbers.append(checkpoint.latest_valid(tmp_path / name / "checkpoints").numbers)
+        numbers.append(checkpoint.latest_valid(tmp_path / name / "checkpoints").scalars)
     dropped = 12 - numbers[0]["updates"]
     assert (
         3 <= dropped <= 11

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from data.writing.sharding import shard
-from launcher.checkpoints import checkpoint
+from launcher.checkpoints.writer import CheckpointWriter
 from launcher.cli.recipes import print_recipe
 from launcher.cut import cut_for_model
 from launcher.runs.run_directory import RunDirectory
@@ -98,7 +98,7 @@ SMALL = [
 )
 def test_a_recipe_of_each_kind_trains(name, changes, few_digits, tmp_path, monkeypatch):
     """Two steps of the whole recipe at 32 pixels and an evaluation. What is saved is tested elsewhere, and slow here."""
-    monkeypatch.setattr(checkpoint.CheckpointWriter, "save", lambda *_: 0.0)
+    monkeypatch.setattr(CheckpointWriter, "save", lambda *_: 0.0)
     changes = [*SMALL, *changes, f"data.path={few_digits}"]
     recipe = load(name, changes)
     if recipe.model.weights:

@@ -1,0 +1,169 @@
+"""Writing checkpoints: each is complete or not there at all.
+
+Every process writes its share of the state into a hidden folder, and then a record of it with size and SHA-256. The record
+appears whole, once the share is on the disk, and is the last thing that its process does in the folder: from then on the
+folder belongs to the main process. When all records are there, the main process adds ``checkpoint.json``, flushes the names
+of all files to the disk, and renames the folder. A process that cannot write its share leaves a mark instead, so that the
+main process does not wait for it. A save that is killed half-way therefore never gets a checkpoint's name.
+
+The state is first copied, then written by a thread while training continues; only the copy holds training up.
+"""
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from data.atomic_io import rename_durably, replacing, write_atomically, write_durably
+from launcher.checkpoints.checkpoint import FORMAT, MANIFEST, TensorShard, checkpoint_path, saved_steps, sha256_of
+from launcher.checkpoints.retention import Retention
+from recipes.errors import UserError
+
+_FAILED = ".failed"  # ends the name of the mark of a process that could not write its share
+_SHARE_TIMEOUT = 1800  # seconds that the main process waits for another one's share
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run. Every process has one, and all call `save` at the same steps."""
+
+    def __init__(
+        self, folder: Path, retention: Retention, rank: int, world_size: int, attempt: str, resumed_step: int | None
+    ):
+        """Prepare to write into `folder`; the main process makes it and removes what killed saves left behind.
+
+        Args:
+            retention: decides which checkpoints are kept.
+            attempt: a name that all processes of this start share and that no other start has (`new_attempt`).
+            resumed_step: the step of the checkpoint that this start resumes from, which need not be saved again.
+        """
+        self.folder = folder
+        self.retention = retention
+        self.rank = rank
+        self.world_size = world_size
+        self.attempt = attempt
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._saved_step = resumed_step
+        if rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".step-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def save(
+        self,
+        step: int,
+        shards: Iterable[TensorShard],
+        scalars: dict[str, float],
+        shapes: dict[str, list[int]],
+        metadata: dict[str, str],
+    ) -> float | None:
+        """Start to save this process's shards of the state; return the seconds that training was held up.
+
+        Saving a step a second time does nothing and returns None. The arguments after `shards` are those of
+        `launcher.checkpoints.checkpoint.Checkpoint`, and the same in every process.
+
+        Raises:
+            UserError: the save before this one failed, e.g. because the disk is full.
+        """
+        started = time.perf_counter()
+        self.wait()
+        if step == self._saved_step:
+            return None
+        self._saved_step = step
+        tensors = {shard.label: shard.values.detach().to("cpu", copy=True).contiguous() for shard in shards}
+        manifest = {  # the keys "numbers" and "about" are older than the names of the arguments
+            "format": FORMAT,
+            "step": step,
+            "numbers": scalars,
+            "about": metadata,
+            "versions": {"torch": torch.__version__},
+            "shapes": shapes,
+        }
+        self._thread = threading.Thread(target=self._write, args=(manifest, tensors), name=f"checkpoint-{self.rank}")
+        self._thread.start()
+        return time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Return when the last save is complete.
+
+        Raises:
+            UserError: it failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise UserError(
+                f"the checkpoint in {self.folder} could not be written: {error}; earlier ones are untouched"
+            )
+
+    def _write(self, manifest: dict, tensors: dict[str, Tensor]) -> None:
+        unfinished = self.folder / f".step-{manifest['step']:08d}-{self.attempt}"
+        try:
+            unfinished.mkdir(exist_ok=True)
+            share = unfinished / f"part-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
+            with replacing(share) as temporary:
+                safetensors.torch.save_file(tensors, temporary)
+            record = {"bytes": share.stat().st_size, "sha256": sha256_of(share)}
+            # Not durably: that would open the folder after the main process may have renamed it.
+            write_atomically(unfinished / f"{share.name}.json", _json(record))
+            if self.rank == 0:
+                self._complete(unfinished, manifest)
+        except BaseException as error:
+            self._error = error
+            if self.rank == 0:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    (unfinished / f"{self.rank}{_FAILED}").touch()
+
+    def _complete(self, unfinished: Path, manifest: dict) -> None:
+        """Wait for the shares of the other processes, name the checkpoint, and remove those that are not kept."""
+        records = self._wait_for_records(unfinished)
+        manifest["files"] = {record.name.removesuffix(".json"): json.loads(record.read_text()) for record in records}
+        write_durably(unfinished / MANIFEST, _json(manifest))
+        for record in records:
+            record.unlink()
+        final = checkpoint_path(self.folder, manifest["step"])
+        if final.exists():  # a damaged one: training would have resumed from a valid one
+            _remove(final)
+        rename_durably(unfinished, final)
+        steps = saved_steps(self.folder)
+        for step in steps.keys() - self.retention.kept(list(steps)):
+            _remove(steps[step])
+
+    def _wait_for_records(self, unfinished: Path) -> list[Path]:
+        deadline = time.monotonic() + _SHARE_TIMEOUT
+        while len(records := sorted(unfinished.glob("*.safetensors.json"))) < self.world_size:
+            if failed := sorted(unfinished.glob(f"*{_FAILED}")):
+                raise OSError(f"rank {failed[0].name.removesuffix(_FAILED)} could not write its part")
+            if not unfinished.is_dir():
+                raise OSError("another process removed the folder of its parts")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"only {len(records)} of {self.world_size} processes wrote their part")
+            time.sleep(0.02)
+        return records
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; one whose removal is interrupted no longer has a checkpoint's name."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}-removed")), ignore_errors=True)
+
+
+def new_attempt() -> str:
+    """Return a name for one start of a run."""
+    return uuid.uuid4().hex[:8]
+
+
+def _json(content: dict) -> bytes:
+    return json.dumps(content, indent=1).encode()
