@@ -59,10 +59,10 @@ def _newest(run: RunDirectory) -> checkpoint.Checkpoint:
 
 
 def _best(run: RunDirectory) -> checkpoint.Checkpoint:
-    best = run.best_evaluation()
+    best = run.metrics.best()
     if best is None:
         raise UserError(f"{run.path} was not evaluated yet, so no checkpoint is the best: leave --best out")
-    return checkpoint.open_checkpoint(checkpoint.checkpoint_path(run.checkpoints, best[1]))
+    return checkpoint.open_checkpoint(checkpoint.checkpoint_path(run.checkpoints, best.step))
 
 
 def export(run_path: Path, destination: Path, averaged: bool, best: bool = False) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
+from launcher.runs.metrics import best_accuracy
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
 
@@ -29,7 +30,7 @@ class History:
         self.folder = path.resolve().name
         self.recipe = run.recipe()
         self.facts = run.facts()
-        self.events = run.metrics()
+        self.events = run.metrics.events()
         self.starts = self._of_kind("start")
         self.steps = self._of_kind("step")
         self.evaluations = self._of_kind("evaluation")
@@ -88,10 +89,10 @@ class History:
         """A quantity at the last evaluation."""
         return self.evaluations[-1].get(name) if self.evaluations else None
 
-    def best(self, names: Iterable[str] = ("top1", "ema_top1")) -> tuple[float, float] | None:
-        """The highest of these accuracies over all evaluations, and the epoch it was first reached."""
-        reached = [(value, epoch) for name in names for epoch, value in zip(*self.curve("evaluation", name))]
-        return max(reached, key=lambda pair: (pair[0], -pair[1]), default=None)
+    def best(self, weights: Iterable[str] = ("EMA", "raw")) -> tuple[float, float] | None:
+        """Return the highest top-1 of these weights over all evaluations, and the epochs finished when it was first reached."""
+        best = best_accuracy(self.evaluations, weights)
+        return best and (best.top1, best.step / self.facts["steps_per_epoch"])
 
     @cached_property
     def confusion(self) -> list[list[int]]:

@@ -4,12 +4,12 @@ import fcntl
 import json
 import os
 import socket
-import time
 from pathlib import Path
 
 import yaml
 
 from data.atomic_io import write_durably
+from launcher.runs.metrics import Metrics
 from recipes.errors import UserError
 from recipes.load import validate
 from recipes.schema import Recipe
@@ -22,7 +22,7 @@ class RunDirectory:
         self.path = path
         self.recipe_file = path / "recipe.yaml"
         self.facts_file = path / "run.json"
-        self.metrics_file = path / "metrics.jsonl"
+        self.metrics = Metrics(path / "metrics.jsonl")
         self.mistakes_file = path / "mistakes.json"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
@@ -120,33 +120,6 @@ class RunDirectory:
         """Write the recipe and the facts, each whole or not at all."""
         write_durably(self.recipe_file, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
         write_durably(self.facts_file, json.dumps(facts, indent=1).encode())
-
-    def metrics(self) -> list[dict]:
-        """All events so far; a last line torn by a kill is left out."""
-        events = []
-        if self.metrics_file.is_file():
-            for line in self.metrics_file.read_text().splitlines():
-                try:
-                    events.append(json.loads(line))
-                except ValueError:
-                    break
-        return events
-
-    def best_evaluation(self) -> tuple[float, int] | None:
-        """The highest top-1 of raw or averaged weights, and the step at which it was first reached; None without evaluations."""
-        evaluations = [event for event in self.metrics() if event["event"] == "evaluation"]
-        reached = [(max(event["top1"], event["ema_top1"] or 0.0), event["step"]) for event in evaluations]
-        return max(reached, key=lambda one: (one[0], -one[1]), default=None)
-
-    def forget_after(self, step: int) -> None:
-        """Remove the events of steps after `step`: the run goes on from there."""
-        kept = [event for event in self.metrics() if event["step"] <= step]
-        write_durably(self.metrics_file, "".join(json.dumps(event) + "\n" for event in kept).encode())
-
-    def log(self, event: str, **values) -> None:
-        """Append one event to ``metrics.jsonl``."""
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
 
 
 def _first_difference(there: dict, here: dict, prefix: str = ""):

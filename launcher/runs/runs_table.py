@@ -1,6 +1,5 @@
 """`bigbatch runs`: how every run stands, in one table."""
 
-import json
 import re
 import sys
 import time
@@ -11,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from launcher.runs.history import restarts_among
+from launcher.runs.metrics import best_accuracy
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
 from slurm.ledger import Ledger
 from slurm.state import JobState, job_states
 
-_TAIL = 512 * 1024  # bytes of the metrics read of each run: a thousand steps and more
 _DEPTHS = ("*", "*/*")  # runs, and the runs of sweeps
 _FRESH = 120.0  # seconds since the last event for which a run without a job counts as running
 
@@ -117,7 +116,7 @@ def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
     run, ledger = RunDirectory(path), Ledger(path / "job")
     recipe = run.recipe() if run.recipe_file.is_file() else RunDirectory(path / "job").recipe()
     facts = run.facts() if run.facts_file.is_file() else {}
-    events = recent_events(run.metrics_file)
+    events = run.metrics.recent()
     steps = [event for event in events if event["event"] == "step"]
     evaluations = [event for event in events if event["event"] == "evaluation"]
     starts = [event for event in events if event["event"] == "start"]
@@ -127,7 +126,8 @@ def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
     left = (total - step) * recipe.batch.global_ / speed if total and step is not None and speed else None
     if state is None:
         state = _without_job(events, step, total)
-    accuracy, weights = _accuracy(evaluations[-1]) if evaluations else (None, "")
+    best = best_accuracy(evaluations[-1:])
+    has_ema = bool(evaluations) and evaluations[-1].get("ema_top1") is not None
     submitted = ledger.events("start")
     restarts = len(submitted) - 1 if submitted else len(restarts_among(starts, total))
     return RunStatus(
@@ -140,20 +140,12 @@ def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
         total_steps=total,
         epoch=steps[-1]["epoch"] if steps else None,
         images_per_second=speed,
-        accuracy=accuracy,
-        weights=weights,
+        accuracy=best.top1 if best else None,
+        weights=best.weights if best and has_ema else "",
         seconds_left=left if state.is_active else None,
         restarts=restarts,
         note=state.note,
     )
-
-
-def _accuracy(evaluation: dict) -> tuple[float, str]:
-    """The higher top-1 and, where there are two, of which weights it is."""
-    raw, averaged = evaluation["top1"], evaluation.get("ema_top1")
-    if averaged is None:
-        return raw, ""
-    return (averaged, "averaged") if averaged >= raw else (raw, "raw")
 
 
 def _without_job(events: list[dict], step: int | None, total: int | None) -> JobState:
@@ -162,23 +154,6 @@ def _without_job(events: list[dict], step: int | None, total: int | None) -> Job
         return JobState("COMPLETED", "")
     fresh = bool(events) and time.time() - events[-1]["time"] < _FRESH
     return JobState("RUNNING" if fresh else "STOPPED", "")
-
-
-def recent_events(metrics: Path) -> list[dict]:
-    """The events at the end of a metrics file, oldest first."""
-    if not metrics.is_file():
-        return []
-    with metrics.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _TAIL))
-        lines = file.read().splitlines()[1 if size > _TAIL else 0 :]
-    events = []
-    for line in lines:
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
 
 
 def _median(values: list[float]) -> float | None:

@@ -132,7 +132,7 @@ class Training:
         if self.profile:
             self.profile.begin_anew(self.cut)
         if self.engine.is_main:
-            self.run.log("cut", step=step, cut=str(self.cut))
+            self.run.metrics.append("cut", step, cut=str(self.cut))
 
     def _step(self, step: int, batches, progress: RunProgress, stop_wanted: bool) -> bool:
         """Do optimizer step `step`; return whether any process was asked to stop."""
@@ -209,7 +209,7 @@ class Training:
         # A run killed while evaluating left a checkpoint but no result: then it is made up for. The main process decides.
         done = torch.zeros(1, device=self.engine.accelerator.device)
         if self.engine.is_main:
-            done += any(event["event"] == "evaluation" and event["step"] == step for event in self.run.metrics())
+            done += any(event["event"] == "evaluation" and event["step"] == step for event in self.run.metrics.recent())
         return self.engine.sum(done).item() == 0
 
     def _evaluate(self, step: int, progress: RunProgress) -> None:
@@ -272,7 +272,7 @@ class Training:
     def _log(self, event: str, step: int, **values) -> None:
         if not self.engine.is_main:
             return
-        self.run.log(event, step=step, epoch=round(step / self.schedule.steps_per_epoch, 4), **values)
+        self.run.metrics.append(event, step, epoch=round(step / self.schedule.steps_per_epoch, 4), **values)
         numbers = {f"{event}/{name}": value for name, value in values.items() if value is not None}
         self.engine.accelerator.log(numbers, step=step)
 

@@ -96,9 +96,9 @@ def train(
 
     if engine.is_main:
         run.write_description(recipe, _facts(recipe, shards, schedule, model))
-        run.forget_after(step)
+        run.metrics.truncate_after(step)
         device, precision = _device_name(accelerator.device), _precision(accelerator)
-        run.log("start", step=step, cut=str(cut), engine=engine.title, device=device, precision=precision)
+        run.metrics.append("start", step, cut=str(cut), engine=engine.title, device=device, precision=precision)
     accelerator.init_trackers("curves", init_kwargs={"tensorboard": {"purge_step": step + 1}})
     say(f"{recipe.name}: {recipe.model.name}, {schedule.total_steps:,} steps of {cut}, {engine.title}")
     if choice.reason:
@@ -108,11 +108,13 @@ def train(
     for warning in [] if step else schedule.warnings():
         say(f"warning: {warning}")
 
-    best_accuracy, best_step = broadcast_object_list([engine.is_main and run.best_evaluation()])[0] or (0.0, None)
+    best = broadcast_object_list([run.metrics.best() if engine.is_main else None])[0]
     writer = CheckpointWriter(
         run.checkpoints,
         Retention(
-            recipe.run.keep, every=(recipe.run.keep_every or 0) * schedule.steps_per_epoch or None, best=best_step
+            recipe.run.keep,
+            every=(recipe.run.keep_every or 0) * schedule.steps_per_epoch or None,
+            best=best.step if best else None,
         ),
         accelerator.process_index,
         accelerator.num_processes,
@@ -122,7 +124,16 @@ def train(
     accelerator.wait_for_everyone()
     workers = default_workers() if workers is None else workers
     training = Training(
-        engine, prepared.drop_path, prepared.bn_stats, schedule, cut, shards, run, writer, workers, best_accuracy
+        engine,
+        prepared.drop_path,
+        prepared.bn_stats,
+        schedule,
+        cut,
+        shards,
+        run,
+        writer,
+        workers,
+        best.top1 if best else 0.0,
     )
     if profile and engine.is_main:
         training.profile = StepProfile(run.path / "profile", profile, cut, accelerator.device, say)
@@ -136,7 +147,7 @@ def train(
     if training.replaced:
         say(f"{training.replaced} unreadable photographs were replaced; `bigbatch verify {shards.root}` names them")
     if engine.is_main and finished:
-        run.log("finish", step=reached, seconds=round(time.monotonic() - started, 1))
+        run.metrics.append("finish", reached, seconds=round(time.monotonic() - started, 1))
     say(f"{'finished' if finished else f'stopped and saved at step {reached} of {schedule.total_steps}'}: {run_path}")
     engine.close()
     accelerator.end_training()

@@ -32,7 +32,7 @@ CUTS = [  # processes, micro-batch, engine
 
 
 def differences(run: Path, reference: Path) -> tuple[float, float, float]:
-    losses = [[e["loss"] for e in RunDirectory(r).metrics() if e["event"] == "step"] for r in (run, reference)]
+    losses = [[e["loss"] for e in RunDirectory(r).metrics.events() if e["event"] == "step"] for r in (run, reference)]
     ours, expected = (checkpoint.latest_valid(r / "checkpoints").reader() for r in (run, reference))
     largest = [
         max((ours.tensor(kind, name) - value).abs().max().item() for name, value in expected.tensors(kind).items())
@@ -55,7 +55,7 @@ def main() -> None:
                 run,
                 micro_batch=micro_batch,
             )
-            title = next(event["engine"] for event in RunDirectory(run).metrics() if event["event"] == "start")
+            title = next(event["engine"] for event in RunDirectory(run).metrics.events() if event["event"] == "start")
             figures = " | ".join(f"{figure:.1e}" for figure in differences(run, Path(folder) / "0"))
             print(f"| {processes} | {micro_batch} | {title} | {figures} |", flush=True)
 

@@ -11,7 +11,7 @@ from launcher.runs.run_directory import RunDirectory
 
 def losses(run: Path) -> list[float]:
     """The loss of every step."""
-    return [event["loss"] for event in RunDirectory(run).metrics() if event["event"] == "step"]
+    return [event["loss"] for event in RunDirectory(run).metrics.events() if event["event"] == "step"]
 
 
 def assert_same_curve(run: Path, reference: Path, steps: int) -> None:

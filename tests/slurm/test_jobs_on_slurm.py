@@ -25,7 +25,7 @@ def trains_after(run: Path, restarts: int):
 
 def _has_stepped(run: Path, restarts: int) -> bool:
     starts = Ledger(run / "job").events("start")
-    steps = [event for event in RunDirectory(run).metrics() if event["event"] == "step"]
+    steps = [event for event in RunDirectory(run).metrics.events() if event["event"] == "step"]
     return bool(steps) and steps[-1]["time"] > starts[restarts]["time"]
 
 

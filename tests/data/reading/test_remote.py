@@ -277,6 +277,6 @@ def test_a_run_trains_from_the_store_as_from_the_folder(line, local, tmp_path):
         command = [sys.executable, "-m", "launcher", "train", "demo", *changes, *extra, *options]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stdout + done.stderr
-        losses.append([event["loss"] for event in RunDirectory(run).metrics() if event["event"] == "step"])
+        losses.append([event["loss"] for event in RunDirectory(run).metrics.events() if event["event"] == "step"])
     assert line.cuts == 0 and len(losses[0]) == 6
     assert losses[0] == losses[1]

@@ -279,7 +279,7 @@ def test_a_second_ctrl_c_says_where_the_run_goes_on(bigbatch, digits, run_direct
 
 
 def test_a_finished_run_started_again_does_nothing(bigbatch, digits, run_directory):
-    steps = [event for event in RunDirectory(run_directory).metrics() if event["event"] == "step"]
+    steps = [event for event in RunDirectory(run_directory).metrics.events() if event["event"] == "step"]
     code, output, _ = bigbatch(
         "train",
         "demo",
@@ -298,4 +298,4 @@ def test_a_finished_run_started_again_does_nothing(bigbatch, digits, run_directo
         len(History(run_directory).starts) > 1
         and run_statuses(run_directory)[0].restarts == len(History(run_directory).restarts) == 0
     )
-    assert [event for event in RunDirectory(run_directory).metrics() if event["event"] == "step"] == steps
+    assert [event for event in RunDirectory(run_directory).metrics.events() if event["event"] == "step"] == steps

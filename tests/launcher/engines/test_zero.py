@@ -32,7 +32,7 @@ STEPS = [
 def evaluations(run: Path) -> list[tuple]:
     return [
         (event["images"], event["top1"], event["ema_top1"])
-        for event in RunDirectory(run).metrics()
+        for event in RunDirectory(run).metrics.events()
         if event["event"] == "evaluation"
     ]
 
@@ -235,6 +235,6 @@ def test_every_launcher_starts_the_same_zero(digits, tmp_path, train_once, launc
         [*command, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    start = RunDirectory(tmp_path / "run").metrics()[0]
+    start = RunDirectory(tmp_path / "run").metrics.events()[0]
     assert (start["engine"], start["cut"]) == ("ZeRO-2", "192 = 2 processes × 32 × 3 accumulation steps")
     assert_same_run(tmp_path / "run", train_once(2, *short))

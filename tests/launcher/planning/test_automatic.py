@@ -102,6 +102,6 @@ def train_as_on_gpus(recipe: Recipe, run: Path, memory: list[int]) -> None:
 def test_a_training_plans_for_the_fullest_of_its_gpus(digits, tmp_path):
     memory = [with_room_for(64).memory, with_room_for(32).memory]
     Group(2, recipe(*PLAIN, f"data.path={digits}"), tmp_path / "run", train_as_on_gpus, memory=memory).finish()
-    start = RunDirectory(tmp_path / "run").metrics()[0]
+    start = RunDirectory(tmp_path / "run").metrics.events()[0]
     assert start["cut"] == "512 = 2 processes × 32 × 8 accumulation steps"
     assert (tmp_path / "run.log").read_text().count("cut: DDP fits with 32 images at a time") == 1

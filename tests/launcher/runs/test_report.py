@@ -60,7 +60,7 @@ def make_run(folder: Path, *overrides: str, steps: int = 40, classes=("cat", "do
     facts = {"name": recipe.name, "recipe": recipe.name, "identity": recipe.identity(), "dataset": dataset}
     facts |= {"model": {"name": recipe.model.name, "parameters": 3_375_000}, "steps_per_epoch": 10, "total_steps": 40}
     run.write_description(recipe, facts | {"versions": {"torch": "2.14.1"}})
-    run.log(
+    run.metrics.append(
         "start",
         step=0,
         cut="32 = 1 process × 32 × 1 accumulation step",
@@ -69,9 +69,11 @@ def make_run(folder: Path, *overrides: str, steps: int = 40, classes=("cat", "do
         precision="float32",
     )
     for step in range(1, steps + 1):
-        run.log("step", step=step, epoch=step / 10, loss=1 / step, lr=1e-3, images_per_second=100.0, data_wait=0.1)
+        run.metrics.append(
+            "step", step=step, epoch=step / 10, loss=1 / step, lr=1e-3, images_per_second=100.0, data_wait=0.1
+        )
         if evaluated and step % 10 == 0:
-            run.log(
+            run.metrics.append(
                 "evaluation",
                 step=step,
                 epoch=step / 10,
@@ -148,8 +150,8 @@ def test_names_are_text_never_markup(tmp_path):
 
 def test_a_restart_is_counted_and_what_it_did_again_is_not_shown_twice(run, tmp_path):
     directory = RunDirectory(run)
-    directory.forget_after(20)
-    directory.log(
+    directory.metrics.truncate_after(20)
+    directory.metrics.append(
         "start",
         step=20,
         cut="32 = 2 processes × 16 × 1 accumulation step",
@@ -158,7 +160,7 @@ def test_a_restart_is_counted_and_what_it_did_again_is_not_shown_twice(run, tmp_
         precision="float32",
     )
     for step in range(21, 41):
-        directory.log(
+        directory.metrics.append(
             "step", step=step, epoch=step / 10, loss=1 / step, lr=1e-3, images_per_second=100.0, data_wait=0.1
         )
     history = History(run)
@@ -168,7 +170,7 @@ def test_a_restart_is_counted_and_what_it_did_again_is_not_shown_twice(run, tmp_
 
 
 def test_a_metrics_line_torn_by_a_kill_is_left_out(run, tmp_path):
-    with RunDirectory(run).metrics_file.open("a") as file:
+    with RunDirectory(run).metrics.path.open("a") as file:
         file.write('{"event": "step", "st')
     assert History(run).step == 40
 
@@ -189,8 +191,8 @@ def test_what_cannot_be_reported_is_said_in_one_sentence(run, tmp_path, mistake,
 def without_steps(run: Path) -> Path:
     copy = run.with_name("without steps")
     shutil.copytree(run, copy)
-    events = [event for event in RunDirectory(copy).metrics() if event["event"] == "start"]
-    RunDirectory(copy).metrics_file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    events = [event for event in RunDirectory(copy).metrics.events() if event["event"] == "start"]
+    RunDirectory(copy).metrics.path.write_text("".join(json.dumps(event) + "\n" for event in events))
     return copy
 
 

@@ -106,7 +106,7 @@ def test_a_recipe_of_each_kind_trains(name, changes, few_digits, tmp_path, monke
         save_file(pretrained.state_dict(), tmp_path / "pretrained.safetensors")
         recipe = load(name, [*changes, f"model.weights={tmp_path / 'pretrained.safetensors'}"])
     assert train(recipe, tmp_path / "run", workers=0)
-    events = RunDirectory(tmp_path / "run").metrics()
+    events = RunDirectory(tmp_path / "run").metrics.events()
     losses = [event["loss"] for event in events if event["event"] == "step"]
     assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)
     assert [event["images"] for event in events if event["event"] == "evaluation"] == [10]

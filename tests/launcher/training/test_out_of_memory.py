@@ -97,7 +97,7 @@ def test_all_processes_halve_together_and_do_the_step_again(recipe, undisturbed,
     assert_same_curve(run, undisturbed, steps=STEPS)
     assert_same_state(run, undisturbed)
     assert images_of(run) == images_of(undisturbed)
-    cuts = [event["cut"] for event in RunDirectory(run).metrics() if event["event"] in ("start", "cut")]
+    cuts = [event["cut"] for event in RunDirectory(run).metrics.events() if event["event"] in ("start", "cut")]
     assert cuts[-1] == "64 = 2 processes × 8 × 4 accumulation steps"
 
 

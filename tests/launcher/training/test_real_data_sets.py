@@ -44,7 +44,7 @@ def test_from_the_archive_to_an_accuracy(part, tmp_path):
         "schedule.warmup_epochs=0",
     ]
     assert train(load("demo", [*SMALL, *changes]), tmp_path / "run", workers=1)
-    events = RunDirectory(tmp_path / "run").metrics()
+    events = RunDirectory(tmp_path / "run").metrics.events()
     steps = [event for event in events if event["event"] == "step"]
     assert len(steps) == len(shards.split("train")) // 64
     assert all(np.isfinite(event["loss"]) and not event["replaced"] for event in steps)

@@ -95,7 +95,7 @@ def test_the_cut_may_change_in_mid_run(digits, tmp_path, reference):
         assert "stopped and saved" in output
     train_to_end(digits, run, *THIRTY_STEPS, "--procs", "2")
     assert_same_curve(run, reference)
-    assert [event["cut"] for event in RunDirectory(run).metrics() if event["event"] == "start"] == [
+    assert [event["cut"] for event in RunDirectory(run).metrics.events() if event["event"] == "start"] == [
         "96 = 3 processes × 16 × 2 accumulation steps",
         "96 = 1 process × 32 × 3 accumulation steps",
         "96 = 2 processes × 48 × 1 accumulation step",
@@ -166,7 +166,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(digits, tmp_path):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "go on with: bigbatch train demo" in output and "Traceback" not in output
-    reached = RunDirectory(run).metrics()[-1]["step"]
+    reached = RunDirectory(run).metrics.events()[-1]["step"]
     assert checkpoint.latest_valid(run / "checkpoints").step == reached
     assert f"stopped and saved at step {reached}" in output
 
@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_stops_all_processes_and_nothing_is_saved_of_i
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    wait_until(lambda: any(event.get("step", 0) >= step for event in RunDirectory(run).metrics()), process)
+    wait_until(lambda: any(event.get("step", 0) >= step for event in RunDirectory(run).metrics.events()), process)
 
 
 def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:

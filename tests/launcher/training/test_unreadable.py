@@ -41,6 +41,6 @@ def test_too_many_stop_the_run_with_their_names(small_recipe, damaged, tmp_path)
 
 def test_a_share_that_is_allowed_is_counted_step_by_step(small_recipe, damaged, tmp_path, capsys):
     assert train(small_recipe(*ONE_EPOCH, f"data.path={damaged}", "run.unreadable=0.1"), tmp_path / "run", workers=0)
-    counted = [event["replaced"] for event in RunDirectory(tmp_path / "run").metrics() if event["event"] == "step"]
+    counted = [event["replaced"] for event in RunDirectory(tmp_path / "run").metrics.events() if event["event"] == "step"]
     assert len(counted) == 22 and 30 < sum(counted) < 90
     assert f"{sum(counted)} unreadable photographs were replaced" in capsys.readouterr().out

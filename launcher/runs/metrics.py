@@ -1,0 +1,127 @@
+"""``metrics.jsonl``, the log of a run: one JSON object a line for every start, step, evaluation and checkpoint.
+
+Every event has `event` (its kind), `time` (Unix seconds) and `step` (optimizer steps finished). A line is appended as its event
+happens, so a kill can tear the last one. A reader leaves out every line that is not such an event.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.atomic_io import write_durably
+from recipes.errors import UserError
+
+_TAIL = 512 * 1024  # bytes at the end of the file that `recent` reads: more than a thousand steps
+_TOP1_KEYS = {"EMA": "ema_top1", "raw": "top1"}
+
+
+class Metrics:
+    """The events of one run: appended by the main process of its training, read by every command that shows the run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, event: str, step: int, **values: object) -> None:
+        """Append one event of that kind after `step` finished steps.
+
+        Raises:
+            UserError: the file cannot be written, e.g. because the disk is full.
+        """
+        line = json.dumps({"event": event, "time": round(time.time(), 3), "step": step, **values}) + "\n"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def events(self) -> list[dict]:
+        """Return all events, oldest first; none where there is no file yet.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        return self._read(None)
+
+    def recent(self) -> list[dict]:
+        """Return the events in the last 512 KiB of the file, oldest first, however long the run is.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        return self._read(_TAIL)
+
+    def truncate_after(self, step: int) -> None:
+        """Remove the events of later steps: the run resumes from `step` and repeats them.
+
+        Raises:
+            UserError: the file cannot be read or written.
+        """
+        kept = [event for event in self.events() if event["step"] <= step]
+        try:
+            write_durably(self.path, "".join(json.dumps(event) + "\n" for event in kept).encode())
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def best(self) -> "BestAccuracy | None":
+        """Return the highest accuracy of the run so far, as `best_accuracy`."""
+        return best_accuracy(event for event in self.events() if event["event"] == "evaluation")
+
+    def _read(self, tail: int | None) -> list[dict]:
+        if not self.path.exists():
+            return []
+        try:
+            with self.path.open("rb") as file:
+                size = file.seek(0, 2)
+                start = 0 if tail is None else max(0, size - tail)
+                file.seek(start)
+                # A block from the middle of the file begins inside a line, which its predecessors belong to.
+                lines = file.read().splitlines()[1 if start else 0 :]
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read ({error.strerror}): check the run directory") from None
+        return [event for line in lines if (event := _parse(line)) is not None]
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.path} cannot be written ({error.strerror}): make room or check the file system, then give the same "
+            f"command again"
+        )
+
+
+@dataclass(frozen=True)
+class BestAccuracy:
+    """The highest top-1 accuracy of some evaluations, in 0..1.
+
+    Attributes:
+        weights: which ones reached it, "raw" or "EMA".
+        step: optimizer steps finished when they were evaluated.
+    """
+
+    top1: float
+    weights: str
+    step: int
+
+
+def best_accuracy(evaluations: Iterable[dict], weights: Iterable[str] = ("EMA", "raw")) -> BestAccuracy | None:
+    """Return the highest top-1 that these weights reached in evaluation events, or None without any.
+
+    Of equal ones the earliest counts, so that the checkpoint of the best evaluation does not change without a gain. Where raw and EMA
+    weights are equal at one step, EMA counts, which is what `bigbatch export` writes unless told otherwise.
+    """
+    reached = [
+        BestAccuracy(event[_TOP1_KEYS[which]], which, event["step"])
+        for event in evaluations
+        for which in weights
+        if event.get(_TOP1_KEYS[which]) is not None
+    ]
+    return max(reached, key=lambda best: (best.top1, -best.step), default=None)
+
+
+def _parse(line: bytes) -> dict | None:
+    """The event of a line; None for one that was torn by a kill or is no event."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and {"event", "time", "step"} <= event.keys() else None
