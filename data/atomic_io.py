@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, also after a kill or a power cut."""
+"""Writing files that are complete or absent, even after a kill or a power cut."""
 
 import os
 from collections.abc import Iterator
@@ -9,14 +9,15 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; the file that the caller writes there replaces `path` at the end.
+    """Yield a temporary path beside `path`; the file written there replaces `path` at the end of the block.
 
-    The file is flushed to the disk before it gets its name, and has the mode that the user's umask gives a new file, whatever
-    library wrote it. Its name survives a power cut only once its folder is flushed (`flush_folder`). After an error nothing is
-    left behind.
+    The file is flushed to the disk before it gets its name. Its mode follows the user's umask, whatever library wrote
+    it. The name survives a power cut only after its folder is flushed too (`flush_folder`). After an error no file is
+    left.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        # Some libraries create files with mode 0600. A file that exists already shows the mode that the umask gives.
         temporary.touch()
         mode = temporary.stat().st_mode & 0o777
         yield temporary
@@ -30,31 +31,31 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, contents: bytes) -> None:
-    """Write a file that is never seen half-written; as `replacing` says, its name may not survive a power cut."""
+    """Write a file that no reader sees half-written. Its name may not survive a power cut; see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(contents)
 
 
 def write_durably(path: Path, contents: bytes) -> None:
-    """Write a file that is never seen half-written, and whose name survives a power cut too."""
+    """Write a file that no reader sees half-written and whose name survives a power cut."""
     write_atomically(path, contents)
     flush_folder(path.parent)
 
 
 def flush(stream: BinaryIO) -> None:
-    """Bring an open file's contents to the disk."""
+    """Flush an open file's contents to the disk."""
     stream.flush()
     os.fsync(stream.fileno())
 
 
 def rename_durably(temporary: Path, path: Path) -> None:
-    """Give a flushed file its final name and bring the folder's entry to the disk."""
+    """Rename a file that is already flushed, and flush its folder."""
     temporary.replace(path)
     flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring a folder's entries, the names of its files, to the disk."""
+    """Flush a folder's entries, which are the names of its files, to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -204,7 +204,8 @@ class EvalBatches(Dataset):
 
 
 def load_steps(batches: MicroBatches, steps: range, accumulation: int, workers: int, pin: bool) -> Iterator[MicroBatch]:
-    """Yield the micro-batches of optimizer steps `steps` in order, prepared ahead by `workers` processes (0: on demand).
+    """Yield the micro-batches of optimizer steps `steps` in order, prepared ahead by `workers` processes (0: on
+    demand).
 
     At most two micro-batches per worker are ready ahead of the one being trained on.
     """

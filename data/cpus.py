@@ -1,8 +1,8 @@
-"""How many CPUs this process may use."""
+"""The number of CPUs that this process may use."""
 
 import os
 
 
 def usable_cpus() -> int:
-    """CPUs that the system lets this process run on; where it does not tell (macOS), all that there are."""
+    """Return the number of CPUs in this process's affinity mask; on macOS, which has no mask, all CPUs."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

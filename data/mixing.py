@@ -1,9 +1,11 @@
-"""Mixup and cutmix inside slices: who is mixed with whom and how, keyed by (seed, step, slice).
+"""Mixup and cutmix inside slices: which images are mixed and how, keyed by (seed, step, slice).
 
-The partner of a position is its neighbour: 0 with 1, 2 with 3, and so on inside the slice. timm pairs first with last; as
-the order is random, both pair strangers, but with neighbours a process that holds part of a slice needs at most one image
-beyond each end of its part. Lambda, the choice between mixup and cutmix and the cutmix box are the slice's, as in timm's
-`Mixup` in mode "batch", where a slice was one GPU's batch.
+The partner of a position is its neighbour: 0 with 1, 2 with 3, and so on inside the slice. timm pairs the first image
+with the last. The order of samples is random, so both pair unrelated images. With neighbours, a process that holds part
+of a slice needs at most one more image at each end of its part.
+
+Lambda, the choice between mixup and cutmix, and the cutmix box are common to a slice. That is timm's `Mixup` in mode
+"batch", where a slice was the batch of one GPU.
 """
 
 from dataclasses import dataclass
@@ -16,10 +18,13 @@ from recipes.schema import Recipe
 
 @dataclass(frozen=True)
 class SliceMix:
-    """How the pairs of a slice are mixed: ``lam`` is the share of the image itself, the rest is the partner's.
+    """How the pairs of a slice are mixed.
 
-    With a box (top, bottom, left, right, in pixels) the partner's pixels inside it replace the image's own (cutmix) and
-    `lam` is the share of the area that is left; without, pixels are blended (mixup). ``lam == 1`` leaves all as it is.
+    Attributes:
+        lam: share of the image itself in the result, from 0 to 1; the rest is its partner's. At 1 nothing is mixed.
+        box: top, bottom, left, right in pixels (bottom and right exclusive). With a box, the partner's pixels inside it
+            replace the image's own (cutmix), and `lam` is the share of the area outside. Without one, pixels are
+            blended (mixup).
     """
 
     lam: float
@@ -27,7 +32,7 @@ class SliceMix:
 
 
 def partner(position: int, slice_size: int) -> int:
-    """The position mixed with `position`, in the same slice; itself for the odd one out at a slice's end."""
+    """Return the position that `position` is mixed with: its neighbour, or itself at the end of a slice of odd size."""
     inside = position % slice_size
     other = inside ^ 1
     return position - inside + other if other < slice_size else position
@@ -38,9 +43,8 @@ def slice_mix(recipe: Recipe, step: int, slice_number: int) -> SliceMix:
     chosen = recipe.mix
     if chosen.mixup == 0 and chosen.cutmix == 0:
         return SliceMix(1.0)
-    random = np.random.RandomState(
-        random_key(recipe.seed, "mix", step, slice_number) & 0xFFFFFFFF
-    )  # its streams never change
+    # RandomState and not a Generator: NumPy promises that its streams never change between versions.
+    random = np.random.RandomState(random_key(recipe.seed, "mix", step, slice_number) & 0xFFFFFFFF)
     if random.rand() >= chosen.probability:
         return SliceMix(1.0)
     cut = random.rand() < chosen.switch if chosen.mixup > 0 and chosen.cutmix > 0 else chosen.cutmix > 0
@@ -52,11 +56,14 @@ def slice_mix(recipe: Recipe, step: int, slice_number: int) -> SliceMix:
 
 
 def _box(lam: float, size: int, random: np.random.RandomState) -> tuple[int, int, int, int]:
-    """A box of area ``1 - lam`` of the image around a random centre, clipped to the image (the cutmix paper, as timm)."""
+    """Draw a cutmix box as (top, bottom, left, right): a share ``1 - lam`` of the image's area around a random centre.
+
+    It is clipped to the image, as in the paper (Yun et al., 2019) and in timm, so its area can be smaller.
+    """
     side = int(size * np.sqrt(1 - lam))
     row, column = random.randint(0, size), random.randint(0, size)
 
-    def clip(edge):
+    def clip(edge: int) -> int:
         return int(np.clip(edge, 0, size))
 
     return clip(row - side // 2), clip(row + side // 2), clip(column - side // 2), clip(column + side // 2)

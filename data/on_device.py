@@ -1,8 +1,8 @@
-"""The last part of the input, done on the training device: normalise, erase, mix.
+"""The last part of the input pipeline, on the training device: normalise, erase, mix.
 
-Only additions and multiplications that are rounded one by one and table look-ups, so a CPU and a GPU make the same bits.
-The noise of an erased box is a run of a fixed bank of noise, from a place that the sample's key names: copying it costs
-less than drawing it.
+It uses only table look-ups, and additions and multiplications that are rounded one by one. A CPU and a GPU therefore
+compute the same bits. The noise of an erased box is copied from a fixed bank of noise, at an offset that the sample's
+key decides: copying costs less than drawing.
 """
 
 from functools import cached_property
@@ -16,8 +16,8 @@ from data.batches import MicroBatch
 from data.order import hashed
 from recipes.schema import Recipe
 
-_NOISE = 2**20  # numbers in the bank of noise that boxes take their runs from
-_QUANTILES = 2**14
+_NOISE_OFFSETS = 2**20  # offsets into the bank of noise
+_QUANTILES = 2**14  # distinct values of the noise
 
 
 class DevicePreprocessor:
@@ -34,15 +34,15 @@ class DevicePreprocessor:
 
     @cached_property
     def noise(self) -> Tensor:
-        """The bank of noise, float32; made when the first box is erased, since evaluation erases none."""
-        return _noise_bank(_NOISE + 3 * self.size**2).to(self.device)
+        """Float32 noise that fills the boxes. It is made for the first box, because evaluation erases none."""
+        return _noise_bank(_NOISE_OFFSETS + 3 * self.size**2).to(self.device)
 
     def images(self, batch: MicroBatch) -> Tensor:
         """Return the training images of a micro-batch on its device: float32 ``[n, 3, size, size]``."""
         images = self.normalised(batch.pixels)
         for row, (top, left, height, width) in enumerate(batch.erased):
             if height:
-                first = batch.noise_keys[row] % _NOISE
+                first = batch.noise_keys[row] % _NOISE_OFFSETS
                 noise = self.noise[first : first + 3 * height * width].view(3, height, width)
                 images[row, :, top : top + height, left : left + width] = noise
         return _mixed(images, batch)
@@ -53,13 +53,17 @@ class DevicePreprocessor:
 
 
 def _mixed(images: Tensor, batch: MicroBatch) -> Tensor:
-    """Mix every image in place with its partner, which is of the same slice and may be one of the extra images at the end."""
+    """Mix every image in place with its partner and return the images of the micro-batch itself, float32 ``[n, 3, size,
+    size]``.
+
+    The partner is in the same slice. It may be one of the extra images at the end, which are dropped here.
+    """
     for first, last, mix in batch.mixes:
         partners = batch.partners[first:last]
         if mix.box is not None:
             top, bottom, left, right = mix.box
             box = images[:, :, top:bottom, left:right]
-            box[first:last] = box[partners]
+            box[first:last] = box[partners]  # the right side is a copy, made before any image changes
         elif mix.lam != 1.0:
             others = images[partners].mul_(1 - mix.lam)
             images[first:last].mul_(mix.lam).add_(others)
@@ -67,7 +71,7 @@ def _mixed(images: Tensor, batch: MicroBatch) -> Tensor:
 
 
 def _noise_bank(size: int) -> Tensor:
-    """Standard normal noise, float32 ``[size]``, the same on every machine: hashed counters looked up among the quantiles."""
+    """Return standard normal noise, float32 ``[size]``: hashed counters select quantiles, alike on every machine."""
     quantiles = np.array(
         [NormalDist().inv_cdf((rank + 0.5) / _QUANTILES) for rank in range(_QUANTILES)], dtype=np.float32
     )

@@ -1,19 +1,18 @@
-"""Which sample stands at which position of an epoch: a keyed bijection, computed only where asked.
+"""The order of samples in an epoch: a keyed permutation, computed only for the positions asked.
 
-The order of an epoch is a permutation of the samples that is never written down. A Feistel network turns a position into
-a sample by a few rounds of keyed hashing, in integer arithmetic that is defined here and therefore the same with every
-library version. It needs no memory, whatever the number of samples, and any position costs the same, so a run starts at
-step 100,000 as fast as at step 0.
+The permutation is never stored. A Feistel network maps a position to a sample by a few rounds of keyed hashing. Its
+integer arithmetic is defined here, so it is the same with every version of every library. It needs no memory, whatever
+the number of samples. Every position costs the same, so a run starts at step 100,000 as fast as at step 0.
 
-A Feistel network permutes a power of four; where that is more than the number of samples, a result outside is sent through
-again until it falls inside (cycle walking), which keeps the map a bijection.
+A Feistel network permutes a set whose size is a power of four. A result that is not below the number of samples is
+mapped again until it is (cycle walking), which keeps the map a bijection.
 """
 
 import numpy as np
 
 from recipes.randomness import random_key
 
-_ROUNDS = 6  # three make a pseudo-random permutation (Luby and Rackoff), more cost little
+_ROUNDS = 6  # three are enough for a pseudo-random permutation (Luby and Rackoff, 1988); more cost little
 
 
 def shuffled(seed: int, epoch: int, samples: int, positions: np.ndarray) -> np.ndarray:
@@ -26,13 +25,17 @@ def shuffled(seed: int, epoch: int, samples: int, positions: np.ndarray) -> np.n
         positions: integers ``[n]`` in ``[0, samples)``.
 
     Returns:
-        int64 ``[n]``; over all positions each sample comes exactly once.
+        int64 ``[n]``; over all positions of the epoch, each sample occurs exactly once.
     """
     return permuted((seed, "order", epoch), samples, positions)
 
 
-def permuted(name: tuple, samples: int, positions: np.ndarray) -> np.ndarray:
-    """Return where the permutation of that name, the arguments of a key, sends each position: int64 ``[n]``."""
+def permuted(name: tuple[int, str, *tuple[int, ...]], samples: int, positions: np.ndarray) -> np.ndarray:
+    """Return where the permutation of ``range(samples)`` called `name` maps each position: int64 ``[n]``.
+
+    Args:
+        name: arguments of `random_key`; every name has its own permutation.
+    """
     half_bits = max(1, ((samples - 1).bit_length() + 1) // 2)
     round_keys = [np.uint64(random_key(*name, number)) for number in range(_ROUNDS)]
     result = _feistel(np.asarray(positions, dtype=np.uint64), half_bits, round_keys)
@@ -52,7 +55,8 @@ def _feistel(numbers: np.ndarray, half_bits: int, round_keys: list[np.uint64]) -
 
 
 def hashed(numbers: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: uint64 of any shape, each mixed on its own."""
+    """Return the hash of each number, uint64 of the same shape: SplitMix64's finaliser (Steele et al., 2014)."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
+    mixed: np.ndarray = numbers ^ (numbers >> np.uint64(31))
+    return mixed

@@ -1,4 +1,4 @@
-"""Micro-batches on their device, the next one on its way while this one is computed with."""
+"""Copying micro-batches to their device ahead of time: the next copy runs while the current one is trained on."""
 
 from collections.abc import Iterator
 
@@ -8,29 +8,33 @@ from data.batches import MicroBatch
 
 
 def prefetch_to_device(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
-    """Yield `batches` on `device`, each copied on a stream of its own before the one ahead of it is handed out.
+    """Yield `batches` on `device`; the copy of each begins before its predecessor is yielded.
 
-    From pinned memory the copy runs while the device computes; the stream that computes waits for its own batch only.
+    Copies run on a stream of their own. From pinned memory they overlap with computation, and the computing stream
+    waits only for the batch that it needs.
     """
     streams = torch.get_device_module(device)
-    copying = streams.Stream()
+    copy_stream = streams.Stream()
 
     def copied(batch: MicroBatch) -> MicroBatch:
-        with streams.stream(copying):
+        with streams.stream(copy_stream):
             return batch.to(device)
 
     def ready(batch: MicroBatch) -> MicroBatch:
-        computing = streams.current_stream()
-        computing.wait_stream(copying)
+        compute_stream = streams.current_stream()
+        compute_stream.wait_stream(copy_stream)
         if device.type == "cuda":
-            batch.record_stream(computing)  # or its memory could be given away while it is still read
+            # The memory belongs to the copy stream: without this, it could be reused while the computation still reads
+            # it.
+            batch.record_stream(compute_stream)
         return batch
 
-    coming = None
+    upcoming = None
     for batch in batches:
-        now = None if coming is None else ready(coming)  # waits for the copies begun so far: before the next one begins
-        coming = copied(batch)
-        if now is not None:
-            yield now
-    if coming is not None:
-        yield ready(coming)
+        # The compute stream waits for all copies that have begun, so the wait has to come before the next copy begins.
+        current = None if upcoming is None else ready(upcoming)
+        upcoming = copied(batch)
+        if current is not None:
+            yield current
+    if upcoming is not None:
+        yield ready(upcoming)

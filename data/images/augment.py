@@ -1,9 +1,11 @@
-"""What happens to one photograph: timm's transforms, with every choice decided by the sample's key.
+"""The transforms of one image: timm's, with every random choice decided by the sample's key.
 
-timm draws from the global generators of Python, NumPy and torch. They are seeded with the sample's key just before its
-transform runs, so what they draw is a function of (seed, epoch, sample) however many numbers an operation takes.
-Training draws timm's crop from the image's size alone and decodes what it needs (`data.images.decode`); evaluation is timm's
-transform as it is. Normalisation, erasing and mixing happen later, on the device (`data.on_device`).
+timm draws from the global generators of Python, NumPy and torch. They are seeded with the sample's key right before its
+transform runs. What is drawn is then a function of (seed, epoch, sample), however many numbers an operation takes.
+
+Training draws timm's crop from the size of the image alone and decodes only what the crop needs (`data.images.decode`).
+Evaluation uses timm's transform unchanged. Normalisation, erasing and mixing come later, on the device
+(`data.on_device`).
 """
 
 import math
@@ -18,27 +20,30 @@ from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip
 
 from data.images.decode import Crop, EncodedImage, decode
-from data.images.randaugment import on_arrays
+from data.images.randaugment import with_array_operations
 from data.images.randaugment_pillow import PillowOperation
 from recipes.randomness import random_key
 from recipes.schema import Recipe
 
-ERASED_AREA = (0.02, 1 / 3)  # share of the image; timm's defaults, as upstream
-ERASED_ASPECT = (0.3, 1 / 0.3)
+ERASED_AREA = (0.02, 1 / 3)  # share of the image's area; the defaults of timm's RandomErasing, which ConvNeXt uses
+ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width; the same source
 NO_BOX = (0, 0, 0, 0)
 
+_ERASING_TRIES = 10  # as in timm, which leaves the image whole after ten boxes that do not fit
+_WARP_FROM = 384  # pixels: ConvNeXt evaluates without a centre crop from this size on
 
-def timms_train_transform(recipe: Recipe) -> Compose:
-    """timm's own transform from a Pillow image to an array of uint8, without erasing."""
+
+def timm_train_transform(recipe: Recipe) -> Compose:
+    """Return timm's training transform without erasing: from a Pillow image to a uint8 array ``[3, size, size]``."""
     chosen = recipe.augment
     return create_transform(
         recipe.input.size,
         is_training=True,
-        use_prefetcher=True,  # uint8 out: the device normalises
+        use_prefetcher=True,  # makes the output uint8: the device normalises
         scale=chosen.crop_scale,
         ratio=chosen.crop_ratio,
         hflip=chosen.flip,
-        color_jitter=chosen.color_jitter,
+        color_jitter=chosen.color_jitter,  # type: ignore[arg-type]  # timm takes None for no jitter
         auto_augment=chosen.randaugment,
         interpolation=recipe.input.interpolation,
         mean=recipe.input.mean,
@@ -48,43 +53,46 @@ def timms_train_transform(recipe: Recipe) -> Compose:
 
 
 class TrainTransform:
-    """Crop, flip, RandAugment or colour jitter of one training image, and the box that is to be erased."""
+    """Crop, flip, RandAugment or colour jitter of one training image, and the box to erase from it."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.crop, *changes, _to_array = timms_train_transform(recipe).transforms
+        self.crop, *changes, _to_array = timm_train_transform(recipe).transforms
         assert isinstance(self.crop, RandomResizedCropAndInterpolation)
         flips = bool(changes) and isinstance(changes[0], RandomHorizontalFlip)
         self.flip = changes.pop(0) if flips else None
         changes = [
-            on_arrays(change) if isinstance(change, RandAugment) else PillowOperation(change) for change in changes
+            with_array_operations(change) if isinstance(change, RandAugment) else PillowOperation(change)
+            for change in changes
         ]
-        self.on_array = Compose(changes) if changes else None  # RandAugment, colour jitter
+        self.array_transform = Compose(changes) if changes else None  # RandAugment or colour jitter
 
     def __call__(self, image: bytes, epoch: int, sample: int) -> tuple[Tensor, tuple[int, int, int, int]]:
-        """Return uint8 ``[3, size, size]``, channels last in memory, and the box to erase.
+        """Return the pixels and the box to erase.
 
-        The box is top, left, height, width in pixels, zeros for none.
+        Returns:
+            uint8 ``[3, size, size]``, channels last in memory; and top, left, height, width in pixels, zeros for no box.
         """
         encoded = EncodedImage(image)
         seed_generators(random_key(self.recipe.seed, "augment", epoch, sample))
-        crop = Crop(*self.crop.get_params(_of_size(encoded), self.crop.scale, self.crop.ratio))
+        # The order of the draws is timm's: crop, flip, RandAugment or jitter, erasing. Another order is another run.
+        crop = Crop(*self.crop.get_params(_size_only(encoded), self.crop.scale, self.crop.ratio))
         pixels = encoded.crop_resized(crop, self.recipe.input.size, self.recipe.input.interpolation)
         if self.flip and torch.rand(1) < self.flip.p:
             pixels = pixels.flip(2)
-        if self.on_array:
-            pixels = torch.from_numpy(self.on_array(pixels.permute(1, 2, 0).numpy())).permute(2, 0, 1)
+        if self.array_transform:
+            pixels = torch.from_numpy(self.array_transform(pixels.permute(1, 2, 0).numpy())).permute(2, 0, 1)
         box = NO_BOX
         if random.random() < self.recipe.augment.erasing:
-            box = _box(self.recipe.input.size)
+            box = _erasing_box(self.recipe.input.size)
         return pixels, box
 
 
 class EvalTransform:
-    """The one deterministic view in which an image is evaluated: resized and centre-cropped; warped at 384 and above."""
+    """The deterministic view for evaluation: resized and centre-cropped, or warped to a square from 384 pixels on."""
 
     def __init__(self, recipe: Recipe):
-        warp = recipe.input.size >= 384
+        warp = recipe.input.size >= _WARP_FROM
         self.transform = create_transform(
             recipe.input.size,
             is_training=False,
@@ -96,24 +104,25 @@ class EvalTransform:
 
     def __call__(self, image: bytes) -> Tensor:
         """Return uint8 ``[3, size, size]``."""
-        return self.transform(decode(image))
+        pixels: Tensor = self.transform(decode(image))
+        return pixels
 
 
 def seed_generators(number: int) -> None:
     """Seed the global generators of Python, NumPy and torch's CPU with one key."""
     random.seed(number)
-    np.random.seed(number & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(number)
+    np.random.seed(number & 0xFFFFFFFF)  # NumPy takes 32 bits
+    torch.default_generator.manual_seed(number)  # torch.manual_seed would also seed the GPUs, which takes longer
 
 
-def _of_size(image: EncodedImage) -> Tensor:
-    """Something without pixels that has the size of an image, which is all that timm looks at to draw a crop."""
+def _size_only(image: EncodedImage) -> Tensor:
+    """Return an empty tensor of the image's height and width: timm asks for nothing else when it draws a crop."""
     return torch.empty(0, image.height, image.width)
 
 
-def _box(size: int) -> tuple[int, int, int, int]:
-    """A rectangle of random area and aspect, where timm's RandomErasing would put one; none if ten tries do not fit."""
-    for _ in range(10):
+def _erasing_box(size: int) -> tuple[int, int, int, int]:
+    """Draw a box as timm's RandomErasing does; `NO_BOX` after ten that do not fit into the image."""
+    for _ in range(_ERASING_TRIES):
         area = random.uniform(*ERASED_AREA) * size * size
         aspect = math.exp(random.uniform(*map(math.log, ERASED_ASPECT)))
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))

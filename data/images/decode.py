@@ -1,13 +1,18 @@
-"""From the bytes of a photograph to the pixels of one crop, decoding no more than that crop needs.
+"""From the bytes of an image to the pixels of one crop, decoding no more than that crop needs.
 
-The size stands in a JPEG's header, so a random crop can be drawn before anything is decoded. libjpeg-turbo then decodes the
-crop alone at full scale, or all at a half, quarter or eighth where the crop keeps at least twice the pixels of the result; a
-crop is moved to the grid of that scale, by less than half a pixel of the result. At full scale the pixels are those of Pillow,
-bit for bit. The rest of the way is torch's antialiased resize, which rounds to within 2 of 255 of Pillow's at a sixth of the time
-and gives the same bits with and without vector instructions.
+The size of a JPEG is in its header, so a random crop can be drawn before anything is decoded. There are two ways:
 
-What is no JPEG, or is one that libjpeg-turbo does not turn into RGB (CMYK, cut off, unusual sampling), is decoded by Pillow; so
-is, on the way over the whole image, what it complains of. Which way an image goes follows from its bytes and the crop alone.
+- At full scale libjpeg-turbo decodes the crop alone. Its pixels are those of Pillow, bit for bit.
+- If the crop has at least twice the pixels of the result on each side, libjpeg-turbo decodes the whole image at a
+  half, a quarter or an eighth of its size. The crop is moved to the grid of that scale, by less than half a pixel of
+  the result.
+
+torch's antialiased resize does the rest. It differs from Pillow's by at most 2 of 255, takes a sixth of the time, and
+gives the same bits with and without vector instructions.
+
+Pillow decodes everything else: other formats, and JPEGs that libjpeg-turbo does not turn into RGB (CMYK, truncated,
+unusual sampling). It also takes over if libjpeg-turbo reports damage while it decodes a whole image. The way depends on
+the bytes and the crop alone, so every machine takes the same one.
 """
 
 import io
@@ -23,15 +28,15 @@ from torch.nn import functional as F
 from data.images.inspection import FORMATS
 from data.images.partial_decode import decode_rectangle
 
-_SCALES = (8, 4, 2)  # libjpeg-turbo has fast inverse transforms for these alone
-_SPARE = 2  # how many times the result's side a scaled crop's side must still be
-_JPEG = b"\xff\xd8\xff"
-_COLOURS = ("YCbCr", "Gray", "RGB")
+_SCALES = (8, 4, 2)  # libjpeg-turbo has vectorised inverse transforms for these scales only
+_MIN_OVERSAMPLING = 2  # a scaled crop keeps at least this many pixels per pixel of the result, on each side
+_JPEG_START = b"\xff\xd8\xff"
+_COLOUR_SPACES = ("YCbCr", "Gray", "RGB")
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of an image, in pixels of the whole image."""
+    """A rectangle of an image, in pixels of the whole image."""
 
     top: int
     left: int
@@ -39,14 +44,19 @@ class Crop:
     width: int
 
     def on_grid(self, scale: int, height: int, width: int) -> "Crop":
-        """The nearest crop of the image scaled down by `scale`, which has that height and width, in its pixels."""
+        """Return the nearest crop of the image scaled down by `scale`, in pixels of the scaled image.
+
+        Args:
+            height: of the scaled image.
+            width: of the scaled image.
+        """
         top, left = round(self.top / scale), round(self.left / scale)
         bottom, right = round((self.top + self.height) / scale), round((self.left + self.width) / scale)
         return Crop(top, left, min(bottom, height) - top, min(right, width) - left)
 
 
 class EncodedImage:
-    """The bytes of an image of which only the size is read: `height` and `width` in pixels.
+    """An image that is still encoded: its bytes, and `height` and `width` in pixels from its header.
 
     Raises:
         Exception: whatever Pillow raises on an image that it cannot read.
@@ -54,19 +64,21 @@ class EncodedImage:
 
     def __init__(self, data: bytes):
         self.data = data
-        self.for_turbo = False
-        if data.startswith(_JPEG):
+        self.turbo_decodes = False
+        if data.startswith(_JPEG_START):
             try:
-                self.height, self.width, colours, _ = simplejpeg.decode_jpeg_header(data)
-                # Pillow turns CMYK into RGB in its own way, and refuses what is a decompression bomb.
-                self.for_turbo = colours in _COLOURS and self.height * self.width <= Image.MAX_IMAGE_PIXELS
+                self.height, self.width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
+                # CMYK is left to Pillow, whose conversion to RGB differs, and so are images too large for Pillow.
+                self.turbo_decodes = (
+                    colour_space in _COLOUR_SPACES and self.height * self.width <= Image.MAX_IMAGE_PIXELS
+                )
             except ValueError:
                 pass
-        if not self.for_turbo:
+        if not self.turbo_decodes:
             self.width, self.height = Image.open(io.BytesIO(data), formats=FORMATS).size
 
     def crop_resized(self, crop: Crop, size: int, interpolation: str) -> Tensor:
-        """Return a crop as RGB uint8 ``[3, size, size]``, channels last in memory.
+        """Return a crop as RGB, uint8 ``[3, size, size]``, channels last in memory.
 
         Args:
             interpolation: "bicubic" or "bilinear", antialiased.
@@ -77,12 +89,12 @@ class EncodedImage:
         return F.interpolate(part, (size, size), mode=interpolation, antialias=True)[0]
 
     def _decoded(self, crop: Crop, scale: int) -> np.ndarray:
-        """A crop scaled down by `scale`, or by less where that cannot be: uint8 ``[height, width, 3]``."""
-        if self.for_turbo and scale == 1:
+        """Return a crop at `scale`, or at full scale if Pillow has to decode it: uint8 ``[height, width, 3]``."""
+        if self.turbo_decodes and scale == 1:
             part = decode_rectangle(self.data, crop.top, crop.left, crop.height, crop.width)
             if part is not None:
                 return part
-        pixels = self._turbo(scale) if self.for_turbo else None
+        pixels = self._scaled_down(scale) if self.turbo_decodes else None
         if pixels is None:
             scale, pixels = 1, np.array(decode(self.data))
         if scale > 1:
@@ -90,19 +102,20 @@ class EncodedImage:
         return np.ascontiguousarray(pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
 
     def _scale(self, crop: Crop, size: int) -> int:
-        enough = _SPARE * size
+        """Return the largest scale at which the crop still has enough pixels for a result of `size`."""
+        enough = _MIN_OVERSAMPLING * size
         return next((scale for scale in _SCALES if min(crop.height, crop.width) >= scale * enough), 1)
 
-    def _turbo(self, scale: int) -> np.ndarray | None:
-        """The whole image scaled down, uint8 ``[height, width, 3]``; None where Pillow has to decode it."""
+    def _scaled_down(self, scale: int) -> np.ndarray | None:
+        """Return the whole image scaled down, uint8 ``[height, width, 3]``; None if Pillow has to decode it."""
         height, width = -(-self.height // scale), -(-self.width // scale)
         try:
-            pixels = simplejpeg.decode_jpeg(self.data, min_height=height, min_width=width, min_factor=scale)
+            pixels: np.ndarray = simplejpeg.decode_jpeg(self.data, min_height=height, min_width=width, min_factor=scale)
         except ValueError:
             return None
         return pixels if pixels.shape == (height, width, 3) else None
 
 
 def decode(image: bytes) -> Image.Image:
-    """Return the RGB image in those bytes, fully decoded by Pillow."""
+    """Return the image as RGB, fully decoded by Pillow."""
     return Image.open(io.BytesIO(image), formats=FORMATS).convert("RGB")

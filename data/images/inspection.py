@@ -1,11 +1,11 @@
-"""Whether bytes are a photograph that training can read, and what is odd about it.
+"""Checking that training can read an image, and what is unusual about it.
 
-What is odd and what becomes of it:
+Every oddity has a name, under which it is counted, and one treatment:
 
-- cmyk, grayscale, palette: kept as it is; readers convert to RGB.
-- exif-rotated: kept as it is and read unrotated, as torchvision and timm do.
-- animated: kept as it is; readers see the first frame.
-- 16-bit: one channel is stored as 8-bit PNG, since converting 16 bits to RGB clips to white; RGB is kept as it is.
+- cmyk, grayscale, palette: stored unchanged; readers convert to RGB.
+- exif-rotated: stored unchanged and read without rotation, as torchvision and timm do.
+- animated: stored unchanged; readers see the first frame.
+- 16-bit: one channel is stored as 8-bit PNG, because converting 16 bits to RGB clips to white; RGB is stored unchanged.
 - truncated, decompression-bomb (over 178 million pixels), and anything else that cannot be decoded: left out.
 """
 
@@ -14,15 +14,15 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from data.images.size_limit import SizeLimit, shrink
 
-# Pillow knows formats whose reader starts another program (EPS runs Ghostscript); a data set must not choose one.
+# Only these formats: some of Pillow's readers start another program (EPS runs Ghostscript). No data set may do that.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _EXTENSIONS = {
     "JPEG": "jpg",
-    "MPO": "jpg",  # a JPEG with further pictures behind it, as some cameras write
+    "MPO": "jpg",  # a JPEG followed by further images, which some cameras write
     "PNG": "png",
     "WEBP": "webp",
     "GIF": "gif",
@@ -30,12 +30,17 @@ _EXTENSIONS = {
     "TIFF": "tiff",
     "PPM": "ppm",
 }
-_ORIENTATION = 0x0112
+_EXIF_ORIENTATION = 0x0112
 _NO_LIMIT = SizeLimit()
 
 
 class Unreadable(Exception):
-    """The image cannot be decoded; the message says why, and is the same at every try."""
+    """The image cannot be decoded.
+
+    Attributes:
+        reason: why; the same for the same bytes, as reports of several runs are compared.
+        odd: names of oddities that were recognised all the same.
+    """
 
     def __init__(self, reason: str, odd: tuple[str, ...] = ()):
         super().__init__(reason)
@@ -43,10 +48,14 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True)
-class Photograph:
-    """An image that decodes, as it is to be stored: bytes, the file extension of its true format, what is odd about it.
+class CheckedImage:
+    """An image that can be decoded, in the form in which it is stored.
 
-    `shrunk`: it was above the size limit.
+    Attributes:
+        data: the encoded image.
+        extension: file extension of its true format, whatever the file was called.
+        odd: names of its oddities.
+        shrunk: whether it was above the size limit.
     """
 
     data: bytes
@@ -55,14 +64,14 @@ class Photograph:
     shrunk: bool = False
 
 
-def inspect(data: bytes, limit: SizeLimit = _NO_LIMIT) -> Photograph:
-    """Decode an image once, completely, and return it as it is to be stored: unchanged, if it is within the limit.
+def inspect(data: bytes, limit: SizeLimit = _NO_LIMIT) -> CheckedImage:
+    """Decode an image completely, once, and return the form to store: unchanged if it is within the limit.
 
     Raises:
         Unreadable: it cannot be decoded.
     """
     try:
-        # Truncated metadata and 89 to 178 million pixels only warn, and neither hurts training.
+        # Pillow warns about truncated metadata and about 89 to 178 million pixels; training can read both.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _inspect(data, limit)
@@ -72,34 +81,34 @@ def inspect(data: bytes, limit: SizeLimit = _NO_LIMIT) -> Photograph:
         raise Unreadable("more than 178 million pixels", ("decompression-bomb",)) from None
     except Unreadable:
         raise
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
+    except Exception as error:  # Pillow's readers raise almost any exception on damaged bytes
         odd = ("truncated",) if "truncated" in str(error).lower() else ()
         raise Unreadable(f"{type(error).__name__}: {error}", odd) from None
 
 
-def _inspect(data: bytes, limit: SizeLimit) -> Photograph:
+def _inspect(data: bytes, limit: SizeLimit) -> CheckedImage:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     odd = _oddities(image)
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise Unreadable("32-bit pixels, whose range is not known")
     size = limit.allowed(*image.size)
-    stored = image
+    stored: Image.Image = image
     if image.mode.startswith("I"):
         stored, data, extension = _eight_bit(image)
     else:
-        extension = _EXTENSIONS[image.format]
+        extension = _EXTENSIONS[str(image.format)]
     if size is not None:
         data, extension = shrink(stored, size, limit.quality), "jpg"
     elif image.format == "JPEG":
-        # Reads every coded bit, so finds the same damage as a full decode in little more than half the time.
+        # A draft decode reads every coded bit too: it finds the damage that a full one finds, in about half the time.
         image.draft(None, (1, 1))
     image.load()
     if _rotated(image):
         odd.append("exif-rotated")
-    return Photograph(data, extension, tuple(odd), shrunk=size is not None)
+    return CheckedImage(data, extension, tuple(odd), shrunk=size is not None)
 
 
-def _oddities(image: Image.Image) -> list[str]:
+def _oddities(image: ImageFile.ImageFile) -> list[str]:
     found = []
     if image.mode.startswith("I") or "16" in _raw_modes(image):
         found.append("16-bit")
@@ -114,19 +123,21 @@ def _oddities(image: Image.Image) -> list[str]:
     return found
 
 
-def _raw_modes(image: Image.Image) -> str:
-    """How the file stores pixels, e.g. "RGB;16B", where Pillow's mode says RGB."""
+def _raw_modes(image: ImageFile.ImageFile) -> str:
+    """Return how a PNG or TIFF file stores its pixels, e.g. "RGB;16B" when Pillow's mode says only RGB."""
     return " ".join(str(tile[3]) for tile in image.tile) if image.format in ("PNG", "TIFF") else ""
 
 
 def _rotated(image: Image.Image) -> bool:
-    try:  # only once the pixels are read: Pillow looks behind them, and hides damage that it meets on the way
-        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
-    except Exception:  # damaged metadata of a good image
+    # Called after the pixels are loaded: Pillow reads a PNG to its end here and would hide damage on the way.
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # the metadata are damaged, not the image
         return False
 
 
 def _eight_bit(image: Image.Image) -> tuple[Image.Image, bytes, str]:
+    """Return a 16-bit grey image with 8 bits: as a Pillow image, and encoded with its extension."""
     pixels = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
     image = Image.fromarray(pixels.astype(np.uint8))
     stored = io.BytesIO()

@@ -1,7 +1,8 @@
-"""Decoding a rectangle of a JPEG and nothing below it, by the libjpeg-turbo of nvImageCodec; no GPU takes part.
+"""Decoding a rectangle of a JPEG by the libjpeg-turbo of nvImageCodec, on the CPU.
 
-What lies above or beside the rectangle is read but not turned into pixels, and reading ends with its last row. The pixels
-are those of the whole image, bit for bit. macOS has no nvImageCodec; there, whole images are decoded.
+Rows above the rectangle and columns beside it are read but not turned into pixels, and reading ends with its last row.
+The pixels are those of a full decode, bit for bit. nvImageCodec does not exist for macOS: there, whole images are
+decoded.
 """
 
 import os
@@ -9,20 +10,22 @@ import tempfile
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-_END = b"\xff\xd9"  # a file without it is cut off, maybe only below the rectangle
+_JPEG_END = b"\xff\xd9"
 
 
 def decode_rectangle(image: bytes, top: int, left: int, height: int, width: int) -> np.ndarray | None:
-    """Return a part of a JPEG as RGB, uint8 ``[height, width, 3]``.
+    """Return a rectangle of a JPEG as RGB, uint8 ``[height, width, 3]``.
 
-    None where the whole image has to be decoded: data are missing, libjpeg-turbo makes no RGB of this kind of JPEG, or there
-    is no nvImageCodec.
+    Returns None if the whole image has to be decoded instead. That is so for a truncated file, for a kind of JPEG that
+    libjpeg-turbo does not turn into RGB, and where nvImageCodec is not installed.
     """
     codec = _codec()
-    if codec is None or not image.endswith(_END):
+    # A file without its end marker is truncated, perhaps below the rectangle. Only a full decode would notice that.
+    if codec is None or not image.endswith(_JPEG_END):
         return None
     library, decoder, parameters = codec
     region = library.Region(top, left, top + height, left + width)
@@ -34,20 +37,18 @@ def decode_rectangle(image: bytes, top: int, left: int, height: int, width: int)
 
 
 @cache
-def _codec():
-    """The module nvImageCodec, its decoder and the parameters to decode with; None where it is not installed.
-
-    Of its extensions libjpeg-turbo alone is loaded, as the others look for a GPU's libraries and complain on every start; and
-    it is kept quiet, as what it refuses is decoded in another way.
-    """
-    if find_spec("nvidia") is None or (found := find_spec("nvidia.nvimgcodec")) is None:
+def _codec() -> tuple[Any, Any, Any] | None:  # a compiled module and its objects, which have no types
+    """Return the module nvImageCodec, its decoder and the decoding parameters; None where it is not installed."""
+    if find_spec("nvidia") is None or (found := find_spec("nvidia.nvimgcodec")) is None or found.origin is None:
         return None
+    # Only the libjpeg-turbo extension is loaded: the others look for GPU libraries and print complaints at every start.
     with tempfile.TemporaryDirectory() as folder:
         for extension in Path(found.origin).parent.glob("extensions/*jpeg_turbo_ext*"):
             Path(folder, extension.name).symlink_to(extension)
+        # Verbosity 0, because an image that it refuses is decoded by other means and needs no message.
         wanted = {"NVIMGCODEC_EXTENSIONS_PATH": folder, "PYNVIMGCODEC_VERBOSITY": "0"}
         before = {name: os.environ.get(name) for name in wanted}
-        os.environ.update(wanted)  # read when the module is imported, and no other time
+        os.environ.update(wanted)  # the module reads them when it is imported, and never again
         try:
             from nvidia import nvimgcodec
         finally:
@@ -60,4 +61,5 @@ def _codec():
         max_num_cpu_threads=1,
         backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
     )
+    # Orientation is not applied, as torchvision and timm do not apply it either.
     return nvimgcodec, decoder, nvimgcodec.DecodeParams(apply_exif_orientation=False)

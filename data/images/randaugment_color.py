@@ -1,76 +1,83 @@
-"""timm's operations of RandAugment on tones and sharpness: bit for bit what it makes with Pillow, several times as fast.
+"""RandAugment's operations on colour and sharpness: timm's results bit for bit, several times as fast.
 
-Pillow writes a table of 256 entries a channel in Python for each image, then looks up every value. But these operations are
-one or two on whole arrays of bytes, or a blend of them that does not ask which of them make a pixel.
+For each image, Pillow fills a table of 256 entries per channel in Python and then looks up every value. These functions
+need one or two operations on whole arrays of bytes instead, or a blend for which the number of channels does not
+matter.
 
 An image is uint8 ``[height, width, 3]``, contiguous.
 """
 
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageStat
 
+# timm passes every operation the fill colour and the interpolation; the operations here ignore both (`**_`).
 
-def invert(image: np.ndarray, **_) -> np.ndarray:
+
+def invert(image: np.ndarray, **_: Any) -> np.ndarray:
     """Return the negative of an image."""
     return ~image
 
 
-def solarize(image: np.ndarray, threshold: int, **_) -> np.ndarray:
-    """Return an image with the values from `threshold` on inverted; from 256 on none are."""
+def solarize(image: np.ndarray, threshold: int, **_: Any) -> np.ndarray:
+    """Return an image with all values of at least `threshold` inverted; 256 changes nothing."""
+    # As uint8, minus true is 255, and an exclusive or with 255 inverts a byte.
     return image ^ np.negative((image >= threshold).view(np.uint8))
 
 
-def solarize_add(image: np.ndarray, add: int, **_) -> np.ndarray:
-    """Return an image with `add`, 0 to 128, added to the values below 128."""
+def solarize_add(image: np.ndarray, add: int, **_: Any) -> np.ndarray:
+    """Return an image with `add`, from 0 to 128, added to all values below 128."""
     return image + (image < 128) * np.uint8(add)
 
 
-def posterize(image: np.ndarray, bits: int, **_) -> np.ndarray:
-    """Return an image of whose values, eight bits each, only the upper `bits` are kept."""
+def posterize(image: np.ndarray, bits: int, **_: Any) -> np.ndarray:
+    """Return an image that keeps only the upper `bits` of the eight bits of each value."""
     return image & np.uint8(0x100 - (1 << (8 - bits)))
 
 
-def brightness(image: np.ndarray, factor: float, **_) -> np.ndarray:
-    """Return an image between black, 0, and itself, 1; beyond 1 it is brighter."""
-    return _blended(np.zeros_like(image), image, factor)
+def brightness(image: np.ndarray, factor: float, **_: Any) -> np.ndarray:
+    """Return a blend of black (factor 0) and the image (1); above 1 it is brighter."""
+    return _blend(np.zeros_like(image), image, factor)
 
 
-def contrast(image: np.ndarray, factor: float, **_) -> np.ndarray:
-    """Return an image between its mean grey, 0, and itself, 1; beyond 1 it has more contrast."""
+def contrast(image: np.ndarray, factor: float, **_: Any) -> np.ndarray:
+    """Return a blend of the image's mean grey (factor 0) and the image (1); above 1 it has more contrast."""
     mean = int(ImageStat.Stat(Image.fromarray(image).convert("L")).mean[0] + 0.5)
-    return _blended(np.full_like(image, mean), image, factor)
+    return _blend(np.full_like(image, mean), image, factor)
 
 
-def sharpness(image: np.ndarray, factor: float, **_) -> np.ndarray:
-    """Return an image between its smoothed version, 0, and itself, 1; beyond 1 it is sharpened."""
-    return _blended(_smoothed(image), image, factor)
+def sharpness(image: np.ndarray, factor: float, **_: Any) -> np.ndarray:
+    """Return a blend of the smoothed image (factor 0) and the image (1); above 1 it is sharper."""
+    return _blend(_smooth(image), image, factor)
 
 
-def _blended(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
-    """Pillow's blend from one image, 0, to another, 1."""
+def _blend(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
+    """Return Pillow's blend of two images."""
     return np.array(Image.blend(_as_grey(start), _as_grey(image), factor)).reshape(image.shape)
 
 
 def _as_grey(image: np.ndarray) -> Image.Image:
-    """The same memory as if each value were a grey pixel."""
-    height, width, colours = image.shape
-    return Image.frombuffer("L", (width * colours, height), image, "raw", "L", 0, 1)
+    """Return a Pillow image on the same memory in which each value is a grey pixel: no bytes are rearranged."""
+    height, width, channels = image.shape
+    return Image.frombuffer("L", (width * channels, height), image, "raw", "L", 0, 1)
 
 
-def _smoothed(image: np.ndarray) -> np.ndarray:
-    """Pillow's SMOOTH: the rounded mean of 3 x 3 pixels, of which the middle one counts five times; the border stays as it is."""
-    height, width, colours = image.shape
+def _smooth(image: np.ndarray) -> np.ndarray:
+    """Return Pillow's SMOOTH: the rounded mean of 3 x 3 pixels, the middle one with weight 5; borders are unchanged."""
+    height, width, channels = image.shape
     if min(height, width) < 3:
         return image
     wide = image.reshape(height, -1).astype(np.uint16)
-    of_three_rows = wide[:-2] + wide[1:-1]
-    of_three_rows += wide[2:]
-    sums = of_three_rows[:, : -2 * colours] + of_three_rows[:, colours:-colours]
-    sums += of_three_rows[:, 2 * colours :]
-    sums += wide[1:-1, colours:-colours] << 2
+    three_rows = wide[:-2] + wide[1:-1]
+    three_rows += wide[2:]
+    sums = three_rows[:, : -2 * channels] + three_rows[:, channels:-channels]
+    sums += three_rows[:, 2 * channels :]
+    sums += wide[1:-1, channels:-channels] << 2
+    # The weights add up to 13. (2 s + 13) // 26 rounds s / 13 to nearest, and no s / 13 lies halfway between integers.
     sums *= 2
     sums += 13
-    sums //= 26  # a thirteenth, rounded; no sum lies between two
+    sums //= 26
     smoothed = image.copy()
-    smoothed[1:-1, 1:-1] = sums.reshape(height - 2, width - 2, colours)
+    smoothed[1:-1, 1:-1] = sums.reshape(height - 2, width - 2, channels)
     return smoothed

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -9,9 +10,12 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class PillowOperation:
-    """A change of a Pillow image, for an array; further arguments are passed on. Can be pickled, as loader processes may need."""
+    """Applies a function on Pillow images to an array; further arguments are passed on.
 
-    change: Callable
+    A class instead of a closure, because loader workers that are not forked receive it by pickle.
+    """
 
-    def __call__(self, image: np.ndarray, *arguments, **options) -> np.ndarray:
+    change: Callable[..., Image.Image]
+
+    def __call__(self, image: np.ndarray, *arguments: Any, **options: Any) -> np.ndarray:
         return np.array(self.change(Image.fromarray(image), *arguments, **options))

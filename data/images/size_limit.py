@@ -1,4 +1,4 @@
-"""The largest image worth storing: what is larger is made smaller and encoded again, what is not stays as it is."""
+"""The size limit of `bigbatch shard`: larger images are resized and encoded again, all others are stored unchanged."""
 
 import io
 from dataclasses import dataclass
@@ -10,19 +10,22 @@ from recipes.errors import UserError
 
 @dataclass(frozen=True)
 class SizeLimit:
-    """Pixels that a side may have, and the JPEG quality of what has to be encoded again.
+    """Limits for the sides of an image, and the JPEG quality for images that have to be encoded again.
 
-    Where both sides have a limit, both hold.
+    Attributes:
+        shortest_side: pixels; None: no limit. An image must keep to both limits.
+        longest_side: pixels; None: no limit.
+        quality: from 1 to 100.
 
     Raises:
-        UserError: a limit or the quality is not possible.
+        UserError: a limit or the quality is out of range.
     """
 
     shortest_side: int | None = None
     longest_side: int | None = None
     quality: int = 95
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, side in (("shortest", self.shortest_side), ("longest", self.longest_side)):
             if side is not None and side < 1:
                 raise UserError(f"a limit of {side} pixels for the {name} side is not possible: give e.g. 256")
@@ -30,7 +33,7 @@ class SizeLimit:
             raise UserError(f"a JPEG quality of {self.quality} is not possible: give one from 1 to 100, e.g. 95")
 
     def allowed(self, width: int, height: int) -> tuple[int, int] | None:
-        """Return the size in pixels to which such an image has to shrink; None where it is small enough."""
+        """Return the width and height to shrink such an image to; None if it is within the limit."""
         scale = min(
             (self.shortest_side or width + height) / min(width, height),
             (self.longest_side or width + height) / max(width, height),
@@ -41,8 +44,14 @@ class SizeLimit:
 
 
 def shrink(image: Image.Image, size: tuple[int, int], quality: int) -> bytes:
-    """Return an opened, not yet loaded, image as a JPEG of that size in pixels; grey stays grey, the rest is RGB."""
-    image.draft(None, (2 * size[0], 2 * size[1]))  # at twice the size, Lanczos still sees what it needs
+    """Return the image as a JPEG, grey if it was grey and else RGB.
+
+    Args:
+        image: opened but not yet loaded, so that a JPEG can be decoded at a smaller scale.
+        size: width and height in pixels.
+    """
+    # A draft of at least twice the size decodes faster and leaves the Lanczos filter enough pixels.
+    image.draft(None, (2 * size[0], 2 * size[1]))
     image.load()
     image = image.convert("L" if image.mode in ("L", "LA", "1") else "RGB")
     stored = io.BytesIO()

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from data.batches import EvalBatches, MicroBatches, load_evaluation, load_steps
-from data.images.augment import NO_BOX, TrainTransform, seed_generators, timms_train_transform
+from data.images.augment import NO_BOX, TrainTransform, seed_generators, timm_train_transform
 from data.images.decode import decode
 from data.on_device import DevicePreprocessor
 from data.reading.shards import ShardSet
@@ -30,7 +30,7 @@ class TimmsTransform(TrainTransform):
 
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
-        self.timms = timms_train_transform(recipe)
+        self.timms = timm_train_transform(recipe)
 
     def __call__(self, image: bytes, epoch: int, sample: int):
         decoded = decode(image)

@@ -176,7 +176,7 @@ def profile(shards: ShardSet, policy: str | None) -> dict[str, float]:
 
         return timed_work
 
-    for operation in transform.on_array.transforms[0].ops if policy else ():
+    for operation in transform.array_transform.transforms[0].ops if policy else ():
         operation.aug_fn = timed(operation.name, operation.aug_fn)
     for sample in samples:
         stored = timed("read", split.read)(sample)
@@ -185,8 +185,8 @@ def profile(shards: ShardSet, policy: str | None) -> dict[str, float]:
         pixels = timed("decode and resize", image.crop_resized)(crop, SIZE, "bicubic")
         if torch.rand(1) < transform.flip.p:
             pixels = timed("flip", pixels.flip)(2)
-        if transform.on_array:
-            timed("all of RandAugment", transform.on_array)(pixels.permute(1, 2, 0).numpy())
+        if transform.array_transform:
+            timed("all of RandAugment", transform.array_transform)(pixels.permute(1, 2, 0).numpy())
     return dict(sorted(spent.items(), key=lambda of_one: -of_one[1]))
 
 

@@ -1,9 +1,9 @@
-"""A real object store on this machine: moto's S3 server, reached through a line that can be counted, cut and closed."""
+"""A real object store on this machine: moto's S3 server behind a TCP proxy that counts bytes and cuts connections."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 BUCKET = "pictures"
@@ -14,9 +14,9 @@ class Line:
 
     Attributes:
         port: where it listens.
-        received: bytes that came back from the server.
-        cuts: connections still to be cut once `cut_after` bytes of their answer went through.
-        closed: new connections are refused and answers stop.
+        received: bytes that the server has sent.
+        cuts: number of connections still to cut, each after `cut_after` bytes of an answer.
+        closed: whether new connections are refused and answers stop.
     """
 
     def __init__(self, to_port: int):
@@ -66,16 +66,14 @@ class Line:
 
 
 def _hang_up(connection: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)  # close alone waits for the thread that still reads
-    except OSError:
-        pass
     connection.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def object_store() -> Iterator[tuple[Line, dict[str, str]]]:
-    """Start a store; yield the line to it and the environment in which S3 clients use that line."""
+    """Start a store; yield the proxy and the environment variables with which S3 clients go through it."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0, verbose=False)
@@ -83,7 +81,7 @@ def object_store() -> Iterator[tuple[Line, dict[str, str]]]:
     _, port = server.get_host_and_port()
     line = Line(port)
     keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
-    keys["AWS_MAX_ATTEMPTS"] = "1"  # what is tried again is ours alone
+    keys["AWS_MAX_ATTEMPTS"] = "1"  # the client must not retry: our own retries are tested
     try:
         yield line, {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{line.port}", **keys}
     finally:
@@ -92,7 +90,7 @@ def object_store() -> Iterator[tuple[Line, dict[str, str]]]:
 
 
 def upload(folder: Path, name: str) -> str:
-    """Put a data set into the store that the environment names, for everybody to read; return its URL."""
+    """Upload a data set to the store that the environment names, readable without credentials, and return its URL."""
     import fsspec
 
     files = fsspec.filesystem("s3")

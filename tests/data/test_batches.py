@@ -131,7 +131,7 @@ class _Imagenet:
 
 
 def test_a_late_start_does_the_same_work_as_an_early_one(digits, tmp_path):
-    """Counted, not timed: reads until the first batch of step 100,000 of an ImageNet-sized index; the time is a benchmark."""
+    """Reads are counted until the first batch of step 100,000 of an ImageNet-sized index; a benchmark takes the time."""
     imagenet = _Imagenet(digits.split("train"), tmp_path)
     recipe = load("convnext_tiny_in1k", ["schedule.epochs=400", "input.size=32", "batch.global=64", "batch.slices=2"])
     reads = []

@@ -1,4 +1,4 @@
-"""Every image of an epoch once, whatever the processes, workers, order and damage; and no memory that grows."""
+"""Every image comes once per epoch at any number of processes and workers, with damage too; memory does not grow."""
 
 import multiprocessing
 from pathlib import Path
@@ -22,7 +22,7 @@ def digits(tmp_path_factory) -> Split:
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory) -> tuple[Split, set[int]]:
-    """The same of which one in twenty is overwritten inside the shard, and which these are."""
+    """Return the same split with every twentieth image overwritten inside the shard, and the damaged samples."""
     folder = tmp_path_factory.mktemp("data") / "damaged"
     split = shard("digits", folder, val_fraction=0.2, progress=False).split("train")
     bad = range(7, len(split), 20)
@@ -45,11 +45,11 @@ def recipe_of(shuffle: str):
 
 
 def epoch_of(split: Split, recipe, epoch: int, processes: int, workers: int) -> tuple[np.ndarray, int]:
-    """The sample trained on at each position of the epoch, int64 ``[steps * 64]``, and how many reads failed."""
-    share = -(-64 // processes)
+    """Return the sample at each position of the epoch, int64 ``[steps * 64]``, and the number of failed reads."""
+    per_process = -(-64 // processes)
     seen, failed = np.full((STEPS, 64), -1), 0
     for rank in range(processes):
-        dataset = MicroBatches(split, recipe, rank * share, share)
+        dataset = MicroBatches(split, recipe, rank * per_process, per_process)
         for batch in load_steps(dataset, range(epoch * STEPS, (epoch + 1) * STEPS), 1, workers, pin=False):
             own = batch.weights > 0
             positions = batch.positions[own].numpy()
@@ -94,6 +94,6 @@ def test_the_memory_of_a_worker_does_not_grow_over_three_epochs(digits):
 
 
 def _resident(process: int) -> int:
-    """Bytes of memory of its own, shared ones left out, that a process holds."""
+    """Return a process's resident memory in bytes, without shared memory."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""Mixing pairs inside slices, with timm's distributions."""
+"""Pairs are mixed inside slices, with timm's distributions and arithmetic."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_mixing_can_be_switched_off(changes, mixed):
 
 @pytest.mark.parametrize("mix", [SliceMix(0.3), SliceMix(1 - 12 / 64, (2, 5, 1, 5))])
 def test_pixels_and_loss_are_timms(mix):
-    """On the same pairs: timm's mixing arithmetic, its soft targets and its loss."""
+    """For the same pairs, timm's mixing arithmetic, soft targets and loss give the same numbers."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (4, 3, 8, 8), generator=generator, dtype=torch.uint8)
     labels, logits = torch.tensor([3, 1, 0, 9]), torch.randn(4, 10, generator=generator)
@@ -99,7 +99,7 @@ def test_pixels_and_loss_are_timms(mix):
     target = target * mix.lam + target[pairs] * (1 - mix.lam)
     losses = mixed_cross_entropy(logits, batch.labels, batch.partner_labels, batch.lam, batch.weights, smoothing=0.1)
     torch.testing.assert_close(losses.mean(), SoftTargetCrossEntropy()(logits, target))
-    # timm pairs first with last; with its pairing of the labels the targets are the same numbers
+    # timm pairs the first with the last: with the labels in that order, its targets are the same numbers
     theirs = mixup_target(labels[[0, 2, 3, 1]], 10, mix.lam, 0.1)
     ours = (F.one_hot(labels, 10) * (on - off) + off)[[0, 2, 3, 1]]
     torch.testing.assert_close(theirs, ours * mix.lam + ours.flip(0) * (1 - mix.lam))

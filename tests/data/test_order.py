@@ -1,4 +1,4 @@
-"""The order of an epoch: every sample once, a function of seed and epoch, free of memory and of history."""
+"""The order of an epoch: every sample once, a function of seed and epoch, without state and almost without memory."""
 
 import tracemalloc
 
@@ -20,8 +20,8 @@ def test_any_part_of_an_order_is_the_part_of_the_whole():
         assert np.array_equal(shuffled(3, 5, 10_007, np.arange(10_007)[part]), whole[part])
 
 
-def test_the_order_is_this_one_for_ever():
-    """Written down once: another library version or machine must give the same."""
+def test_the_order_never_changes():
+    """Recorded once: every library version and machine must give the same."""
     assert shuffled(0, 0, 1000, np.arange(8)).tolist() == [310, 383, 942, 769, 44, 613, 313, 917]
     assert shuffled(1, 2, 1_281_167, np.arange(4)).tolist() == [1200096, 206981, 58429, 857084]
 
@@ -41,7 +41,7 @@ def test_epochs_and_seeds_have_unrelated_orders_without_a_pattern():
             assert abs(np.corrcoef(orders[a], orders[b])[0, 1]) < five_errors
 
 
-def test_a_batch_of_14_million_samples_needs_no_memory_to_speak_of():
+def test_a_batch_of_14_million_samples_needs_less_than_a_mebibyte():
     positions = np.arange(14_000_000 - 4096, 14_000_000)
     tracemalloc.start()
     order = shuffled(0, 89, 14_000_000, positions)

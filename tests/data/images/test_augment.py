@@ -1,4 +1,4 @@
-"""What happens to one photograph is decided by (seed, epoch, sample) and follows timm's distributions."""
+"""The transforms of an image depend on (seed, epoch, sample) alone and follow timm's distributions."""
 
 import io
 import pickle
@@ -17,52 +17,52 @@ from recipes.load import load
 
 
 @pytest.fixture(scope="module")
-def photograph() -> bytes:
+def image_bytes() -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-def test_the_same_key_gives_the_same_pixels_whatever_was_drawn_before(photograph):
+def test_the_same_key_gives_the_same_pixels_whatever_was_drawn_before(image_bytes):
     transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=64"]))
-    first = transform(photograph, 3, 77)
+    first = transform(image_bytes, 3, 77)
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
-    again = TrainTransform(load("convnext_tiny_in1k", ["input.size=64"]))(photograph, 3, 77)
+    again = TrainTransform(load("convnext_tiny_in1k", ["input.size=64"]))(image_bytes, 3, 77)
     assert torch.equal(first[0], again[0]) and first[1] == again[1]
     assert first[0].dtype == torch.uint8 and first[0].shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize("changes", [[], ["augment.randaugment=null"]], ids=["RandAugment", "colour jitter"])
-def test_a_transform_reaches_a_process_that_is_started_afresh(photograph, changes):
-    """Where loader processes are not forked, as on macOS, it is pickled."""
+def test_a_transform_reaches_a_process_that_is_started_afresh(image_bytes, changes):
+    """Loader workers that are not forked, as on macOS, receive it by pickle."""
     transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=64", *changes]))
     arrived = pickle.loads(pickle.dumps(transform))
     assert all(
-        torch.equal(arrived(photograph, 0, sample)[0], transform(photograph, 0, sample)[0]) for sample in range(30)
+        torch.equal(arrived(image_bytes, 0, sample)[0], transform(image_bytes, 0, sample)[0]) for sample in range(30)
     )
 
 
 @pytest.mark.parametrize("changes, epoch, sample", [([], 4, 77), ([], 3, 78), (["seed=1"], 3, 77)])
-def test_another_epoch_sample_or_seed_is_augmented_differently(photograph, changes, epoch, sample):
+def test_another_epoch_sample_or_seed_is_augmented_differently(image_bytes, changes, epoch, sample):
     settings = ["input.size=64"]
-    one, _ = TrainTransform(load("convnext_tiny_in1k", settings))(photograph, 3, 77)
-    other, _ = TrainTransform(load("convnext_tiny_in1k", settings + changes))(photograph, epoch, sample)
+    one, _ = TrainTransform(load("convnext_tiny_in1k", settings))(image_bytes, 3, 77)
+    other, _ = TrainTransform(load("convnext_tiny_in1k", settings + changes))(image_bytes, epoch, sample)
     assert not torch.equal(one, other)
 
 
-def test_no_key_makes_randaugment_fail(photograph):
+def test_no_key_makes_randaugment_fail(image_bytes):
     """Some versions of the imaging library refuse operations that this policy draws now and then."""
     transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=32"]))
     for sample in range(2000):
-        transform(photograph, 0, sample)
+        transform(image_bytes, 0, sample)
 
 
-def test_erased_boxes_have_timms_distribution(photograph):
+def test_erased_boxes_have_timms_distribution(image_bytes):
     recipe = load("convnext_tiny_in1k", ["input.size=64", "augment.randaugment=null"])
     transform = TrainTransform(recipe)
     ours = np.array(
-        [box[2] * box[3] / 64**2 for box in (transform(photograph, 0, sample)[1] for sample in range(3000))]
+        [box[2] * box[3] / 64**2 for box in (transform(image_bytes, 0, sample)[1] for sample in range(3000))]
     )
     random.seed(0)
     theirs = []
@@ -73,9 +73,9 @@ def test_erased_boxes_have_timms_distribution(photograph):
     assert ours[ours > 0].mean() == pytest.approx(np.mean([area for area in theirs if area]), abs=0.01)
 
 
-def test_erasing_can_be_switched_off(photograph):
+def test_erasing_can_be_switched_off(image_bytes):
     transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=32", "augment.erasing=0"]))
-    assert all(transform(photograph, 0, sample)[1] == NO_BOX for sample in range(50))
+    assert all(transform(image_bytes, 0, sample)[1] == NO_BOX for sample in range(50))
 
 
 def test_the_noise_of_erased_boxes_is_standard_normal():
@@ -100,7 +100,7 @@ def test_exactly_the_box_is_erased_with_noise_that_the_key_decides():
     inside = torch.zeros(32, 32, dtype=torch.bool)
     inside[4:24, 5:15] = True
     assert torch.equal(image != erased(99), inside.expand(3, -1, -1))
-    assert len(torch.unique(image[:, ~inside])) == 3  # one value a channel: what black is after normalisation
+    assert len(torch.unique(image[:, ~inside])) == 3  # one value per channel: black after normalisation
 
 
 def test_normalisation_is_that_of_imagenet():
@@ -113,7 +113,7 @@ def test_normalisation_is_that_of_imagenet():
 @pytest.mark.parametrize("size, warped", [(64, False), (384, True)])
 def test_evaluation_crops_below_384_and_warps_from_there_on(size, warped):
     wide = Image.new("RGB", (800, 400), "black")
-    wide.paste("white", (0, 0, 60, 400))  # a border that a centre crop leaves out and a warp keeps
+    wide.paste("white", (0, 0, 60, 400))  # a centre crop leaves this border out, and warping keeps it
     buffer = io.BytesIO()
     wide.save(buffer, "PNG")
     view = EvalTransform(load("convnext_tiny_in1k", [f"input.size={size}"]))(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Decoding only what a crop needs shows training the same pixels as decoding everything."""
+"""Decoding only what a crop needs gives training the same pixels as decoding everything."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms.functional import resized_crop
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from data.images.augment import TrainTransform, seed_generators, timms_train_transform
+from data.images.augment import TrainTransform, seed_generators, timm_train_transform
 from data.images.decode import Crop, EncodedImage, decode
 from data.images.partial_decode import decode_rectangle
 from recipes.load import load
@@ -25,7 +25,7 @@ PLAIN = ["augment.randaugment=null", "augment.color_jitter=null", "augment.erasi
 
 
 @pytest.fixture(scope="module")
-def photographs(dogs_vs_cats_zip) -> list[bytes]:
+def jpegs(dogs_vs_cats_zip) -> list[bytes]:
     with zipfile.ZipFile(dogs_vs_cats_zip) as archive:
         return [archive.read(name) for name in archive.namelist() if name.endswith(".jpg")][::60]
 
@@ -47,8 +47,8 @@ def whole(image: EncodedImage) -> Crop:
 
 
 def by_timm(transform: TrainTransform, image: bytes, epoch: int, sample: int) -> np.ndarray:
-    """What timm's own transform makes of the image with the same key, int ``[3, size, size]``."""
-    decoded, timms = decode(image), timms_train_transform(transform.recipe)
+    """Return the result of timm's own transform with the same key, int ``[3, size, size]``."""
+    decoded, timms = decode(image), timm_train_transform(transform.recipe)
     seed_generators(random_key(transform.recipe.seed, "augment", epoch, sample))
     return np.asarray(timms(decoded)).astype(int)
 
@@ -59,30 +59,28 @@ def difference(transform: TrainTransform, images: list[bytes]) -> np.ndarray:
     return abs(ours - np.stack([by_timm(transform, image, 1, sample) for sample, image in enumerate(images)]))
 
 
-def test_photographs_are_cropped_and_flipped_as_by_timm_within_rounding(photographs):
-    found = difference(TrainTransform(load("convnext_tiny_in1k", PLAIN)), photographs)
+def test_jpegs_are_cropped_and_flipped_as_by_timm_within_rounding(jpegs):
+    found = difference(TrainTransform(load("convnext_tiny_in1k", PLAIN)), jpegs)
     assert found.max() <= 2 and found.mean() < 0.01
 
 
-def test_randaugment_draws_the_same_operations_as_by_timm(photographs):
+def test_randaugment_draws_the_same_operations_as_by_timm(jpegs):
     """Some operations, e.g. solarize and equalize, make a rounding difference a visible one at a few pixels."""
-    found = difference(TrainTransform(load("convnext_tiny_in1k", ["augment.erasing=0"])), photographs).mean(
-        axis=(1, 2, 3)
-    )
+    found = difference(TrainTransform(load("convnext_tiny_in1k", ["augment.erasing=0"])), jpegs).mean(axis=(1, 2, 3))
     assert np.median(found) < 0.02 and found.max() < 1
 
 
-def test_bilinear_is_timms_too(photographs):
+def test_bilinear_is_timms_too(jpegs):
     transform = TrainTransform(load("convnext_tiny_in1k", [*PLAIN, "input.interpolation=bilinear"]))
-    assert difference(transform, photographs[:8]).max() <= 2
+    assert difference(transform, jpegs[:8]).max() <= 2
 
 
 @pytest.mark.parametrize("side", [40, 64])
-def test_scaled_decoding_changes_less_than_one_level_of_255(photographs, side):
+def test_scaled_decoding_changes_less_than_one_level_of_255(jpegs, side):
     """Against full decoding of the crop it takes, which is the drawn one moved to the grid of the scale."""
     random.seed(0)
     found, scales = [], set()
-    for data in photographs:
+    for data in jpegs:
         image = EncodedImage(data)
         height, width = random.randint(image.height // 2, image.height), random.randint(image.width // 2, image.width)
         crop = Crop(random.randint(0, image.height - height), random.randint(0, image.width - width), height, width)
@@ -115,7 +113,7 @@ def test_scaled_decoding_changes_less_than_one_level_of_255(photographs, side):
         saved(painted((3, 500)), quality=80),
         saved(painted((1, 1))),
     ],
-    ids="420 444 422 progressive gray rgb cmyk png palette webp thin dot".split(),
+    ids=["420", "444", "422", "progressive", "gray", "rgb", "cmyk", "png", "palette", "webp", "thin", "dot"],
 )
 def test_every_kind_of_image_is_decoded_as_by_pillow(data):
     image = EncodedImage(data)
@@ -127,9 +125,9 @@ def test_every_kind_of_image_is_decoded_as_by_pillow(data):
     assert np.array_equal(found, expected[-side:, -side:])
 
 
-def test_a_rectangle_of_a_photograph_is_decoded_as_in_the_whole_bit_for_bit(photographs):
+def test_a_rectangle_of_a_photograph_is_decoded_as_in_the_whole_bit_for_bit(jpegs):
     random.seed(0)
-    for data in photographs:
+    for data in jpegs:
         expected = np.asarray(decode(data))
         for _ in range(8):
             height, width = (random.randint(1, side) for side in expected.shape[:2])
@@ -158,15 +156,15 @@ def test_missing_data_are_noticed_below_the_rectangle_too():
         assert decode_rectangle(data[:size], 0, 0, 40, 40) is None
 
 
-def test_without_the_library_that_decodes_rectangles_pixels_are_the_same(photographs, monkeypatch):
+def test_without_the_library_that_decodes_rectangles_pixels_are_the_same(jpegs, monkeypatch):
     transform = TrainTransform(load("convnext_tiny_in1k", PLAIN))
-    found = [transform(data, 0, sample)[0] for sample, data in enumerate(photographs[:8])]
+    found = [transform(data, 0, sample)[0] for sample, data in enumerate(jpegs[:8])]
     monkeypatch.setattr("data.images.decode.decode_rectangle", lambda *_: None)
-    assert all(torch.equal(transform(data, 0, sample)[0], found[sample]) for sample, data in enumerate(photographs[:8]))
+    assert all(torch.equal(transform(data, 0, sample)[0], found[sample]) for sample, data in enumerate(jpegs[:8]))
 
 
 def test_the_library_that_decodes_rectangles_is_loaded_in_silence():
-    """Its other parts would complain of a missing GPU at every start of every worker; nor are its settings left behind."""
+    """Its other extensions would print complaints in every worker; its environment variables are removed again."""
     program = """
 import os
 from data.images.partial_decode import decode_rectangle

@@ -1,4 +1,4 @@
-"""Odd images are each handled in the stated way, and re-encoding touches only what is too large."""
+"""Every unusual image is treated as documented, and only images above the size limit are encoded again."""
 
 import io
 import struct

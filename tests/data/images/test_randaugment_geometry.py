@@ -1,4 +1,4 @@
-"""Our shears and translations show what timm's show."""
+"""RandAugment's fast shears and translations give timm's pixels within rounding."""
 
 import zipfile
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment
 
-from data.images import randaugment_geometry as moves
+from data.images import randaugment_geometry as geometry
 from data.images.decode import decode
 
 OPTIONS = {"fillcolor": (124, 116, 104), "resample": Image.Resampling.BICUBIC}
@@ -15,10 +15,10 @@ AMOUNTS = (0.27, -0.27, 0.3, -0.405, 0.45, 0.0, 0.003, -1 / 3, 1.3)  # what magn
 BOTH = pytest.mark.parametrize(
     "theirs, ours",
     [
-        pytest.param(auto_augment.shear_x, moves.shear_x, id="shear x"),
-        pytest.param(auto_augment.shear_y, moves.shear_y, id="shear y"),
-        pytest.param(auto_augment.translate_x_rel, moves.translate_x, id="translate x"),
-        pytest.param(auto_augment.translate_y_rel, moves.translate_y, id="translate y"),
+        pytest.param(auto_augment.shear_x, geometry.shear_x, id="shear x"),
+        pytest.param(auto_augment.shear_y, geometry.shear_y, id="shear y"),
+        pytest.param(auto_augment.translate_x_rel, geometry.translate_x, id="translate x"),
+        pytest.param(auto_augment.translate_y_rel, geometry.translate_y, id="translate y"),
     ],
 )
 
@@ -34,11 +34,11 @@ def difference(theirs, ours, image: np.ndarray) -> np.ndarray:
 
 
 @BOTH
-def test_photographs_are_moved_as_by_timm_within_one_of_255(dogs_vs_cats_zip, theirs, ours):
+def test_images_are_moved_as_by_timm_within_one_of_255(dogs_vs_cats_zip, theirs, ours):
     with zipfile.ZipFile(dogs_vs_cats_zip) as archive:
         names = [name for name in archive.namelist() if name.endswith(".jpg")][::200]
-        photographs = [np.array(decode(archive.read(name)).resize((224, 224))) for name in names]
-    found = np.stack([difference(theirs, ours, photograph) for photograph in photographs])
+        images = [np.array(decode(archive.read(name)).resize((224, 224))) for name in names]
+    found = np.stack([difference(theirs, ours, image) for image in images])
     assert found.max() <= 1 and found.mean() < 0.003
 
 
@@ -60,7 +60,7 @@ def test_with_another_interpolation_it_is_timms(theirs, ours):
 
 def test_sums_are_exact_in_single_precision():
     """So neither the order of additions nor fused ones change a bit."""
-    weights = moves._weights(np.linspace(0, 1, 100_001)).astype(np.float64)
+    weights = geometry._weights(np.linspace(0, 1, 100_001)).astype(np.float64)
     assert np.array_equal(weights * 2**14, np.rint(weights * 2**14))
     assert (weights.sum(axis=1) == 1).all()
     assert abs(weights).sum(axis=1).max() * 255 * 2**14 < 2**24
