@@ -56,7 +56,7 @@ def plan(
         from launcher.planning.calibration import calibrate as measure
 
         return measure(resolved)
-    from launcher.planning.plan_view import PlanRequest, print_plan
+    from launcher.planning.plan_output import PlanRequest, print_plan
 
     asked = PlanRequest(gpus, gpus_per_node, gpu, gpu_memory, tflops, cpus_per_gpu, network, mtbf_hours, save_stall)
     print_plan(resolved, asked, [recipe, *changes], as_json)

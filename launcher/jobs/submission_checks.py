@@ -8,7 +8,7 @@ import torch
 
 from data.reading.storage import is_url
 from launcher.jobs.planned_runs import PlannedRun
-from launcher.planning.automatic import Choice, choose, hardware_of_profile
+from launcher.planning.auto_engine import EngineChoice, choose_engine, hardware_of_cluster
 from launcher.recipe_shards import open_shards
 from models.prepared import prepare_model
 from recipes.errors import UserError
@@ -46,7 +46,7 @@ def check_recipe(
 
 def choices(
     recipe: Recipe, resources: Resources, micro_batch: int | None, classes: int, cluster: Cluster
-) -> list[Choice]:
+) -> list[EngineChoice]:
     """The engine and the cut of the batch for every number of nodes that the job may get.
 
     Raises:
@@ -56,12 +56,12 @@ def choices(
         has_batch_norm = prepare_model(recipe, classes).has_batch_norm
     tasks, hardware, why = resources.tasks_per_node, None, "there is no GPU to plan for"
     if resources.gpus_per_node:
-        hardware = hardware_of_profile(
+        hardware = hardware_of_cluster(
             recipe, tasks, tasks, cluster.gpu, cluster.gpu_memory_gib, resources.cpus_per_task
         )
         why = "the kind of the GPUs (gpu in the cluster's profile) is not known here, so the job plans when it has them"
     return [
-        choose(
+        choose_engine(
             recipe, classes, processes, micro_batch, has_batch_norm, hardware and replace(hardware, gpus=processes), why
         )
         for processes in (nodes * tasks for nodes in range(resources.min_nodes, resources.max_nodes + 1))

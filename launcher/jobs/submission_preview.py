@@ -5,7 +5,7 @@ import statistics
 
 from launcher.jobs.planned_runs import Options, PlannedRun
 from launcher.jobs.submission_checks import choices
-from launcher.planning.automatic import Choice
+from launcher.planning.auto_engine import EngineChoice
 from launcher.recipe_shards import open_shards
 from launcher.runs.history import History
 from recipes.errors import UserError
@@ -49,7 +49,7 @@ def print_preview(
     print("# nothing was submitted")
 
 
-def _print_cuts(possible: list[Choice], resources: Resources) -> None:
+def _print_cuts(possible: list[EngineChoice], resources: Resources) -> None:
     sized = list(enumerate(possible, resources.min_nodes))
     shown = sized if len(sized) <= _SHOWN_SIZES else [*sized[: _SHOWN_SIZES - 1], sized[-1]]
     said = None
@@ -60,7 +60,7 @@ def _print_cuts(possible: list[Choice], resources: Resources) -> None:
             said = choice.reason
 
 
-def _estimate(run: PlannedRun, possible: list[Choice], cluster: Cluster) -> str:
+def _estimate(run: PlannedRun, possible: list[EngineChoice], cluster: Cluster) -> str:
     """Training time at the speed per process that earlier runs of this model had; if there are none, as the plan predicts."""
     schedule = StepSchedule(run.recipe, len(open_shards(run.recipe).split("train")))
     speeds = []

@@ -1,4 +1,4 @@
-"""`bigbatch plan --calibrate`: how fast training steps, and the reading of images, really are on the machine at hand."""
+"""`bigbatch plan --calibrate`: measure how fast this machine trains, and how fast it reads images."""
 
 import os
 import statistics
@@ -15,7 +15,15 @@ from launcher.engines.optimizer import make_optimizer
 from launcher.engines.out_of_memory import is_out_of_memory
 from launcher.planning.gpus import CPU, kind_of
 from launcher.planning.memory_model import GIB
-from launcher.planning.speeds import Device, file_of_speeds, keep, measured, measured_now, read, trained
+from launcher.planning.speeds import (
+    Device,
+    data_key,
+    load_speeds,
+    measured_today,
+    model_key,
+    save_speeds,
+    speeds_file,
+)
 from launcher.planning.step_trace import autocast_to
 from launcher.recipe_shards import open_shards
 from models.build import build, compile_blocks
@@ -25,128 +33,133 @@ from models.prepared import prepare_model
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
-_SECONDS = 12.0  # for each precision, and for reading
-_MOST_IMAGES = 128  # at a time
-_READ_AT_ONCE = 64
+_SECONDS = 12.0  # of measuring for each precision, and for reading
+_LARGEST_MICRO_BATCH = 128
+_READ_BATCH = 64
 
 
 def calibrate(recipe: Recipe) -> None:
-    """Measure, print and keep: TFLOP/s of the recipe's model by precision, and, where it names shards, images/s a core.
+    """Measure, print and save this machine's speeds.
+
+    These are TFLOP/s with the recipe's model by precision and, where the recipe names shards, images/s of one core.
 
     Raises:
-        UserError: the model or the shards cannot be had, or not even one image fits the device.
+        UserError: the model or the shards are not available, or the device's memory does not hold the smallest step.
     """
     if recipe.data.classes is None:
         raise UserError(f"recipe {recipe.name} leaves the number of classes to the shards: add data.classes=NUMBER")
-    found = measured()
+    speeds = load_speeds()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name, memory = _device(device)
+    name, memory = _name_and_memory(device)
     kind = kind_of(name) if device.type == "cuda" else CPU
     with torch.device("meta"):
-        work = 6 * multiply_adds(
-            build(recipe, recipe.data.classes), recipe.input.size
-        )  # a backward pass costs two forward passes
-    tflops = found.devices[kind].tflops if kind in found.devices else {}
+        forward = multiply_adds(build(recipe, recipe.data.classes), recipe.input.size)
+    operations = 2 * 3 * forward  # a multiply-add is two operations, a backward pass costs two forward passes
+    tflops = speeds.devices[kind].tflops if kind in speeds.devices else {}
     for precision in _precisions(device):
-        images, seconds = _step(recipe, device, precision)
-        what = f"{trained(recipe)}, micro-batch {images}"
-        figure = measured_now(work * images / seconds / 1e12, what)
-        tflops.setdefault(precision, {})[trained(recipe)] = figure
-        print(f"{name}, {precision}: {figure.value:.3g} TFLOP/s, {images / seconds:,.1f} images/s ({what})", flush=True)
-    found.devices[kind] = Device(round(memory / GIB, 1), tflops)
+        images, seconds = _measure_step(recipe, recipe.data.classes, device, precision)
+        setting = f"{model_key(recipe)}, micro-batch {images}"
+        speed = measured_today(operations * images / seconds / 1e12, setting)
+        tflops.setdefault(precision, {})[model_key(recipe)] = speed
+        print(
+            f"{name}, {precision}: {speed.value:.3g} TFLOP/s, {images / seconds:,.1f} images/s ({setting})", flush=True
+        )
+    speeds.devices[kind] = Device(round(memory / GIB, 1), tflops)
     if recipe.data.path is not None:
-        speed = _reading(recipe, open_shards(recipe).split("train"))
-        found.images_per_core[read(recipe)] = measured_now(speed, f"{recipe.data.path} at {recipe.input.size} px")
-        print(f"{read(recipe)}: {speed:,.0f} images/s in one loader process", flush=True)
-    keep(found)
-    print(f"kept in {file_of_speeds()}; used by: bigbatch plan {recipe.name} --gpu {kind}")
+        rate = _measure_reading(recipe, open_shards(recipe).split("train"))
+        speeds.images_per_core[data_key(recipe)] = measured_today(rate, f"{recipe.data.path} at {recipe.input.size} px")
+        print(f"{data_key(recipe)}: {rate:,.0f} images/s in one loader process", flush=True)
+    save_speeds(speeds)
+    print(f"kept in {speeds_file()}; used by: bigbatch plan {recipe.name} --gpu {kind}")
 
 
-def _device(device: torch.device) -> tuple[str, int]:
-    """Its name, and its memory in bytes."""
+def _name_and_memory(device: torch.device) -> tuple[str, int]:
+    """Return the device's name and its memory in bytes."""
     if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        return found.name, found.total_memory
+        properties = torch.cuda.get_device_properties(device)
+        return properties.name, properties.total_memory
     return f"CPU with {torch.get_num_threads()} threads", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _precisions(device: torch.device) -> list[str]:
     if device.type == "cpu":
         return ["float32", "bf16"]
-    return (
-        ["float32", "bf16", "fp16"] if torch.cuda.is_bf16_supported(including_emulation=False) else ["float32", "fp16"]
-    )
+    # torch emulates bf16 on older GPUs, which is slower than float32.
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return ["float32", "bf16", "fp16"] if has_bf16 else ["float32", "fp16"]
 
 
-def _step(recipe: Recipe, device: torch.device, precision: str) -> tuple[int, float]:
-    """Images of a step without accumulation, as many as fit and are done in good time, and its seconds."""
-    take = _TrainingStep(recipe, device, precision)
-    began, images = time.perf_counter(), take.unit
+def _measure_step(recipe: Recipe, classes: int, device: torch.device, precision: str) -> tuple[int, float]:
+    """Return the images of a step without accumulation and its median seconds.
+
+    The micro-batch doubles while it fits the memory and a step is short enough to be repeated.
+    """
+    step = _TrainingStep(recipe, classes, device, precision)
+    began, images = time.perf_counter(), step.unit
     seconds = None
     try:
-        seconds = take(images)
+        seconds = step(images)
         if seconds < _SECONDS:
-            seconds = take(images)  # without what the first did once
-        while 2 * images <= _MOST_IMAGES and seconds < _SECONDS / 20:
-            take(2 * images)
-            images, seconds = 2 * images, take(2 * images)
+            seconds = step(images)  # the first step of a size also chooses kernels, and is not representative
+        while 2 * images <= _LARGEST_MICRO_BATCH and seconds < _SECONDS / 20:
+            step(2 * images)
+            images, seconds = 2 * images, step(2 * images)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         clear_device_cache(garbage_collection=True)
         if seconds is None:
             raise UserError(
-                f"{recipe.model.name} does not fit this device with {images} images of {recipe.input.size} px"
+                f"{recipe.model.name} does not fit this device with {images} images of {recipe.input.size} px: "
+                f"choose a smaller input.size or another model"
             ) from None
     times = []
     while time.perf_counter() - began < _SECONDS:
-        times.append(take(images))
+        times.append(step(images))
     return images, statistics.median(times or [seconds])
 
 
 class _TrainingStep:
-    """A step of the recipe's model and optimizer on images of noise; returns its seconds."""
+    """A training step of the recipe's model and optimizer on random images; a call returns its seconds."""
 
-    def __init__(self, recipe: Recipe, device: torch.device, precision: str):
+    def __init__(self, recipe: Recipe, classes: int, device: torch.device, precision: str):
         self.recipe, self.device, self.precision = recipe, device, precision
-        prepared = prepare_model(recipe, recipe.data.classes)
+        prepared = prepare_model(recipe, classes)
         self.model, self.drop_path = prepared.module, prepared.drop_path
         self.unit = unit_of_cut(recipe, prepared.has_batch_norm)
         if recipe.engine.compile:
             compile_blocks(self.model)
-        self.model.to(device, memory_format=torch.channels_last).train()
+        self.model.to(device).to(memory_format=torch.channels_last).train()
         self.optimizer = make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def __call__(self, images: int) -> float:
-        size = self.recipe.input.size
-        pixels = torch.rand(images, 3, size, size, device=self.device)
-        labels, ones = (
-            torch.zeros(images, dtype=torch.int64, device=self.device),
-            torch.ones(images, device=self.device),
-        )
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        self.drop_path.draw(0, torch.arange(images, device=self.device))
-        self._finish()
+        size, device = self.recipe.input.size, self.device
+        pixels = torch.rand(images, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(images, dtype=torch.int64, device=device)
+        ones = torch.ones(images, device=device)
+        self.drop_path.draw(0, torch.arange(images, device=device))
+        self._synchronize()
         started = time.perf_counter()
-        with autocast_to(self.precision, self.device.type):
+        with autocast_to(self.precision, device.type):
             logits = self.model(pixels)
         loss = mixed_cross_entropy(logits, labels, labels, ones, ones, self.recipe.loss.smoothing).mean()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        self._finish()
+        self._synchronize()
         return time.perf_counter() - started
 
-    def _finish(self) -> None:
+    def _synchronize(self) -> None:
+        """Wait for the GPU: its kernels run asynchronously."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
-def _reading(recipe: Recipe, split: Split) -> float:
-    """Images/s of one loader process: read, decoded and augmented, as training does it."""
-    count = min(_READ_AT_ONCE, len(split))
+def _measure_reading(recipe: Recipe, split: Split) -> float:
+    """Return the images/s that one loader process reads, decodes and augments, as in training."""
+    count = min(_READ_BATCH, len(split))
     batches: Iterator[MicroBatch] = load_steps(
         MicroBatches(split, recipe.variant(batch={"global_": count, "slices": 1, "statistics": None}), 0, count),
         range(10**6),
@@ -155,9 +168,9 @@ def _reading(recipe: Recipe, split: Split) -> float:
         pin=False,
     )
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # a loader process has one
     try:
-        next(batches)
+        next(batches)  # opens the shards
         began, images = time.perf_counter(), 0
         while time.perf_counter() - began < _SECONDS:
             next(batches)

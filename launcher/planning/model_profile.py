@@ -1,11 +1,12 @@
-"""What a recipe's model profile, whatever the hardware: parameters, multiply-adds, and the memory of a step per image.
+"""The profile of a recipe's model, whatever the hardware: parameters, multiply-adds and activation memory.
 
-Found once by tracing two steps and then kept in the user's cache folder, so that a plan is a matter of arithmetic. torch is
-imported only where there is something to trace.
+Two steps are traced once and the result is kept in the user's cache folder, so that later plans are arithmetic. torch
+is imported only for tracing, because it takes seconds.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,33 +22,36 @@ from recipes.schema import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-_TRACED = 16  # images of the smaller of the two steps; a model with BatchNorm needs whole statistics batches
-_FORMAT = 3  # of the files in the cache, and of what is counted
+_TRACED_IMAGES = 16  # of the smaller traced step; a model with BatchNorm takes its statistics batch instead
+_FORMAT = 4  # of the cache files and of what they count: raise it whenever either changes
 
 
-class Unpredictable(UserError):
-    """The model cannot be traced: what it does depends on values."""
+class UnpredictableModelError(UserError):
+    """The model cannot be traced, because its operations depend on values."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Peak memory of a forward and backward pass beside parameters and gradients, in bytes, by the number of images.
+    """Peak memory of a forward and backward pass in bytes, without parameters and gradients, by the number of images.
 
-    At every moment of the pass memory is affine in the images: what does not grow with them is the parameters at lower
-    precision and a layer's gradient before it is added. The peak is at the moment whose line is highest, so it is affine but
-    for a few images, where another moment's line is. `lines` are those that are the highest somewhere, as bytes at no image
-    and bytes per image. `operations` is how many operations torch starts.
+    At each moment of the pass, memory is affine in the number of images: the constant part is parameters at lower
+    precision and a layer's gradient before it is accumulated. The peak is the largest of these lines.
+
+    Attributes:
+        lines: the lines that are the largest for some number of images, each as (bytes, bytes per image).
+        operations: the number of operations that torch starts.
     """
 
     lines: list[tuple[float, float]]
     operations: int
 
-    def of(self, images: int) -> int:
+    def bytes_for(self, images: int) -> int:
+        """Return the peak in bytes of a pass over so many images."""
         return round(max(fixed + per_image * images for fixed, per_image in self.lines))
 
 
 class ParameterSizes(NamedTuple):
-    """Elements of all parameters of a model, of the largest, and of those so small that ZeRO-3 keeps them whole."""
+    """Elements of all parameters, of the largest parameter, and of the small ones that ZeRO-3 does not partition."""
 
     total: int
     largest: int
@@ -55,64 +59,78 @@ class ParameterSizes(NamedTuple):
 
 
 def parameter_sizes(model: "nn.Module") -> ParameterSizes:
-    """Of a model in which each parameter is whole."""
+    """Return the sizes of a model whose parameters are not partitioned."""
     sizes = [parameter.numel() for parameter in model.parameters()]
     return ParameterSizes(sum(sizes), max(sizes), sum(size for size in sizes if size < KEPT_WHOLE))
 
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """Of one model at one size and precision. `recomputed` is with activation checkpointing, None if the model has none."""
+    """What one model needs at one image size and precision.
+
+    Attributes:
+        buffers: bytes of its buffers.
+        multiply_adds: of one forward pass over one image.
+        activations: without activation checkpointing.
+        checkpointed_activations: with activation checkpointing; None if the model does not support it.
+    """
 
     sizes: ParameterSizes
-    buffers: int  # bytes
-    multiply_adds: int  # of one forward pass over one image
+    buffers: int
+    multiply_adds: int
     has_batch_norm: bool
-    kept: Activations
-    recomputed: Activations | None
+    activations: Activations
+    checkpointed_activations: Activations | None
 
     @property
     def parameters(self) -> int:
         """Elements of all parameters."""
         return self.sizes.total
 
-    def activations(self, checkpointing: bool) -> Activations:
-        assert checkpointing in (True, False)  # not "auto"
-        chosen = self.recomputed if checkpointing else self.kept
+    def activations_of(self, checkpointing: bool) -> Activations:
+        """Return the activations with or without activation checkpointing, which the model must support."""
+        chosen = self.checkpointed_activations if checkpointing else self.activations
         assert chosen is not None
         return chosen
 
 
 def profile_model(recipe: Recipe, precision: str) -> ModelProfile:
-    """Return what the recipe's model needs at "float32", "bf16" or "fp16", as on a GPU; from the cache if it was traced before.
+    """Return the profile of the recipe's model at "float32", "bf16" or "fp16" on a GPU, cached if it was traced before.
 
     Raises:
-        UserError: the model cannot be built.
-        Unpredictable: it cannot be traced.
+        UserError: the recipe leaves the number of classes open, or the model cannot be built.
+        UnpredictableModelError: the model cannot be traced.
     """
     if recipe.data.classes is None:
         raise UserError(f"recipe {recipe.name} leaves the number of classes to the shards: add data.classes=NUMBER")
     file = _cache_file(recipe, precision)
     try:
-        values = json.loads(file.read_text())
-        recomputed = values.pop("recomputed")
-        kept = Activations(**values.pop("kept"))
-        sizes = ParameterSizes(*values.pop("sizes"))
-        return ModelProfile(
-            **values, sizes=sizes, kept=kept, recomputed=Activations(**recomputed) if recomputed else None
-        )
-    except (OSError, ValueError, TypeError, KeyError):  # not there, or not whole: trace
-        profile = _traced(recipe, precision)
+        return _from_json(file.read_text())
+    except (OSError, ValueError, TypeError, KeyError):  # the file is missing or damaged
+        profile = _traced(recipe, recipe.data.classes, precision)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(asdict(profile)).encode())
     except OSError:
-        pass  # a home that cannot be written costs time, nothing else
+        pass  # without a cache every plan traces again, which only takes time
     return profile
 
 
+def _from_json(text: str) -> ModelProfile:
+    values = json.loads(text)
+    activations = Activations(**values.pop("activations"))
+    checkpointed = values.pop("checkpointed_activations")
+    return ModelProfile(
+        sizes=ParameterSizes(*values.pop("sizes")),
+        activations=activations,
+        checkpointed_activations=Activations(**checkpointed) if checkpointed else None,
+        **values,
+    )
+
+
 def _cache_file(recipe: Recipe, precision: str) -> Path:
-    decides = {
+    """Return the cache file, whose name depends on everything that decides the profile."""
+    decisive = {
         "format": _FORMAT,
         "model": recipe.model.model_dump(exclude={"weights", "head_init_scale", "init_std"}),
         "classes": recipe.data.classes,
@@ -121,11 +139,11 @@ def _cache_file(recipe: Recipe, precision: str) -> Path:
         "precision": precision,
         "versions": [version("torch"), version("timm")],
     }
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     return user_cache_path("bigbatch", appauthor=False) / "profiles" / f"{digest[:32]}.json"
 
 
-def _traced(recipe: Recipe, precision: str) -> ModelProfile:
+def _traced(recipe: Recipe, classes: int, precision: str) -> ModelProfile:
     import torch
 
     from models import batch_norm
@@ -133,47 +151,48 @@ def _traced(recipe: Recipe, precision: str) -> ModelProfile:
     from models.cost import multiply_adds
 
     with torch.device("meta"):
-        model = build(recipe, recipe.data.classes)
+        model = build(recipe, classes)
     sizes = parameter_sizes(model)
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     try:
         cost = multiply_adds(model, recipe.input.size)
         has_batch_norm = batch_norm.attach(model, recipe.batch.statistics_size) is not None
-        smaller = recipe.batch.statistics_size if has_batch_norm else _TRACED
-        kept = _activations(recipe, precision, smaller, checkpointing=False)
+        images = recipe.batch.statistics_size if has_batch_norm else _TRACED_IMAGES
+        activations = _activations(recipe, classes, precision, images, checkpointing=False)
     except UserError:
         raise
-    except Exception as error:  # whatever a model does with tensors that have no values
-        raise Unpredictable(
+    except Exception as error:  # a model may raise anything where its tensors have no values
+        raise UnpredictableModelError(
             f"the memory of {recipe.model.name} cannot be predicted, its operations depend on values ({error})"
         ) from None
     try:
-        recomputed = _activations(recipe, precision, smaller, checkpointing=True)
-    except UserError:
-        recomputed = None
-    return ModelProfile(sizes, buffers, cost, has_batch_norm, kept, recomputed)
+        checkpointed = _activations(recipe, classes, precision, images, checkpointing=True)
+    except UserError:  # the model does not support activation checkpointing
+        checkpointed = None
+    return ModelProfile(sizes, buffers, cost, has_batch_norm, activations, checkpointed)
 
 
-def _activations(recipe: Recipe, precision: str, smaller: int, checkpointing: bool) -> Activations:
+def _activations(recipe: Recipe, classes: int, precision: str, images: int, checkpointing: bool) -> Activations:
+    """Trace a step of `images` and one of twice as many, and draw a line through each moment of the two."""
     from launcher.planning.step_trace import trace_step
 
-    one, two = (
-        trace_step(recipe, recipe.data.classes, count, precision, checkpointing) for count in (smaller, 2 * smaller)
-    )
+    one, two = (trace_step(recipe, classes, count, precision, checkpointing) for count in (images, 2 * images))
     if len(one.history) == len(two.history):
         moments = list(zip(one.history, two.history))
     else:
-        moments = [(one.peak, two.peak)]  # BatchNorm takes more statistics batches apart, so moments do not correspond
-    lines = [(2 * first - second, (second - first) / smaller) for first, second in moments]
-    return Activations(_highest_somewhere(lines), one.operations)
+        # BatchNorm splits a larger micro-batch into more statistics batches, so the moments do not correspond.
+        moments = [(one.peak, two.peak)]
+    lines = [(2.0 * first - second, (second - first) / images) for first, second in moments]
+    return Activations(_upper_envelope(lines), one.operations)
 
 
-def _highest_somewhere(lines: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The lines, as (value at 0, slope), that are above all others for some number of images of at least 1."""
+def _upper_envelope(lines: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the lines, as (value at 0, slope), that are above all others for some number of images from 1 on."""
     chosen = [max(lines, key=lambda line: (line[0] + line[1], line[1]))]
     while True:
         fixed, per_image = chosen[-1]
         steeper = [line for line in lines if line[1] > per_image]
         if not steeper:
             return chosen
+        # The next line of the envelope is the steeper one that crosses this one first.
         chosen.append(min(steeper, key=lambda line: ((fixed - line[0]) / (line[1] - per_image), -line[1])))

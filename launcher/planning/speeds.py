@@ -1,4 +1,4 @@
-"""Speeds that `bigbatch plan --calibrate` measured, kept in ``~/.config/bigbatch/speeds.json``, and where each is from."""
+"""Speeds that `bigbatch plan --calibrate` measured, kept in ``~/.config/bigbatch/speeds.json`` with their sources."""
 
 import json
 import time
@@ -11,12 +11,13 @@ from recipes.errors import UserError
 from recipes.schema import Recipe
 from slurm.cluster import user_settings
 
-# Photographs of 407 x 357 pixels at 224, on the slower of two hardware: below the table of docs/data.md.
-_IMAGES_PER_CORE = {True: 439.0, False: 867.0}  # with RandAugment or without
+# Images of 407 × 357 pixels, decoded and augmented at 224 pixels, on the slower of two machines (below the table of
+# docs/data.md). The key says whether RandAugment is on.
+_IMAGES_PER_CORE = {True: 439.0, False: 867.0}
 
 
 class Measurement(NamedTuple):
-    """A number and where it is from: "assumed", "given", or what was measured when."""
+    """A number and its source: "assumed", "given", or when and with what it was measured."""
 
     value: float
     source: str
@@ -24,59 +25,59 @@ class Measurement(NamedTuple):
 
 @dataclass
 class Device:
-    """A kind of GPU, or the CPU: achieved TFLOP/s by precision and by what was trained."""
+    """A kind of GPU, or the CPU: achieved TFLOP/s by precision, then by `model_key`."""
 
     memory_gib: float
     tflops: dict[str, dict[str, Measurement]] = field(default_factory=dict)
 
-    def reached(self, recipe: Recipe) -> dict[str, Measurement]:
-        """By precision: what it reached with the recipe's model, or else with the model that it was fastest with."""
+    def tflops_for(self, recipe: Recipe) -> dict[str, Measurement]:
+        """Return TFLOP/s by precision, measured with the recipe's model or else with the model that was fastest."""
         return {
-            precision: figures.get(trained(recipe)) or max(figures.values(), key=lambda figure: figure.value)
-            for precision, figures in self.tflops.items()
+            precision: measurements.get(model_key(recipe)) or max(measurements.values(), key=lambda found: found.value)
+            for precision, measurements in self.tflops.items()
         }
 
 
 @dataclass
 class Speeds:
-    """All that was measured."""
+    """All measured speeds: devices by kind, and images/s of one loader process by `data_key`."""
 
     devices: dict[str, Device] = field(default_factory=dict)
-    images_per_core: dict[str, Measurement] = field(default_factory=dict)  # by what was read
+    images_per_core: dict[str, Measurement] = field(default_factory=dict)
 
 
-def trained(recipe: Recipe) -> str:
-    """What decides how fast a device trains a recipe."""
+def model_key(recipe: Recipe) -> str:
+    """Return the name under which a device's speed with the recipe's model is kept."""
     return f"{recipe.model.name} at {recipe.input.size} px"
 
 
-def read(recipe: Recipe) -> str:
-    """What decides how fast a core prepares a recipe's images."""
+def data_key(recipe: Recipe) -> str:
+    """Return the name under which the speed of reading the recipe's images is kept."""
     return f"{recipe.data.name} at {recipe.input.size} px, {_with_randaugment(recipe)}"
 
 
-def file_of_speeds() -> Path:
-    """Where they are kept, beside the profiles of clusters."""
+def speeds_file() -> Path:
+    """Return the path of the file of speeds, which lies beside the profiles of clusters."""
     return user_settings() / "speeds.json"
 
 
-def measured() -> Speeds:
-    """What the user's file holds; nothing, where there is none.
+def load_speeds() -> Speeds:
+    """Return the measured speeds; empty where nothing was measured.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
-    file = file_of_speeds()
+    file = speeds_file()
     try:
         values = json.loads(file.read_text())
         devices = {
             name: Device(
                 float(device["memory_gib"]),
-                {precision: _figures(found) for precision, found in device["tflops"].items()},
+                {precision: _measurements(found) for precision, found in device["tflops"].items()},
             )
             for name, device in values["devices"].items()
         }
-        return Speeds(devices, _figures(values["images_per_core"]))
+        return Speeds(devices, _measurements(values["images_per_core"]))
     except FileNotFoundError:
         return Speeds()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -86,40 +87,40 @@ def measured() -> Speeds:
 
 
 def images_per_core(recipe: Recipe) -> Measurement:
-    """Images/s that one loader process prepares for a recipe."""
-    of_table = Measurement(
-        _IMAGES_PER_CORE[recipe.augment.randaugment is not None], f"docs/data.md, {_with_randaugment(recipe)}"
-    )
-    return measured().images_per_core.get(read(recipe), of_table)
+    """Return the images/s that one loader process prepares for a recipe, measured or from the table of the docs."""
+    key, with_randaugment = data_key(recipe), recipe.augment.randaugment is not None
+    if found := load_speeds().images_per_core.get(key):
+        return found
+    return Measurement(_IMAGES_PER_CORE[with_randaugment], f"docs/data.md, {_with_randaugment(recipe)}")
 
 
 def _with_randaugment(recipe: Recipe) -> str:
     return "without RandAugment" if recipe.augment.randaugment is None else "with RandAugment"
 
 
-def keep(speeds: Speeds) -> None:
-    """Write the user's file, whole or not at all.
+def save_speeds(speeds: Speeds) -> None:
+    """Write the file of speeds atomically.
 
     Raises:
         UserError: it cannot be written.
     """
-    file = file_of_speeds()
+    file = speeds_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_durably(file, json.dumps(asdict(speeds), indent=1).encode())
     except OSError as error:
         raise UserError(
-            f"{file} cannot be written ({error.strerror}): set XDG_CONFIG_HOME to a folder that can"
+            f"{file} cannot be written ({error.strerror}): set XDG_CONFIG_HOME to a folder that can be written"
         ) from None
 
 
-def measured_now(value: float, with_what: str) -> Measurement:
-    """A figure measured today."""
-    return Measurement(float(f"{value:.4g}"), f"measured {time.strftime('%Y-%m-%d')} with {with_what}")
+def measured_today(value: float, setting: str) -> Measurement:
+    """Return a measurement whose source names today's date and the setting."""
+    return Measurement(float(f"{value:.4g}"), f"measured {time.strftime('%Y-%m-%d')} with {setting}")
 
 
-def _figures(found: dict) -> dict[str, Measurement]:
-    figures = {what: Measurement(float(value), str(source)) for what, (value, source) in found.items()}
-    if not all(figure.value > 0 for figure in figures.values()):
+def _measurements(found: dict[str, tuple[float, str]]) -> dict[str, Measurement]:
+    measurements = {key: Measurement(float(value), str(source)) for key, (value, source) in found.items()}
+    if not all(measurement.value > 0 for measurement in measurements.values()):
         raise ValueError("a speed is not above 0")
-    return figures
+    return measurements

@@ -1,12 +1,12 @@
-"""What a forward and backward pass keeps in memory, found by doing one with tensors that have shapes but no values.
+"""The memory that a forward and backward pass allocates, traced on tensors that have shapes but no values.
 
-Every operation of the recipe's own model runs, at its precision and with its stochastic depth, loss and autograd graph, on
-torch's fake tensors; each storage is counted from the operation that makes it to the moment it is let go of. What no
-tensor shows is not counted: workspaces inside a kernel and what the allocator cannot use for being in pieces.
+Every operation of the recipe's model runs on torch's fake tensors: at the recipe's precision, with its stochastic
+depth, loss and autograd graph. Each storage counts from the operation that makes it until it is freed. Memory that
+belongs to no tensor is not counted, such as workspaces inside kernels and fragmentation of the allocator.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,16 +23,17 @@ from models.prepared import prepare_model
 from recipes.schema import Recipe
 
 _DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Autocast on a GPU computes these in float32; on the CPU, where the trace runs, it does not.
-_FLOAT32_ON_A_GPU = ("layer_norm", "group_norm", "softmax.int", "log_softmax.int")
+# Autocast computes these operations in float32 on a GPU, but not on the CPU, where the trace runs.
+_FLOAT32_ON_GPU = ("layer_norm", "group_norm", "softmax.int", "log_softmax.int")
 
 
 @dataclass(frozen=True)
 class StepTrace:
     """One forward and backward pass of `micro_batch` images.
 
-    `history` is the bytes in use after each storage was made, without the parameters and without the gradients that the step
-    adds up, both of which are there throughout; `operations` is how many operations torch started.
+    Attributes:
+        history: bytes in use after each allocation, without parameters and accumulated gradients.
+        operations: the number of operations that torch started.
     """
 
     micro_batch: int
@@ -52,21 +53,22 @@ def trace_step(
     Args:
         micro_batch: images; with BatchNorm a multiple of the recipe's statistics batch.
         precision: "float32", "bf16" or "fp16".
-        checkpointing: activations are computed again in the backward pass.
-        as_on_gpu: with the operations that autocast on a GPU keeps in float32.
+        checkpointing: whether activations are recomputed in the backward pass.
+        as_on_gpu: whether operations that autocast keeps in float32 on a GPU are kept so here.
 
     Raises:
-        UserError: the model cannot be built, or cannot checkpoint activations.
-        Exception: whatever a model does whose operations depend on values.
+        UserError: the model cannot be built, or does not support activation checkpointing.
+        Exception: anything that a model raises whose operations depend on values.
     """
     with torch.device("meta"):
         prepared = prepare_model(recipe, classes)
-    model = prepared.module.to(memory_format=torch.channels_last)  # as engines have it
+    model = prepared.module.to(memory_format=torch.channels_last)  # as the DDP engine has it
     if checkpointing:
         checkpoint_activations(model)
     size = recipe.input.size
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").train()
+        # The gradients exist beforehand, so that the trace shows a step that accumulates into them.
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
         labels = torch.empty(micro_batch, dtype=torch.int64)
@@ -82,46 +84,47 @@ def trace_step(
 
 
 def _loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """The shapes of `models.loss.mixed_cross_entropy`."""
+    """Return a loss that allocates the same shapes as `models.loss.mixed_cross_entropy`."""
     log_probabilities = F.log_softmax(logits.float(), dim=-1)
     likelihood = log_probabilities.gather(1, labels[:, None])[:, 0]
     return -((1 - smoothing) * likelihood + smoothing * log_probabilities.mean(dim=-1)).sum()
 
 
 def autocast_to(precision: str, device: str) -> AbstractContextManager:
-    """Inside, a kind of device ("cpu", "cuda") computes at "float32", "bf16" or "fp16" as far as autocast goes."""
+    """Return the autocast context for "float32" (none), "bf16" or "fp16" on a type of device ("cpu", "cuda")."""
     dtype = _DTYPES[precision]
     return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
 
 
 @contextmanager
 def autocast_of_a_gpu() -> Iterator[None]:
-    """Inside, autocast on the CPU keeps in float32 what it does on a GPU; also where activations are computed again."""
+    """Make autocast on the CPU keep in float32 what it keeps on a GPU, also where activations are recomputed."""
     with torch.library._scoped_library("aten", "IMPL") as library:
-        for name in _FLOAT32_ON_A_GPU:
+        for name in _FLOAT32_ON_GPU:
             operation, _, overload = name.partition(".")
             original = getattr(getattr(torch.ops.aten, operation), overload or "default")
             library.impl(name, partial(_in_float32, original), "AutocastCPU")
         yield
 
 
-def _in_float32(operation, *arguments, **options):
+def _in_float32(operation: Callable, *arguments: object, **options: object) -> object:
     with torch.autocast("cpu", enabled=False):
         return operation(*tree_map(_float32, arguments), **tree_map(_float32, options))
 
 
-def _float32(value):
+def _float32(value: object) -> object:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 class _Allocations(TorchDispatchMode):
-    """Adds up the storages that operations make and are let go of inside; those of the model and its gradients are not counted."""
+    """Counts the storages that operations allocate and free while it is active, without the model and its gradients."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.now = self.operations = 0
         self.history: list[int] = []
-        tensors = [*model.parameters(), *model.buffers(), *(parameter.grad for parameter in model.parameters())]
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        tensors: list[Tensor] = [*model.parameters(), *model.buffers(), *gradients]
         self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in tensors)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -133,12 +136,12 @@ class _Allocations(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
+        if storage in self._known:  # a view, or an operation in place
             return
         self._known.add(storage)
         self.now += storage.nbytes()
         self.history.append(self.now)
-        weakref.finalize(storage, partial(self._forget, storage.nbytes()))
+        weakref.finalize(storage, partial(self._free, storage.nbytes()))
 
-    def _forget(self, count: int) -> None:
+    def _free(self, count: int) -> None:
         self.now -= count

@@ -15,7 +15,7 @@ import torch
 from launcher.cut import cut_batch
 from launcher.engines.base import make_accelerator
 from launcher.engines.data_parallel import DataParallel
-from launcher.planning.engine_choice import with_default_engine
+from launcher.planning.engine_rules import with_default_engine
 from launcher.planning.memory_model import predict_memory
 from launcher.planning.model_profile import profile_model
 from models import batch_norm, stochastic_depth

@@ -1,4 +1,4 @@
-"""Predicted memory is what a real step takes: activations as the allocator counts them, and the states of DDP."""
+"""Predicted memory is what a real step allocates: activations, and the states of DDP."""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from launcher.cut import cut_batch
 from launcher.engines.base import make_accelerator
 from launcher.engines.data_parallel import DataParallel
-from launcher.planning.engine_choice import with_default_engine
+from launcher.planning.engine_rules import with_default_engine
 from launcher.planning.memory_model import predict_memory
 from launcher.planning.model_profile import profile_model
 from models.build import checkpoint_activations
@@ -18,7 +18,8 @@ from models.loss import mixed_cross_entropy
 from models.prepared import prepare_model
 from recipes.load import load
 
-# Enough pixels that what no tensor shows is small beside them, probably workspaces of the CPU's convolutions: with few the error is above 5%.
+# Enough pixels that memory outside tensors is small beside them. With few pixels the error is above 5%, probably for
+# workspaces of the CPU's convolutions.
 MODELS = {
     "convnext_tiny": (["convnext_tiny_in1k", "input.size=64"], (16, 24, 32)),
     "resnet50": (["resnet50_in1k_classic", "input.size=128"], (8, 16, 24)),
@@ -40,14 +41,17 @@ def empty_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def in_a_process_without_workspaces():
-    """Call a function there. oneDNN's convolutions for newer processors take memory that no tensor shows, other amounts on each."""
+    """Return a function that calls another one there.
+
+    oneDNN's convolutions for newer processors allocate workspaces outside tensors, in amounts that differ by processor.
+    """
     with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # read once in a process
+        patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # oneDNN reads it once per process
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 def measured_peaks(recipe, micro_batches: tuple[int, ...]) -> list[int]:
-    """Bytes at the peak of a real micro-batch and update of each size, as torch's allocator reports every piece it hands out."""
+    """Return the peak bytes of a real micro-batch and update of each size, as torch's allocator reports them."""
     prepared = prepare_model(recipe, recipe.data.classes)
     model = prepared.module
     if recipe.engine.checkpoint_activations:
@@ -64,7 +68,7 @@ def measured_peaks(recipe, micro_batches: tuple[int, ...]) -> list[int]:
             engine.backward(losses.sum())
 
     def measured(micro_batch: int) -> int:
-        pass_images(STATISTICS, last=False)  # so that there is a gradient to add to
+        pass_images(STATISTICS, last=False)  # so that the measured pass accumulates into a gradient
         state = [
             value for values in engine.optimizer.state.values() for value in values.values() if torch.is_tensor(value)
         ]
@@ -87,13 +91,13 @@ def measured_peaks(recipe, micro_batches: tuple[int, ...]) -> list[int]:
         return there + peak
 
     pass_images(STATISTICS, last=True)
-    engine.update(1e-3)  # from here on the optimizer has its state
+    engine.update(1e-3)  # which creates the state of the optimizer
     return [measured(micro_batch) for micro_batch in micro_batches]
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_peak_of_a_real_step_is_predicted_within_5_percent(model, in_a_process_without_workspaces):
-    """The activations alone too, so that the states cannot hide an error; but for ResNet, for its workspaces."""
+    """Activations are compared alone too, so that the states hide no error; ResNet's workspaces forbid that."""
     (name, *changes), micro_batches = MODELS[model]
     fixed = ["batch.global=480", "batch.slices=1", f"batch.statistics={STATISTICS}", "engine.precision=float32"]
     recipe = with_default_engine(load(name, [*fixed, *changes]))
@@ -102,7 +106,8 @@ def test_the_peak_of_a_real_step_is_predicted_within_5_percent(model, in_a_proce
     for micro_batch, measured in zip(micro_batches, peaks):
         predicted = predict_memory(recipe, profile, cut_batch(recipe, 1, micro_batch, largest=micro_batch))
         print(
-            f"\n{model}, {micro_batch} images: measured {measured / 2**20:.1f}, predicted {predicted.tensors / 2**20:.1f} MiB"
+            f"\n{model}, {micro_batch} images: measured {measured / 2**20:.1f}, "
+            f"predicted {predicted.tensors / 2**20:.1f} MiB"
         )
         assert predicted.tensors == pytest.approx(measured, rel=0.05)
         if not profile.has_batch_norm:

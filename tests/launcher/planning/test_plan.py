@@ -1,4 +1,4 @@
-"""A plan names cuts that fit and that the trainer makes, recommends with a reason, and says what comes nearest where nothing fits."""
+"""A plan offers cuts that fit, recommends one with a reason, and says what would fit where nothing does."""
 
 import json
 import sys
@@ -8,17 +8,18 @@ import pytest
 
 from launcher.cli.main import main
 from launcher.cut import cut_batch
-from launcher.planning.engine_choice import with_default_engine
+from launcher.planning.engine_rules import with_default_engine
 from launcher.planning.gpus import GPUS
 from launcher.planning.memory_model import GIB, predict_memory
-from launcher.planning.model_profile import Activations, ModelProfile, ParameterSizes, _highest_somewhere
-from launcher.planning.plan import Hardware, feasible_options, nearest, reason, recommended
+from launcher.planning.model_profile import Activations, ModelProfile, ParameterSizes, _upper_envelope
+from launcher.planning.plan import explain_no_fit, explain_recommendation, feasible_options, recommend
 from launcher.planning.speeds import Measurement
+from launcher.planning.time_model import Hardware
 from recipes.load import load
 
-# Of the order of ConvNeXt-XL in bf16.
+# Sizes like those of ConvNeXt-XL in bf16.
 SIZES = ParameterSizes(393_000_000, 45_000_000, 2_000_000)
-NEEDS = ModelProfile(
+PROFILE = ModelProfile(
     SIZES, 0, 60_900_000_000, False, Activations([(700e6, 260e6)], 1900), Activations([(800e6, 60e6)], 2400)
 )
 READING = Measurement(327.0, "assumed")
@@ -33,40 +34,40 @@ def recipe(*changes: str):
 
 
 @pytest.mark.parametrize("gpus, gib", [(1, 80), (3, 40), (8, 16), (8, 10), (64, 80)])
-def test_every_row_fits_and_is_a_cut_that_the_trainer_makes(gpus, gib):
-    options = feasible_options(recipe(), NEEDS, hardware(gpus, gib))
+def test_every_option_fits_and_is_a_cut_that_the_trainer_makes(gpus, gib):
+    options = feasible_options(recipe(), PROFILE, hardware(gpus, gib))
     assert options
     for option in options:
         assert option.memory.peak <= gib * GIB
         assert option.cut == cut_batch(option.recipe, gpus, option.cut.micro_batch, largest=64)
-    best = recommended(options)
+    best = recommend(options)
     assert best.step_seconds <= 1.03 * min(option.step_seconds for option in options)
-    assert best.engine in reason(best, options) and "\n" not in reason(best, options)
+    assert best.engine in explain_recommendation(best, options) and "\n" not in explain_recommendation(best, options)
 
 
-def test_less_memory_takes_smaller_micro_batches_then_shares_the_states_out():
-    ample, scarce, tiny = (recommended(feasible_options(recipe(), NEEDS, hardware(8, gib))) for gib in (80, 16, 7))
+def test_less_memory_means_smaller_micro_batches_then_zero():
+    ample, scarce, tiny = (recommend(feasible_options(recipe(), PROFILE, hardware(8, gib))) for gib in (80, 16, 7))
     assert ample.engine == "DDP" and scarce.cut.micro_batch < ample.cut.micro_batch
     assert tiny.engine.startswith("ZeRO")
 
 
-def test_what_the_recipe_says_of_its_engine_is_kept():
-    options = feasible_options(recipe("engine.zero=2", "engine.checkpoint_activations=true"), NEEDS, hardware(8, 40))
+def test_the_engine_settings_of_the_recipe_are_kept():
+    options = feasible_options(recipe("engine.zero=2", "engine.checkpoint_activations=true"), PROFILE, hardware(8, 40))
     assert {option.engine for option in options} == {"ZeRO-2 +checkpointing", "ZeRO-2 +cpu +checkpointing"}
 
 
-def test_where_nothing_fits_the_nearest_is_named_and_would_fit():
-    assert feasible_options(recipe(), NEEDS, hardware(8, 2)) == []
-    sentence = nearest(recipe(), NEEDS, hardware(8, 2))
+def test_where_nothing_fits_the_message_names_a_memory_that_would_do():
+    assert feasible_options(recipe(), PROFILE, hardware(8, 2)) == []
+    sentence = explain_no_fit(recipe(), PROFILE, hardware(8, 2))
     needed = float(sentence.split("needs ")[1].split(" GiB")[0]) + 0.1
-    assert feasible_options(recipe(), NEEDS, hardware(8, needed)) and "\n" not in sentence
+    assert feasible_options(recipe(), PROFILE, hardware(8, needed)) and "\n" not in sentence
 
 
 def test_a_step_takes_as_long_as_its_images_take_to_prepare():
     slow = Measurement(100.0, "given")
     ready, late = (
-        recommended(
-            feasible_options(recipe(), NEEDS, replace(hardware(64, 80), images_per_core=slow, cpus_per_gpu=cpus))
+        recommend(
+            feasible_options(recipe(), PROFILE, replace(hardware(64, 80), images_per_core=slow, cpus_per_gpu=cpus))
         )
         for cpus in (16, 2)
     )
@@ -74,13 +75,13 @@ def test_a_step_takes_as_long_as_its_images_take_to_prepare():
     assert late.step_seconds == late.reading_seconds == pytest.approx(4096 / (64 * 100))
 
 
-def test_states_are_shared_out_by_stage():
-    """In units of the float32 parameters, 8 processes, AdamW with an average."""
-    unit = 4 * NEEDS.parameters
+def test_states_are_sharded_by_stage():
+    """In units of the float32 parameters, 8 processes, AdamW with an EMA."""
+    unit = 4 * PROFILE.parameters
 
     def states(zero: int) -> list[float]:
         chosen = recipe("ema.decay=0.9999", f"engine.zero={zero}", "engine.offload=none")
-        memory = predict_memory(with_default_engine(chosen), NEEDS, cut_batch(chosen, 8, 64, largest=64))
+        memory = predict_memory(with_default_engine(chosen), PROFILE, cut_batch(chosen, 8, 64, largest=64))
         return [round(part / unit, 3) for part in (memory.parameters, memory.gradients, memory.optimizer, memory.ema)]
 
     assert states(0) == [1, 1, 2, 1]
@@ -91,10 +92,10 @@ def test_states_are_shared_out_by_stage():
 
 def test_the_highest_lines_are_kept_and_no_other():
     lines = [(100.0, 1.0), (0.0, 10.0), (50.0, 2.0), (95.0, 1.0), (-1000.0, 20.0), (-1000.0, 20.0)]
-    kept = Activations([*_highest_somewhere(lines)], 0)
+    kept = Activations([*_upper_envelope(lines)], 0)
     assert len(kept.lines) == 3
     for images in range(1, 300):
-        assert kept.of(images) == max(fixed + slope * images for fixed, slope in lines)
+        assert kept.bytes_for(images) == max(fixed + slope * images for fixed, slope in lines)
 
 
 @pytest.fixture(scope="module")

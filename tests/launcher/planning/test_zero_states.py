@@ -1,4 +1,4 @@
-"""What each engine holds of the states, and gathers of the parameters, is predicted: 2 processes, ConvNeXt-atto with an average.
+"""The predicted states and gathered parameters are what 2 processes hold of ConvNeXt-atto with an EMA.
 
 `pytest -s` prints the table of docs/plan.md.
 """
@@ -13,7 +13,7 @@ import torch
 
 from launcher.cut import cut_batch
 from launcher.engines.deepspeed_config import KEPT_WHOLE
-from launcher.planning.engine_choice import with_default_engine
+from launcher.planning.engine_rules import with_default_engine
 from launcher.planning.memory_model import predict_states
 from launcher.planning.model_profile import ParameterSizes
 from recipes.load import load
@@ -22,7 +22,7 @@ from tests.launcher.process_group import Group, train_until
 
 
 def alive() -> int:
-    """Bytes of the storages of all tensors of this process."""
+    """Return the bytes of the storages of all tensors of this process."""
     warnings.simplefilter("ignore")
     storages = {}
     for thing in gc.get_objects():
@@ -34,7 +34,7 @@ def alive() -> int:
 
 
 def measured(recipe: Recipe, run: Path, step: int, micro_batch: int) -> None:
-    """What each process runs: train; leaves what is held before the last update, less what is there without an engine."""
+    """Train in each process and write the bytes held before the last update, without those that no engine holds."""
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
@@ -96,12 +96,13 @@ def test_states_are_held_as_predicted_within_5_percent(digits, tmp_path, zero):
     memory = predict_states(recipe, sizes, buffers=0, cut=cut_batch(recipe, 2, 2, largest=2))
     predicted = memory.parameters + memory.gradients + memory.optimizer + memory.ema
     if zero in (1, 2):
-        predicted -= memory.gradients // 2  # at the end of a step, of the gradients the own part is left
+        predicted -= memory.gradients // 2  # at the end of a step only the own shard of the gradients is left
     if zero == 3:
         bucket = 4 * sizes.total
         assert memory.engine - bucket == pytest.approx(gathered, rel=0.05) and gathered < 0.5 * 4 * sizes.total
-        predicted += bucket + 4 * sizes.small  # which stay; gathered parameters do not
+        predicted += bucket + 4 * sizes.small  # which stay, unlike gathered parameters
     print(
-        f"\nstage {zero}: predicted {predicted / 2**20:.1f} MiB, held {held / 2**20:.1f} MiB, {predicted / held - 1:+.1%}"
+        f"\nstage {zero}: predicted {predicted / 2**20:.1f} MiB, held {held / 2**20:.1f} MiB, "
+        f"{predicted / held - 1:+.1%}"
     )
     assert predicted == pytest.approx(held, rel=0.05)

@@ -1,4 +1,4 @@
-"""`bigbatch plan` as a person, or a script, reads it."""
+"""The output of `bigbatch plan`: a table and sentences, or JSON for scripts."""
 
 import json
 import math
@@ -14,68 +14,67 @@ from launcher.planning.checkpoint_interval import best_interval, goodput
 from launcher.planning.gpus import gpu_named
 from launcher.planning.memory_model import GIB
 from launcher.planning.model_profile import ModelProfile, profile_model
-from launcher.planning.plan import (
-    CPUS_PER_GPU,
-    NETWORK,
-    Hardware,
-    PlanOption,
-    feasible_options,
-    nearest,
-    reason,
-    recommended,
-)
+from launcher.planning.plan import PlanOption, explain_no_fit, explain_recommendation, feasible_options, recommend
 from launcher.planning.speeds import images_per_core
+from launcher.planning.time_model import CPUS_PER_GPU, NETWORK, Hardware
 from recipes.errors import UserError
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
 
-_PIPED_WIDTH = 200
-_RESTART = 300.0  # seconds from a failure to training again: queue, start, read; assumed
+_PIPED_WIDTH = 200  # columns where the output is not a terminal, so that no table is cut off
+_RESTART = 300.0  # assumed seconds from a failure until training runs again: queue, start, read the checkpoint
 _PARTS = ("parameters", "gradients", "optimizer", "ema", "activations", "engine", "allowance", "peak")
-_MEMORY = "Memory is traced and counted, but for an allowance of 6% and 1 GiB that no GPU has confirmed."
+_MEMORY = "Memory is traced and counted. The allowance of 6% and 1 GiB is an assumption that no GPU has confirmed."
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What `bigbatch plan` is asked; None: what is usual of the GPU, or assumed."""
+    """The options of `bigbatch plan`; None means the GPU's usual value or an assumption.
+
+    Attributes:
+        gpu_memory: memory of one GPU, e.g. "80GiB".
+        network: GB/s of a node.
+        mtbf_hours: hours between failures of one GPU; None: failures are not considered.
+        save_stall: seconds for which a save stops training.
+    """
 
     gpus: int
     gpus_per_node: int
     gpu: str
-    gpu_memory: str | None = None  # e.g. "80GiB"
+    gpu_memory: str | None = None
     tflops: float | None = None
     cpus_per_gpu: int = CPUS_PER_GPU
-    network: float | None = None  # GB/s of a node
-    mtbf_hours: float | None = None  # between failures of one GPU; None: failures are left out
-    save_stall: float = 5.0  # seconds
+    network: float | None = None
+    mtbf_hours: float | None = None
+    save_stall: float = 5.0
 
 
-def print_plan(recipe: Recipe, asked: PlanRequest, named: list[str], as_json: bool) -> None:
-    """Print the ways that fit, the recommended one and why.
+def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str], as_json: bool) -> None:
+    """Print the options that fit, the recommended one and the reason for it.
 
     Args:
-        named: the recipe and the changes to it, as they were given.
+        recipe_arguments: the recipe and the overrides as the user gave them.
 
     Raises:
-        UserError: nothing fits (and what comes nearest), or the recipe or the hardware is impossible.
+        UserError: nothing fits, or the recipe or the hardware is impossible.
     """
-    gpu = gpu_named(asked.gpu, recipe)
-    if asked.tflops:
-        gpu = gpu.reaching(asked.tflops)
-    memory = round(gpu.memory_gib * GIB) if asked.gpu_memory is None else _bytes(asked.gpu_memory)
-    network = NETWORK if asked.network is None else asked.network * 1e9
+    gpu = gpu_named(request.gpu, recipe)
+    if request.tflops:
+        gpu = gpu.with_tflops(request.tflops)
+    memory = round(gpu.memory_gib * GIB) if request.gpu_memory is None else _bytes(request.gpu_memory)
+    network = NETWORK if request.network is None else request.network * 1e9
     hardware = Hardware(
-        asked.gpus, asked.gpus_per_node, memory, gpu, images_per_core(recipe), network, asked.cpus_per_gpu
+        request.gpus, request.gpus_per_node, memory, gpu, images_per_core(recipe), network, request.cpus_per_gpu
     )
     precision = gpu.precision_of(recipe)
     recipe = recipe.variant(engine={"precision": precision})
     profile = profile_model(recipe, precision)
     options = feasible_options(recipe, profile, hardware)
     if not options:
-        raise UserError(nearest(recipe, profile, hardware))
-    best = recommended(options)
+        raise UserError(explain_no_fit(recipe, profile, hardware))
+    best = recommend(options)
     schedule = StepSchedule(recipe, recipe.data.train_images) if recipe.data.train_images else None
-    failures = _failures(best, schedule, asked.gpus, asked.mtbf_hours, asked.save_stall) if asked.mtbf_hours else None
+    failures = _failures(best, schedule, request) if request.mtbf_hours else None
     warnings = schedule.warnings() if schedule else []
     if as_json:
         values = {
@@ -84,7 +83,7 @@ def print_plan(recipe: Recipe, asked: PlanRequest, named: list[str], as_json: bo
             "parameters": profile.parameters,
             "multiply_adds": profile.multiply_adds,
             "rows": [_values(option, schedule) | {"recommended": option is best} for option in options],
-            "reason": reason(best, options),
+            "reason": explain_recommendation(best, options),
             "speeds": {
                 "tflops": gpu.tflops[precision]._asdict(),
                 "images_per_core": hardware.images_per_core._asdict(),
@@ -92,19 +91,21 @@ def print_plan(recipe: Recipe, asked: PlanRequest, named: list[str], as_json: bo
             "failures": failures,
             "warnings": warnings,
         }
-        return print(json.dumps(values, indent=2))
-    _print_table(recipe, profile, hardware, asked, options, best, schedule)
-    print(f"→ {reason(best, options)}")
-    print(f"  {_command(best, hardware, named)}")
+        print(json.dumps(values, indent=2))
+        return
+    _print_table(recipe, profile, hardware, request, options, best, schedule)
+    print(f"→ {explain_recommendation(best, options)}")
+    print(f"  {_command(best, hardware, recipe_arguments)}")
     print(_MEMORY)
-    print(_speeds(hardware, precision, asked.network is None))
+    print(_sources_of_times(hardware, precision, request.network is None))
     if best.reading_seconds > best.gpu_seconds:
-        print(_reading(recipe, hardware, best))
+        print(_reading_note(recipe, hardware, best))
     if failures:
         print(
-            f"A failure every {failures['hours_between_failures']:.1f} h: save every {failures['interval_seconds'] / 60:.1f} min "
-            f"(run.save_every={failures['save_every']}); {failures['goodput']:.1%} of the time is then useful"
-            + (f", {failures['expected_failures']:.1f} failures are to be expected." if schedule else ".")
+            f"A failure every {failures['hours_between_failures']:.1f} h: save every "
+            f"{failures['interval_seconds'] / 60:.1f} min (run.save_every={failures['save_every']}); "
+            f"{failures['goodput']:.1%} of the time is then useful"
+            + (f", and {failures['expected_failures']:.1f} failures are expected." if schedule else ".")
         )
     for warning in warnings:
         print(f"warning: {warning}")
@@ -114,15 +115,16 @@ def _print_table(
     recipe: Recipe,
     profile: ModelProfile,
     hardware: Hardware,
-    asked: PlanRequest,
+    request: PlanRequest,
     options: list[PlanOption],
     best: PlanOption,
     schedule: StepSchedule | None,
 ) -> None:
     nodes = "1 node" if hardware.nodes == 1 else f"{hardware.nodes} nodes"
     print(
-        f"{recipe.name}: {recipe.model.name}, {profile.parameters:,} parameters, {recipe.input.size} px, {recipe.engine.precision}; "
-        f"{hardware.gpus} GPUs ({asked.gpu}) of {round(hardware.memory / GIB, 1):g} GiB in {nodes}"
+        f"{recipe.name}: {recipe.model.name}, {profile.parameters:,} parameters, {recipe.input.size} px, "
+        f"{recipe.engine.precision}; "
+        f"{hardware.gpus} GPUs ({request.gpu}) of {round(hardware.memory / GIB, 1):g} GiB in {nodes}"
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("", "engine", "micro-batch × accumulation"):
@@ -142,30 +144,34 @@ def _print_table(
     print("GiB on each GPU at the peak of a step.")
 
 
-def _speeds(hardware: Hardware, precision: str, network_assumed: bool) -> str:
+def _sources_of_times(hardware: Hardware, precision: str, network_assumed: bool) -> str:
+    """Return one sentence that names the speeds behind the predicted times, and where each is from."""
     tflops, reading = hardware.gpu.tflops[precision], hardware.images_per_core
     return (
-        f"Times follow from {tflops.value:.3g} TFLOP/s a GPU ({tflops.source}), {hardware.network / 1e9:g} GB/s a node between nodes "
-        f"({'assumed' if network_assumed else 'given'}), and {reading.value:,.0f} images/s a core ({reading.source}) of "
-        f"{hardware.cpus_per_gpu} a GPU: expect a factor of two either way where one is assumed."
+        f"Times follow from {tflops.value:.3g} TFLOP/s per GPU ({tflops.source}), {hardware.network / 1e9:g} GB/s "
+        f"per node ({'assumed' if network_assumed else 'given'}), and {reading.value:,.0f} images/s a core "
+        f"({reading.source}) with {hardware.cpus_per_gpu} cores per GPU: where one is assumed, they may be wrong by "
+        "a factor of two."
     )
 
 
-def _reading(recipe: Recipe, hardware: Hardware, option: PlanOption) -> str:
+def _reading_note(recipe: Recipe, hardware: Hardware, option: PlanOption) -> str:
+    """Return one sentence for a step that waits for images: how many more cores would be enough."""
     needed = hardware.cpus_per_gpu * option.reading_seconds / option.gpu_seconds
     return (
-        f"Reading bounds the step: all loader processes prepare {hardware.images_per_second:,.0f} images/s and the GPUs would take "
-        f"{recipe.batch.global_ / option.gpu_seconds:,.0f}; about {math.ceil(needed)} cores a GPU (--cpus-per-gpu) would keep up."
+        f"Reading bounds the step: all loader processes prepare {hardware.images_per_second:,.0f} images/s and the "
+        f"GPUs could train {recipe.batch.global_ / option.gpu_seconds:,.0f}; about {math.ceil(needed)} cores per GPU "
+        f"(--cpus-per-gpu) would be enough."
     )
 
 
-def _command(option: PlanOption, hardware: Hardware, named: list[str]) -> str:
-    """What runs it: on one machine at once, on several through SLURM."""
+def _command(option: PlanOption, hardware: Hardware, recipe_arguments: list[str]) -> str:
+    """Return the command that runs an option: `train` on one node, `submit` on several."""
     engine = option.recipe.engine
     changes = [f"engine.zero={engine.zero}"]
     changes += [f"engine.offload={engine.offload}"] if engine.zero else []
     changes += [f"engine.checkpoint_activations={str(engine.checkpoint_activations).lower()}"]
-    command = ["bigbatch", "train" if hardware.nodes == 1 else "submit", *named, *changes]
+    command = ["bigbatch", "train" if hardware.nodes == 1 else "submit", *recipe_arguments, *changes]
     if option.recipe.data.path is None:
         command += ["--data", "SHARDS"]
     if hardware.nodes == 1:
@@ -192,8 +198,10 @@ def _values(option: PlanOption, schedule: StepSchedule | None) -> dict:
     }
 
 
-def _failures(option: PlanOption, schedule: StepSchedule | None, gpus: int, mtbf_hours: float, stall: float) -> dict:
-    mtbf = mtbf_hours * 3600 / gpus
+def _failures(option: PlanOption, schedule: StepSchedule | None, request: PlanRequest) -> dict:
+    """Return how often to save and what failures cost; `mtbf_hours` of the request must be given."""
+    assert request.mtbf_hours is not None
+    stall, mtbf = request.save_stall, request.mtbf_hours * 3600 / request.gpus
     interval = max(option.step_seconds, best_interval(stall, mtbf))
     useful = goodput(interval, stall, mtbf, _RESTART)
     training = option.step_seconds * schedule.total_steps if schedule else None
@@ -214,7 +222,7 @@ def _duration(seconds: float) -> str:
 
 
 def _bytes(text: str) -> int:
-    """Raises UserError unless `text` is a number of GiB or GB."""
+    """Return the bytes of a size such as "80GiB" or "80GB"; raise UserError if `text` is not one."""
     parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GiB|GB|G)?\s*", text, re.IGNORECASE)
     if parts is None:
         raise UserError(f"--gpu-memory {text} is not a size: write it as 80GiB")

@@ -1,17 +1,18 @@
-"""Where the user names neither engine nor micro-batch, the plan for the GPUs at hand decides; the run is the same."""
+"""Where the user chooses neither engine nor micro-batch, the plan for the GPUs decides, and the run is the same."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from launcher.planning import automatic
-from launcher.planning.automatic import choose
+from launcher.planning import auto_engine
+from launcher.planning.auto_engine import choose_engine
 from launcher.planning.gpus import GPUS
 from launcher.planning.memory_model import GIB
-from launcher.planning.model_profile import Unpredictable, profile_model
-from launcher.planning.plan import Hardware, feasible_options, recommended
+from launcher.planning.model_profile import UnpredictableModelError, profile_model
+from launcher.planning.plan import feasible_options, recommend
 from launcher.planning.speeds import Measurement
+from launcher.planning.time_model import Hardware
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
 from recipes.load import load
@@ -36,30 +37,30 @@ PLAIN = ["engine.zero=0", "engine.checkpoint_activations=false"]
 
 
 def with_room_for(micro_batch: int) -> Hardware:
-    """GPUs which DDP fits with that micro-batch, and not with the next larger one."""
-    row = feasible_options(recipe(*PLAIN), profile_model(recipe(), "float32"), AMPLE, micro_batch)[0]
-    return replace(AMPLE, memory=row.memory.peak)
+    """GPUs on which DDP fits with that micro-batch, but not with the next larger one."""
+    option = feasible_options(recipe(*PLAIN), profile_model(recipe(), "float32"), AMPLE, micro_batch)[0]
+    return replace(AMPLE, memory=option.memory.peak)
 
 
-def test_the_recommended_row_is_taken_and_the_recipe_stays_the_same():
+def test_the_recommended_option_is_taken_and_the_recipe_stays_the_same():
     hardware = with_room_for(16)
-    chosen = choose(recipe(), 10, 2, None, False, hardware)
-    row = recommended(feasible_options(recipe(), profile_model(recipe(), "float32"), hardware))
-    assert chosen.cut == row.cut and chosen.recipe.engine == row.recipe.engine and row.engine in chosen.reason
+    chosen = choose_engine(recipe(), 10, 2, None, False, hardware)
+    option = recommend(feasible_options(recipe(), profile_model(recipe(), "float32"), hardware))
+    assert chosen.cut == option.cut and chosen.recipe.engine == option.recipe.engine and option.engine in chosen.reason
     assert chosen.recipe.identity() == recipe().identity()
-    assert choose(recipe(*PLAIN), 10, 2, None, False, hardware).cut.micro_batch == 16
+    assert choose_engine(recipe(*PLAIN), 10, 2, None, False, hardware).cut.micro_batch == 16
 
 
 def test_what_is_named_is_kept():
     hardware = with_room_for(64)
-    assert choose(recipe(), 10, 2, 16, False, hardware).cut.micro_batch == 16
-    engine = choose(
+    assert choose_engine(recipe(), 10, 2, 16, False, hardware).cut.micro_batch == 16
+    engine = choose_engine(
         recipe("engine.zero=2", "engine.checkpoint_activations=true"), 10, 2, None, False, hardware
     ).recipe.engine
     assert engine.zero == 2 and engine.checkpoint_activations is True
-    assert choose(recipe("engine.offload=cpu"), 10, 2, None, False, hardware).recipe.engine.zero in (2, 3)
-    with pytest.raises(UserError, match="engine.compile=true does not go with engine.zero=3"):
-        choose(recipe("engine.compile=true", "engine.zero=3"), 10, 2, None, False, hardware)
+    assert choose_engine(recipe("engine.offload=cpu"), 10, 2, None, False, hardware).recipe.engine.zero in (2, 3)
+    with pytest.raises(UserError, match="engine.compile=true does not work with engine.zero=3"):
+        choose_engine(recipe("engine.compile=true", "engine.zero=3"), 10, 2, None, False, hardware)
 
 
 def test_what_does_not_fit_is_refused_with_what_does():
@@ -68,32 +69,32 @@ def test_what_does_not_fit_is_refused_with_what_does():
         UserError,
         match="micro-batch 256, which needs .* leave micro-batch and engine to auto, which takes .* with micro-batch",
     ):
-        choose(recipe("engine.zero=0", "engine.checkpoint_activations=false"), 10, 2, 256, False, hardware)
+        choose_engine(recipe("engine.zero=0", "engine.checkpoint_activations=false"), 10, 2, 256, False, hardware)
     with pytest.raises(
         UserError, match="does not fit 2 GPUs of 0.5 GiB in any way; nearest is .* use GPUs of at least that"
     ):
-        choose(recipe(), 10, 2, None, False, replace(hardware, memory=GIB // 2))
+        choose_engine(recipe(), 10, 2, None, False, replace(hardware, memory=GIB // 2))
 
 
 def test_without_a_gpu_or_a_trace_it_is_plain_data_parallelism_and_said_so(monkeypatch):
-    chosen = choose(recipe(), 10, 2, None, False, None)
+    chosen = choose_engine(recipe(), 10, 2, None, False, None)
     assert chosen.cut.micro_batch == 64 and chosen.recipe.engine.zero == 0
     assert chosen.reason == "at most 64 images at a time: there is no GPU to plan for"
-    assert choose(recipe(), 10, 2, 32, False, None).reason == ""
+    assert choose_engine(recipe(), 10, 2, 32, False, None).reason == ""
 
     def fail(*_):
-        raise Unpredictable("the memory of it cannot be predicted")
+        raise UnpredictableModelError("the memory of it cannot be predicted")
 
-    monkeypatch.setattr(automatic, "profile_model", fail)
-    chosen = choose(recipe(), 10, 2, None, False, AMPLE)
+    monkeypatch.setattr(auto_engine, "profile_model", fail)
+    chosen = choose_engine(recipe(), 10, 2, None, False, AMPLE)
     assert chosen.cut.micro_batch == 64 and "cannot be predicted" in chosen.reason
 
 
 def train_as_on_gpus(recipe: Recipe, run: Path, memory: list[int]) -> None:
-    """In each process: as if it found a GPU of which so much is free."""
+    """Train in each process as if it found a GPU with that much free memory."""
     import os
 
-    automatic.hardware_here = lambda _, processes: replace(
+    auto_engine.visible_hardware = lambda _, processes: replace(
         AMPLE, gpus=processes, memory=memory[int(os.environ["RANK"])]
     )
     train_until(recipe, run, step=1)

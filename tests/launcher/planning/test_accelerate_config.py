@@ -1,10 +1,11 @@
-"""The engine is what the recipe says, or what `accelerate launch` says; where they contradict each other, the user hears of it."""
+"""The engine follows the recipe or `accelerate launch`; where they contradict each other, the run is refused."""
 
 import pytest
 
 from launcher.cut import cut_batch
 from launcher.engines.deepspeed_config import deepspeed_config
-from launcher.planning.engine_choice import with_accelerate_config, with_default_engine
+from launcher.planning.accelerate_config import with_accelerate_config
+from launcher.planning.engine_rules import with_default_engine
 from recipes.errors import UserError
 from recipes.load import load
 
