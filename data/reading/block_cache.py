@@ -1,33 +1,32 @@
 """Blocks of remote files on a local disk, below a size limit, shared by all processes of a node.
 
-A block is fetched by one process while the others wait for it, appears whole or not at all, and is the same for all. When
-the limit is reached, the blocks fetched first go first, until a tenth of the room is free again. A block that is being
-read while it goes stays readable. A full or failing disk costs speed, not the run: then blocks are not kept.
+One process fetches a block while the others wait for it; a block appears whole or not at all. At the limit the blocks
+that were fetched first are removed, until a tenth of the space is free again. A reader keeps a block that is removed
+while it reads. When the disk is full or fails, blocks are not kept: reading gets slower, and the run continues.
 """
 
-import fcntl
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from data.atomic_io import write_durably
+from data.reading.file_lock import file_lock
 from recipes.errors import UserError
 
-BLOCK = 2**20  # bytes; a block of a file starts at a multiple of it
-_LOCKS = 256
-_KEPT = 0.9  # of the limit, once it was reached
+BLOCK = 2**20  # bytes; block n of a file starts at n * BLOCK
+_LOCKS = 256  # enough that two blocks fetched at once seldom share a lock, few enough not to litter the folder
+_KEPT = 0.9  # share of the limit that remains after blocks were removed
 
 
 class BlockCache:
     """A folder of blocks.
 
     Args:
-        folder: made if it is not there.
-        limit: bytes of blocks, at least 16 of them.
-        version: of the remote files; blocks of another version are other blocks.
+        folder: created if it is missing.
+        limit: bytes of blocks; at least 16 blocks.
+        version: identity of the remote files; blocks of another version are not shared.
 
     Raises:
         UserError: the folder cannot be written or the limit is too small.
@@ -48,13 +47,13 @@ class BlockCache:
             ) from None
 
     def read(self, path: str, block: int, start: int, stop: int, fetch: Callable[[], bytes]) -> bytes:
-        """Return the bytes from `start` to `stop` of a block, fetching it if it is not there."""
+        """Return the bytes from `start` to `stop` of a block, fetching the block if it is not in the cache."""
         name = hashlib.sha256(f"{self.version}\n{path}\n{block}".encode()).hexdigest()[:40]
         kept = self.folder / "blocks" / name
         found = _part(kept, start, stop)
         if found is None:
-            with self._locked(str(int(name[:8], 16) % _LOCKS)):
-                found = _part(kept, start, stop)  # another process may have been faster
+            with file_lock(self._lock_path(str(int(name[:8], 16) % _LOCKS))):
+                found = _part(kept, start, stop)  # another process may have fetched it while this one waited
                 if found is None:
                     contents = fetch()
                     found = contents[start:stop]
@@ -62,9 +61,9 @@ class BlockCache:
         return found
 
     def whole_file(self, path: str, fetch: Callable[[], bytes]) -> Path:
-        """Return where a file is kept whole, fetching it if it is not there; it stays outside the limit."""
+        """Return the local path of a whole file, fetching it if missing. Whole files do not count to the limit."""
         kept = self.folder / hashlib.sha256(f"{self.version}\n{path}".encode()).hexdigest()[:40]
-        with self._locked("whole"):
+        with file_lock(self._lock_path("whole")):
             if not kept.exists():
                 try:
                     write_durably(kept, fetch())
@@ -73,28 +72,31 @@ class BlockCache:
         return kept
 
     def _keep(self, kept: Path, contents: bytes) -> None:
-        partial = kept.with_name(f"{kept.name}.partial")  # held by one process and thread: the lock
+        partial = kept.with_name(f"{kept.name}.partial")  # one name suffices: the caller holds the block's lock
         try:
             with partial.open("wb") as stream:
                 stream.write(contents)
                 stream.flush()
-                os.fsync(stream.fileno())  # a power cut must not leave a hole behind the name
+                os.fsync(stream.fileno())  # otherwise a power cut could leave the name with empty contents
             partial.replace(kept)
             self._count(len(contents))
         except OSError:
             partial.unlink(missing_ok=True)
 
     def _count(self, added: int) -> None:
-        """Add to the bytes in use, which all processes count in one file, and make room above the limit."""
-        with self._locked("used") as lock:
-            stored = os.pread(lock, 8, 0)
+        """Add to the number of bytes in use, and remove blocks above the limit.
+
+        All processes count in one file, which is the lock file itself: the counter is only touched under its lock.
+        """
+        with file_lock(self._lock_path("used")) as counter:
+            stored = os.pread(counter, 8, 0)
             used = added + (struct.unpack("<Q", stored)[0] if len(stored) == 8 else self._in_use() - added)
             if used > self.limit:
-                used = self._make_room()
-            os.pwrite(lock, struct.pack("<Q", used), 0)
+                used = self._remove_oldest()
+            os.pwrite(counter, struct.pack("<Q", used), 0)
 
     def _blocks(self) -> list[tuple[int, str, int]]:
-        """When each block was fetched, in nanoseconds, its path, and its bytes; first come first."""
+        """Return fetch time in nanoseconds, path and bytes of each block, the oldest first."""
         found = []
         for entry in os.scandir(self.folder / "blocks"):
             status = entry.stat()
@@ -104,25 +106,20 @@ class BlockCache:
     def _in_use(self) -> int:
         return sum(size for _, _, size in self._blocks())
 
-    def _make_room(self) -> int:
+    def _remove_oldest(self) -> int:
+        """Remove blocks until a tenth of the limit is free, and return the bytes that remain."""
         blocks = self._blocks()
         used = sum(size for _, _, size in blocks)
         for _, path, size in blocks:
             if used <= _KEPT * self.limit:
                 break
-            if not path.endswith(".partial"):
-                os.unlink(path)
+            if not path.endswith(".partial"):  # another process is writing it
+                Path(path).unlink()
                 used -= size
         return used
 
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[int]:
-        lock = os.open(self.folder / "locks" / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield lock
-        finally:
-            os.close(lock)
+    def _lock_path(self, name: str) -> Path:
+        return self.folder / "locks" / name
 
 
 def _part(kept: Path, start: int, stop: int) -> bytes | None:

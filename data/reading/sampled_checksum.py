@@ -1,19 +1,24 @@
-"""A checksum of a few places of a file: cheap enough to compare for every shard before every run.
+"""A checksum over a few samples of a file: cheap enough to compare for every shard before every run.
 
-It notices a file that was written again, or of which a copy was begun and parts of the disk blocks are still empty, though
-its size is right. It cannot notice a single changed byte elsewhere: `bigbatch verify` reads everything.
+It detects a rewritten file, and an incomplete copy that has the right size but unwritten blocks. It does not detect a
+single changed byte elsewhere: `bigbatch verify` reads everything.
 """
 
 import hashlib
 from collections.abc import Callable
 
-_SPOTS = 4  # of the first to the last byte, evenly spread
-_BYTES = 16 * 2**10  # of each; the last ones reach behind the zeros at the end of a tar
+_SAMPLES = 4  # evenly spaced from the first to the last byte
+_SAMPLE_BYTES = 16 * 2**10  # larger than the 10 KiB of zeros that end a tar, so that the last sample holds data
 
 
 def sampled_checksum(read: Callable[[int, int], bytes], size: int) -> str:
-    """Return the SHA-256 in hexadecimal of the spots of a file of `size` bytes, of which ``read(offset, size)`` gives parts."""
+    """Return the SHA-256, in hexadecimal, over samples of a file.
+
+    Args:
+        read: returns the bytes at ``(offset, size)``.
+        size: of the file, in bytes.
+    """
     found = hashlib.sha256()
-    for number in range(_SPOTS):
-        found.update(read(max(0, size - _BYTES) * number // (_SPOTS - 1), min(size, _BYTES)))
+    for number in range(_SAMPLES):
+        found.update(read(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1), min(size, _SAMPLE_BYTES)))
     return found.hexdigest()

@@ -4,37 +4,39 @@ A data set is a folder, on a disk or below a URL::
 
     manifest.json      classes, counts, and the size and checksum of every file
     train.index.npy    one row of `INDEX_DTYPE` per image; the row number is the sample's id
-    train-000000.tar   plain WebDataset: `<key>.<extension>` is the image as it was found, `<key>.cls` its label
+    train-000000.tar   plain WebDataset: `<key>.<extension>` is the image, `<key>.cls` its label
 
-Nothing here is executed, and nothing is held per sample: indexes are memory-mapped, but for a URL without a cache folder.
+Nothing here is executed. Nothing is held in memory per sample, because indexes are memory-mapped; only the index of a
+URL without a cache folder is loaded.
 """
 
-import hashlib
-import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.reading.block_cache import BlockCache
+from data.reading.manifest import FORMAT, Manifest, ShardRecord, SplitRecord, contents_digest, read_manifest
 from data.reading.sampled_checksum import sampled_checksum
 from data.reading.storage import LocalFolder, RemoteFolder, is_url
 from recipes.errors import UserError
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 INDEX_DTYPE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
 
-
-_CHECKED_AT_ONCE = 16  # shards
+_CHECKED_AT_ONCE = 16  # shards; a store answers each request for a size after tens of milliseconds
 
 
 class Split:
-    """The images of one split, e.g. "train", in the order of its index. Survives a fork and a pickle to a worker."""
+    """The images of one split, e.g. "train", in the order of its index.
 
-    def __init__(self, folder: LocalFolder | RemoteFolder, name: str, record: dict):
+    It can be used after a fork, and pickled to a worker process.
+    """
+
+    def __init__(self, folder: LocalFolder | RemoteFolder, name: str, record: SplitRecord):
         self.name = name
         self.folder = folder
         self.per_class: list[int] = record["per_class"]
@@ -43,29 +45,30 @@ class Split:
         self.index_path = folder.path(record["index"])
         self._index_file, self._index_checksum = record["index"], record["index_sha256"]
         self._samples = record["samples"]
-        self._index = None
+        self._index: NDArray[np.void] | None = None
 
     def __len__(self) -> int:
         return self._samples
 
-    def __getstate__(self) -> dict:
-        # A pickled memory map would carry every row; the other process maps the file again.
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memory map carries every row. The other process maps the file itself.
         return {**self.__dict__, "_index": None}
 
     @property
-    def index(self) -> np.ndarray:
+    def index(self) -> NDArray[np.void]:
         """The memory-mapped rows, dtype `INDEX_DTYPE`; offset and size are bytes inside the shard's tar file."""
         if self._index is None:
             self._index = self.folder.load_array(self._index_file, self._index_checksum)
         return self._index
 
     @property
-    def labels(self) -> np.ndarray:
-        """int32, the class number of every sample: a view of the index."""
-        return self.index["label"]
+    def labels(self) -> NDArray[np.int32]:
+        """The class number of every sample: a view of the index."""
+        labels: NDArray[np.int32] = self.index["label"]
+        return labels
 
     def read_ahead(self, samples: Iterable[int]) -> None:
-        """Say which samples are going to be read next and in this order; remote storage begins with them at once."""
+        """Announce which samples will be read next, in this order. Remote storage starts to fetch them at once."""
         self.folder.read_ahead(self._place(i) for i in samples)
 
     def read(self, i: int) -> bytes:
@@ -83,49 +86,54 @@ class Split:
         return found
 
     def sample_name(self, i: int) -> str:
-        """Name of sample `i` for messages: the tar member, made from the photograph's name, and the shard file."""
+        """Return a name of sample `i` for messages: its tar member, named after the original image, and its shard."""
         file, offset, _ = self._place(i)
         header = self.folder.read(file, offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         return f"{member} in {PurePosixPath(file).name}"
 
     def _place(self, i: int) -> tuple[str, int, int]:
-        """The shard file of sample `i`, and offset and size of its image there in bytes."""
+        """Return the shard file of sample `i`, and the offset and size of its image there, in bytes."""
         row = self.index[i]
         return self.files[row["shard"]], int(row["offset"]), int(row["size"])
 
 
 class ShardSet:
-    """A whole data set: `root`, `name`, `classes`, `splits` by name, and `digest`, the identity of its contents.
+    """A whole data set.
 
-    `digest` is the SHA-256 in hexadecimal over the classes and the checksums of every index and shard.
+    Attributes:
+        root: its folder or URL.
+        name: the data set's name.
+        classes: names of the classes, by their number.
+        splits: by name, e.g. "train" and "val".
+        digest: identity of its contents, see `data.reading.manifest.contents_digest`.
     """
 
-    def __init__(self, folder: LocalFolder | RemoteFolder, manifest: dict):
+    def __init__(self, folder: LocalFolder | RemoteFolder, manifest: Manifest):
         self.folder = folder
         self.root = folder.root
-        self.name: str = manifest["name"]
-        self.classes: tuple[str, ...] = tuple(manifest["classes"])
+        self.name = manifest["name"]
+        self.classes = tuple(manifest["classes"])
         self.splits = {name: Split(folder, name, record) for name, record in manifest["splits"].items()}
-        self.digest = _digest(manifest)
+        self.digest = contents_digest(manifest)
         self._shards = [shard for record in manifest["splits"].values() for shard in record["shards"]]
 
     @classmethod
     def open(cls, path: str | Path, cache: str | Path | None = None, cache_bytes: int = 0) -> "ShardSet":
-        """Return the data set there, having looked at every file's size but at no shard's contents.
+        """Return the data set at a path, after comparing every file's size, but no shard's contents, with the manifest.
 
         Args:
             path: a folder, or a URL that fsspec knows, e.g. ``s3://bucket/folder``.
-            cache: folder for blocks of a remote data set, shared by all processes of a node; None: none.
-            cache_bytes: largest size of the blocks in it.
+            cache: folder for blocks of a remote data set, shared by all processes of a node; None: no cache.
+            cache_bytes: limit for the size of all blocks in it.
 
         Raises:
             UserError: the folder, its manifest, an index or a shard is missing, or a file has another size.
         """
         folder = RemoteFolder(str(path)) if is_url(path) else LocalFolder(Path(path))
-        manifest = _manifest(folder)
+        manifest = read_manifest(folder)
         if cache is not None and isinstance(folder, RemoteFolder):
-            folder.cache = BlockCache(Path(cache), cache_bytes, _digest(manifest))
+            folder.cache = BlockCache(Path(cache), cache_bytes, contents_digest(manifest))
         opened = cls(folder, manifest)
         _at_once(lambda shard: _check_size(folder, shard["file"], shard["bytes"]), opened._shards, folder)
         for name, split in opened.splits.items():
@@ -138,22 +146,24 @@ class ShardSet:
         return opened
 
     def check_sampled_checksums(self, part: int = 0, parts: int = 1) -> None:
-        """Compare a few places of every shard with what the manifest says; of each `parts` shards, only number `part`.
+        """Compare the sampled checksum of shards with the manifest.
+
+        Args:
+            part, parts: check one shard in `parts`, beginning with number `part`, so that ranks can divide the work.
 
         Raises:
-            UserError: a shard has other contents than when its manifest was written.
+            UserError: a shard's contents changed since its manifest was written.
         """
         _at_once(self._check_sampled_checksum, self._shards[part::parts], self.folder)
 
-    def _check_sampled_checksum(self, shard: dict) -> None:
+    def _check_sampled_checksum(self, shard: ShardRecord) -> None:
         file, expected = shard["file"], shard.get("spots_sha256")
-        if (
-            expected
-            and sampled_checksum(lambda offset, size: self.folder.read(file, offset, size), shard["bytes"]) != expected
-        ):
+        if not expected:  # a manifest of an early version
+            return
+        if sampled_checksum(lambda offset, size: self.folder.read(file, offset, size), shard["bytes"]) != expected:
             raise UserError(
                 f"shard {self.folder.path(file)} changed since its manifest was written: copy {self.root} again, "
-                f"or see what `bigbatch verify` says"
+                f"or find the damage with `bigbatch verify`"
             )
 
     def split(self, name: str) -> Split:
@@ -167,34 +177,10 @@ class ShardSet:
         return self.splits[name]
 
 
-def read_manifest(root: Path) -> dict:
-    """Return the manifest of a data set in a folder.
-
-    Raises:
-        UserError: there is none, or it is damaged or of another format.
-    """
-    return _manifest(LocalFolder(root))
-
-
-def _manifest(folder: LocalFolder | RemoteFolder) -> dict:
-    root, path = folder.root, folder.path(MANIFEST)
-    if isinstance(folder, LocalFolder) and not root.is_dir():
-        raise UserError(f"there is no folder {root}: make it with `bigbatch shard SOURCE {root}`")
-    try:
-        manifest = json.loads(folder.read_whole(MANIFEST))
-    except FileNotFoundError:
-        raise UserError(f"{root} has no {MANIFEST}: `bigbatch shard SOURCE FOLDER` makes it, or finishes it") from None
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is damaged: remake the folder with `bigbatch shard`") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is not of format {FORMAT}, which this version of bigbatch reads")
-    return manifest
-
-
-def _at_once(check, shards: list[dict], folder: LocalFolder | RemoteFolder) -> None:
-    """Check shards in their order; remote ones several at once."""
+def _at_once(
+    check: Callable[[ShardRecord], None], shards: list[ShardRecord], folder: LocalFolder | RemoteFolder
+) -> None:
+    """Check shards in their order; remote ones several at a time, since each waits for an answer."""
     if isinstance(folder, LocalFolder):
         for shard in shards:
             check(shard)
@@ -225,10 +211,3 @@ def _rows(split: Split, folder: LocalFolder | RemoteFolder) -> int:
     if index.dtype != INDEX_DTYPE or index.ndim != 1:
         raise UserError(f"{path} is not an index of format {FORMAT}: remake {folder.root} with `bigbatch shard`")
     return len(index)
-
-
-def _digest(manifest: dict) -> str:
-    contents = [manifest["classes"]]
-    for name, record in manifest["splits"].items():
-        contents.append([name, record["index_sha256"], [shard["sha256"] for shard in record["shards"]]])
-    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()

@@ -1,38 +1,38 @@
-"""Shards on a disk of the node's own: copied once, checked by the manifest, shared by all processes of the node.
+"""Shards copied to a node's local disk: once per node, verified against the manifest, and shared by all its processes.
 
-Every file is checked while it is copied and gets its name when it is whole; the manifest comes last. So a copy that was
-interrupted goes on at the file it had reached, and the next job finds everything there.
+Every file is checked while it is copied and gets its name when it is complete; the manifest comes last. So an
+interrupted copy resumes at the file it had reached, and the next job on that node finds everything in place.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
 from data.atomic_io import flush, rename_durably, write_durably
-from data.reading.shards import MANIFEST, ShardSet, read_manifest
+from data.reading.file_lock import file_lock
+from data.reading.manifest import MANIFEST, read_manifest
+from data.reading.shards import ShardSet
+from data.reading.storage import LocalFolder
 from recipes.errors import UserError
 
 _BLOCK = 4 * 2**20
-_ROOM = 1.02  # of what is to be copied; a disk filled to the last byte helps nobody
+_HEADROOM = 1.02  # a disk filled to its last byte makes the job's other files fail
 
 
 def stage(source: Path, folder: Path) -> Path:
-    """Copy the data set in `source` below `folder` unless it is there, and return where it is.
+    """Copy the data set in `source` below `folder` unless it is there already, and return its path.
 
-    Any number of processes may call this at once; one copies and the others wait.
+    Any number of processes may call this at once: one copies, the others wait.
 
     Raises:
-        UserError: the disk is too small or cannot be written, or a file is not what the manifest says.
+        UserError: the disk is too small or cannot be written, or a file differs from its manifest.
     """
     shards = ShardSet.open(source)
     staged = folder / f"bigbatch-{shards.digest[:16]}"
     try:
         staged.mkdir(parents=True, exist_ok=True)
-        with (staged / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with file_lock(staged / "lock"):
             if not (staged / MANIFEST).exists():
                 _copy(source, staged)
     except OSError as error:
@@ -44,21 +44,22 @@ def stage(source: Path, folder: Path) -> Path:
 
 
 def _copy(source: Path, staged: Path) -> None:
-    manifest = read_manifest(source)
-    wanted = []  # (where from, name there, SHA-256)
+    manifest = read_manifest(LocalFolder(source))
+    wanted = []  # (original path, name of the copy, SHA-256)
     for record in manifest["splits"].values():
         wanted.append((source / record["index"], record["index"], record["index_sha256"]))
         for number, shard in enumerate(record["shards"]):
-            name = f"{record['index'].split('.')[0]}-{number:06d}.tar"  # others' shards are named by a whole path
+            # Shards that others wrote are recorded by absolute path, and two of them may have one file name.
+            name = f"{record['index'].split('.')[0]}-{number:06d}.tar"
             wanted.append((source / shard["file"], name, shard["sha256"]))
             shard["file"] = name
     missing = [(path, staged / name, checksum) for path, name, checksum in wanted if not (staged / name).exists()]
     needed = sum(path.stat().st_size for path, _, _ in missing)
     free = shutil.disk_usage(staged).free
-    if needed * _ROOM > free:
+    if needed * _HEADROOM > free:
         raise UserError(
-            f"{staged.parent} has {free / 1e9:.1f} GB free and the shards need {needed / 1e9:.1f}: choose another folder to stage to, "
-            f"or none"
+            f"{staged.parent} has {free / 1e9:.1f} GB free and the shards need {needed / 1e9:.1f}: "
+            f"choose another folder to stage to, or none"
         )
     for path, target, checksum in missing:
         _copy_file(path, target, checksum)
@@ -73,6 +74,8 @@ def _copy_file(path: Path, target: Path, expected: str) -> None:
             copy.write(block)
         flush(copy)
     if digest.hexdigest() != expected:
-        os.unlink(partial)
-        raise UserError(f"{path} is not what its manifest says (checksum): run `bigbatch verify {path.parent}`")
+        partial.unlink()
+        raise UserError(
+            f"{path} differs from its manifest (checksum): `bigbatch verify {path.parent}` names what is damaged"
+        )
     rename_durably(partial, target)

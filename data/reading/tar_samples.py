@@ -4,6 +4,9 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
+
+from data.reading.tar_members import tar_members
 
 LABEL_ENDINGS = ("cls", "json", "txt")
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "img", "image")
@@ -34,21 +37,25 @@ def tar_samples(path: Path) -> Iterator[TarSample]:
         tarfile.TarError: the tar is damaged or ends too early.
     """
     sample = None
-    with tarfile.open(path, "r:") as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # they would pile up
-            if not member.isreg():
-                continue
-            folder, slash, base = member.name.rpartition("/")
-            stem, dot, ending = base.partition(".")
-            key, ending = folder + slash + stem, ending.lower()
-            if sample is None or key != sample.key:
-                if sample is not None:
-                    yield sample
-                sample = TarSample(key)
-            if ending in LABEL_ENDINGS:
-                sample.labels[ending] = tar.extractfile(member).read()
-            elif ending in IMAGE_ENDINGS:
-                sample.image, sample.offset, sample.size = member.name, member.offset_data, member.size
+    for member, contents in _files(path):
+        folder, slash, base = member.name.rpartition("/")
+        stem, _, ending = base.partition(".")
+        key, ending = folder + slash + stem, ending.lower()
+        if sample is None or key != sample.key:
+            if sample is not None:
+                yield sample
+            sample = TarSample(key)
+        if ending in LABEL_ENDINGS:
+            sample.labels[ending] = contents.read()
+        elif ending in IMAGE_ENDINGS:
+            sample.image, sample.offset, sample.size = member.name, member.offset_data, member.size
     if sample is not None:
         yield sample
+
+
+def _files(path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    with tarfile.open(path, "r:") as tar:
+        for member in tar_members(tar):
+            contents = tar.extractfile(member) if member.isreg() else None
+            if contents is not None:
+                yield member, contents

@@ -1,4 +1,4 @@
-"""Where images come from: one file per kind of source, and the choice among them."""
+"""Where images come from: one module per kind of source, and the function that recognises which kind it is."""
 
 from pathlib import Path
 
@@ -28,17 +28,20 @@ def open_source(
 
     Args:
         source: a path, the word `digits`, or ``torchvision:NAME:ROOT``.
-        val_fraction: share of each class held out for validation where the source has no validation images.
-        class_map: a file as `data.sources.class_map.read_class_map` takes it.
+        val_fraction: fraction of each class to hold out for validation if the source has no validation images.
+        class_map: a file in the form that `data.sources.class_map.read_class_map` describes.
         workers: processes that list a source of many tars; None: one per usable core.
-        progress: show progress of a long listing.
+        progress: show the progress of a long listing.
 
     Raises:
-        UserError: nothing is there, nothing in it is known, or it is damaged.
+        UserError: there is no such source, its kind is not known, or it is damaged.
     """
     if not 0 <= val_fraction < 1:
-        raise UserError(f"a validation share of {val_fraction} is not possible: give one from 0 to below 1, e.g. 0.1")
+        raise UserError(
+            f"a validation fraction of {val_fraction} is not possible: give one from 0 to below 1, e.g. 0.1"
+        )
     path = Path(source)
+    found: Source
     if source == "digits":
         found = Digits(val_fraction)
     elif source.startswith(PREFIX):

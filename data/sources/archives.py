@@ -1,4 +1,8 @@
-"""Bytes of an archive, read by position, so that a forked process never moves another's place in a shared file."""
+"""Reads the bytes of an archive by position.
+
+Forked processes share the position of an open file, so seeking in one would disturb the others; `os.pread` does not
+seek.
+"""
 
 import bz2
 import gzip
@@ -8,20 +12,24 @@ import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
+
+from typing_extensions import Buffer
 
 from recipes.errors import UserError
 
 
 class Archive:
-    """A file or a part of it, read by position; each process opens the file for itself when it first reads."""
+    """A file or a section of one, read by position. Each process opens the file itself when it first reads."""
 
     def __init__(self, path: Path, start: int = 0, size: int | None = None):
         self.path, self._start = path, start
         self.size = path.stat().st_size if size is None else size
-        self._file = None
+        self._file: IO[bytes] | None = None
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
 
     def read(self, offset: int, size: int) -> bytes:
@@ -31,20 +39,25 @@ class Archive:
         return os.pread(self._file.fileno(), size, self._start + offset)
 
     def section(self, offset: int, size: int) -> "Archive":
+        """Return `size` bytes from `offset` on as an archive of its own."""
         return Archive(self.path, self._start + offset, size)
 
     def stream(self) -> io.BufferedReader:
-        """The same bytes as a seekable stream, for the standard library's zip reader."""
+        """Return the same bytes as a seekable stream, which the standard library's zip reader needs."""
         return io.BufferedReader(ArchiveStream(self), 1 << 16)
 
-    def _opened(self):
+    def _opened(self) -> IO[bytes]:
         return self.path.open("rb", buffering=0)
 
 
 class UnpackedArchive(Archive):
-    """A compressed file, unpacked into a temporary file that has no name and so leaves with its last process.
+    """A compressed file, unpacked into a temporary file without a name, which is gone when its last process ends.
 
-    Forked processes share it. A process that got this by pickle unpacks it again.
+    Forked processes share the file. A process that receives this by pickle unpacks it again.
+
+    Args:
+        path: of the compressed file.
+        member: name of a member of the zip at `path`; None: the whole file is compressed.
     """
 
     def __init__(self, path: Path, member: str | None):
@@ -55,8 +68,8 @@ class UnpackedArchive(Archive):
     def section(self, offset: int, size: int) -> "Archive":
         raise UserError(f"{self.path} has zips inside zips inside zips: unpack it first")
 
-    def _opened(self):
-        unpacked = tempfile.TemporaryFile()
+    def _opened(self) -> IO[bytes]:
+        unpacked = tempfile.TemporaryFile()  # noqa: SIM115  it stays open for as long as this object
         try:
             if self._member is None:
                 self._decompress(unpacked)
@@ -71,17 +84,22 @@ class UnpackedArchive(Archive):
         unpacked.flush()
         return unpacked
 
-    def _decompress(self, unpacked) -> None:
+    def _decompress(self, unpacked: IO[bytes]) -> None:
         name = self.path.name.lower()
-        opener = bz2.open if name.endswith("bz2") else lzma.open if name.endswith("xz") else gzip.open
         try:
-            with opener(self.path) as packed:
+            with _opener(name)(self.path) as packed:
                 _copy(packed, unpacked)
         except lzma.LZMAError as error:
             raise OSError(str(error)) from None
 
 
-def _copy(packed, unpacked) -> None:
+def _opener(name: str) -> Callable[[Path], io.BufferedIOBase]:
+    if name.endswith("bz2"):
+        return bz2.BZ2File
+    return lzma.LZMAFile if name.endswith("xz") else gzip.GzipFile
+
+
+def _copy(packed: IO[bytes] | io.BufferedIOBase, unpacked: IO[bytes]) -> None:
     while chunk := packed.read(1 << 20):
         unpacked.write(chunk)
 
@@ -108,8 +126,9 @@ class ArchiveStream(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer) -> int:
-        found = self._archive.read(self._position, len(buffer))
-        buffer[: len(found)] = found
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer)
+        found = self._archive.read(self._position, len(view))
+        view[: len(found)] = found
         self._position += len(found)
         return len(found)

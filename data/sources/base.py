@@ -1,4 +1,4 @@
-"""What every source is: a listing of its images, made once, and a way to read any one of them in any process."""
+"""What all kinds of sources have in common: a listing of their images, and reading any one of them in any process."""
 
 import hashlib
 import json
@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recipes.errors import UserError
 from recipes.randomness import random_key
@@ -16,8 +18,8 @@ SPLITS = ("train", "val")
 TRAIN, VAL = range(2)
 
 
-class Names(Sequence):
-    """Strings in one block of bytes: millions of them cost little and are shared by forked processes."""
+class Names(Sequence[str]):
+    """Immutable strings in one block of bytes, which takes little memory and is shared with forked processes."""
 
     def __init__(self, names: Iterable[str]):
         block, ends = bytearray(), array("Q", [0])
@@ -30,7 +32,13 @@ class Names(Sequence):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, i: int) -> str:
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[str]: ...
+    def __getitem__(self, i: int | slice) -> str | Sequence[str]:
+        if isinstance(i, slice):
+            return [self[row] for row in range(*i.indices(len(self)))]
         if not 0 <= i < len(self):
             raise IndexError(i)
         return self.block[self._ends[i] : self._ends[i + 1]].decode("utf-8", "surrogateescape")
@@ -44,14 +52,14 @@ class Listing:
         splits: uint8, index into `SPLITS`.
         labels: int32, index into `classes`.
         sizes: int64, bytes as stored in the source; an estimate where the image is made when it is read.
-        names: what the source calls each image; unique.
+        names: the unique name of each image in its source.
         classes: names of the classes.
-        notes: sentences about what was left out, for the user.
+        notes: sentences for the user about what was left out.
     """
 
-    splits: np.ndarray
-    labels: np.ndarray
-    sizes: np.ndarray
+    splits: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    sizes: NDArray[np.int64]
     names: Names
     classes: list[str]
     notes: list[str] = field(default_factory=list)
@@ -60,7 +68,7 @@ class Listing:
         return len(self.names)
 
     def digest(self) -> str:
-        """SHA-256 in hexadecimal: equal listings are shared out among shards in the same way."""
+        """Return the SHA-256, in hexadecimal, of the listing. Equal listings are cut into equal shards."""
         found = hashlib.sha256(json.dumps(self.classes).encode())
         for column in (self.splits, self.labels, self.sizes):
             found.update(np.ascontiguousarray(column).tobytes())
@@ -69,11 +77,11 @@ class Listing:
 
 
 class Source(ABC):
-    """A place that labelled images come from. Its listing is made at construction; it pickles to workers.
+    """Labelled images. The listing is made at construction, and a source can be pickled to worker processes.
 
     Attributes:
-        kind: what it was recognised as, e.g. "class folders".
-        name: what the data set is called unless the user says otherwise.
+        kind: the kind that was recognised, e.g. "class folders".
+        name: name of the data set.
         listing: its images.
     """
 
@@ -98,10 +106,11 @@ class Source(ABC):
         """
 
 
-def held_out(names: Sequence[str], labels: np.ndarray, fraction: float) -> np.ndarray:
+def hold_out(names: Sequence[str], labels: NDArray[np.int32], fraction: float) -> NDArray[np.uint8]:
     """Return a split column that puts `fraction` of each class, at least one image, into validation.
 
-    Who is held out depends on the image's name and class alone, not on the order of the listing or the machine.
+    A class always keeps at least one training image. Which images are held out depends on their names and classes
+    alone, not on the order of the listing or the machine.
     """
     hashes = np.fromiter((random_key(0, f"held out: {name}") for name in names), np.int64, len(names))
     order = np.lexsort((hashes, labels))
@@ -114,11 +123,11 @@ def held_out(names: Sequence[str], labels: np.ndarray, fraction: float) -> np.nd
 
 
 def require_classes(classes: Sequence[str], place: str) -> None:
-    """Refuse what cannot be a classification data set.
+    """Check that a source has at least two classes.
 
     Raises:
-        UserError: there are fewer than two classes.
+        UserError: it has fewer.
     """
     if len(classes) < 2:
         only = f"only one class, {classes[0]!r}" if classes else "no labelled images"
-        raise UserError(f"{place} has {only}: training needs at least two folders of photographs, one per class")
+        raise UserError(f"{place} has {only}: training needs at least two folders of images, one per class")

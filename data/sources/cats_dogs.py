@@ -1,7 +1,7 @@
 """Kaggle's cats-vs-dogs as downloaded: labels from file names, ``train/cat.0.jpg`` to ``train/dog.12499.jpg``.
 
-Kaggle ships ``dogs-vs-cats.zip`` with ``train.zip`` and the unlabelled ``test1.zip`` inside; the folder that either
-unpacks to serves as well.
+Kaggle distributes ``dogs-vs-cats.zip`` with ``train.zip`` and the unlabelled ``test1.zip`` inside. The folders that
+unpacking either gives are recognised too.
 """
 
 import re
@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sources.base import Listing, Names, Source, held_out
+from data.sources.base import Listing, Names, Source, hold_out
 from data.sources.class_folders import FileSource
 from data.sources.files import Files, FolderFiles, ZipFiles, hidden
 
 CLASSES = ["cat", "dog"]
-_PHOTOGRAPH = re.compile(r"(?:(.*)/)?(cat|dog)\.\d+\.jpg", re.IGNORECASE)
+_LABELLED = re.compile(r"(?:(.*)/)?(cat|dog)\.\d+\.jpg", re.IGNORECASE)
 _UNLABELLED = re.compile(r"(?:.*/)?(test1?/)?\d+\.jpg", re.IGNORECASE)
 
 
 def inner_archive(files: Files) -> Files | None:
-    """Return the files of the ``train.zip`` that Kaggle put inside its download, if this is such a download."""
+    """Return the files of the ``train.zip`` inside Kaggle's download, or None if this is not that download."""
     inner = next((name for name in files.names if name.rpartition("/")[2] == "train.zip" and not hidden(name)), None)
     if inner is None or any(name.lower().endswith(".jpg") and not hidden(name) for name in files.names):
         return None
@@ -29,12 +29,12 @@ def inner_archive(files: Files) -> Files | None:
 
 
 def cats_dogs(files: Files, name: str, val_fraction: float) -> Source | None:
-    """Return the source, or None where the files are named otherwise."""
+    """Return the source, or None if the files are named differently."""
     rows, names, labels, folders = [], [], [], set()
     for row, path in enumerate(files.names):
         if hidden(path):
             continue
-        if found := _PHOTOGRAPH.fullmatch(path):
+        if found := _LABELLED.fullmatch(path):
             rows.append(row)
             names.append(path.rpartition("/")[2])
             labels.append(CLASSES.index(found[2].lower()))
@@ -43,7 +43,7 @@ def cats_dogs(files: Files, name: str, val_fraction: float) -> Source | None:
             return None
     if len(folders) != 1 or len(set(labels)) != 2:
         return None
-    rows, labels = np.array(rows, np.int64), np.array(labels, np.int32)
-    splits = held_out(names, labels, val_fraction)
-    listing = Listing(splits, labels, files.sizes[rows], Names(names), list(CLASSES))
-    return FileSource("Kaggle cats-vs-dogs", name, files, rows, listing)
+    found_rows, numbers = np.array(rows, np.int64), np.array(labels, np.int32)
+    splits = hold_out(names, numbers, val_fraction)
+    listing = Listing(splits, numbers, files.sizes[found_rows], Names(names), list(CLASSES))
+    return FileSource("Kaggle cats-vs-dogs", name, files, found_rows, listing)

@@ -1,7 +1,9 @@
-"""CIFAR-10 as distributed: the python or the binary tarball, or what either unpacks to. Stored losslessly, as PNG.
+"""CIFAR-10 as distributed: the python or the binary tarball, or the folder that either unpacks to.
 
-The python version is pickled; it is read by an unpickler that knows numbers, text, lists and plain arrays, and nothing
-that could run.
+The images are stored losslessly, as PNG.
+
+The python version is pickled. It is read by an unpickler that accepts numbers, text, lists and plain arrays only, so
+nothing in the file can run.
 """
 
 import io
@@ -9,6 +11,7 @@ import pickle
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from data.sources.base import TRAIN, VAL, Listing, Names, Source
@@ -20,15 +23,20 @@ _PIXELS = 3 * 32 * 32
 
 
 class Cifar10(Source):
-    """60,000 images of 32x32 pixels; the test batch is the validation split."""
+    """60,000 images of 32x32 pixels. The test batch becomes the validation split."""
 
     kind = "CIFAR-10"
 
-    def __init__(self, name: str, pixels: list[np.ndarray], labels: list[np.ndarray], classes: list[str]):
+    def __init__(
+        self, name: str, pixels: list[NDArray[np.uint8]], labels: list[NDArray[np.integer]], classes: list[str]
+    ):
         self.name = name
         self._pixels = np.concatenate(pixels)
         splits = np.concatenate(
-            [np.full(len(batch), TRAIN if of < len(pixels) - 1 else VAL, np.uint8) for of, batch in enumerate(labels)]
+            [
+                np.full(len(batch), TRAIN if number < len(pixels) - 1 else VAL, np.uint8)
+                for number, batch in enumerate(labels)
+            ]
         )
         names = Names(f"{batch}/{row:05d}" for batch, rows in zip(_BATCHES, labels) for row in range(len(rows)))
         sizes = np.full(len(splits), _PIXELS, np.int64)
@@ -41,10 +49,10 @@ class Cifar10(Source):
 
 
 def cifar10(files: Files, name: str) -> Cifar10 | None:
-    """Return the source, or None where the files are others.
+    """Return the source, or None if these are other files.
 
     Raises:
-        UserError: a file is damaged or of another form.
+        UserError: a file is damaged or has another form.
     """
     row_of = {path.rpartition("/")[2]: row for row, path in enumerate(files.names)}
     if all(batch in row_of for batch in (*_BATCHES, "batches.meta")):
@@ -69,7 +77,7 @@ def cifar10(files: Files, name: str) -> Cifar10 | None:
     return Cifar10(name, pixels, labels, classes)
 
 
-def _binary_batch(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _binary_batch(data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
     rows = np.frombuffer(data, np.uint8).reshape(-1, 1 + _PIXELS)
     return rows[:, 1:], rows[:, 0]
 
@@ -78,7 +86,7 @@ def _binary_names(data: bytes) -> list[str]:
     return data.decode().split()
 
 
-def _python_batch(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _python_batch(data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
     batch = _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     return batch["data"].numpy, np.array(batch["labels"], np.int32)
 
@@ -88,24 +96,24 @@ def _python_names(data: bytes) -> list[str]:
 
 
 class _Dtype:
-    """Stands in for numpy's dtype while unpickling."""
+    """Replaces numpy's dtype while unpickling."""
 
-    def __init__(self, code: str, *_):
+    def __init__(self, code: str, *_: object):
         if not re.fullmatch("[<|=]?[iu][1248]", code):
-            raise pickle.UnpicklingError(f"it holds an array of {code!r}, not of whole numbers")
+            raise pickle.UnpicklingError(f"it holds an array of {code!r} instead of integers")
         self.numpy = np.dtype(code)
 
-    def __setstate__(self, _):
+    def __setstate__(self, _: object) -> None:
         pass
 
 
 class _Array:
-    """Stands in for numpy's array while unpickling: remembers the shape and bytes that make one."""
+    """Replaces numpy's array while unpickling: keeps the shape and bytes that make one."""
 
-    def __init__(self, *_):
+    def __init__(self, *_: object):
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: tuple[object, tuple[int, ...], _Dtype, bool, bytes | str]) -> None:
         _, shape, dtype, fortran_order, raw = state
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
         self.numpy = np.frombuffer(raw, dtype.numpy).reshape(shape, order="F" if fortran_order else "C")
@@ -118,16 +126,16 @@ def _encoded(text: str, encoding: str) -> bytes:
 _KNOWN = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): "an argument that nobody reads",
+    ("numpy", "ndarray"): "an argument of _reconstruct, which _Array ignores",
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encoded,  # bytes, as Python 3 writes them for Python 2
 }
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, numbers, text and arrays of whole numbers; refuses every other class or function by name."""
+    """Reads containers, numbers, text and arrays of integers; refuses every other class or function by name."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array of numbers needs")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which an array of numbers does not need")
         return _KNOWN[module, name]

@@ -1,33 +1,34 @@
 """Labels from folder names: one folder per class, in a folder, a zip or a tar, with or without split folders above.
 
-Recognised are ``<class>/…/photo.jpg`` and ``train/<class>/…`` beside ``val/<class>/…``, below any number of folders
-that hold everything.
+``<class>/…/image.jpg`` is recognised, and ``train/<class>/…`` beside ``val/<class>/…``. Both may lie below any number
+of folders that hold everything.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from data.sources.base import TRAIN, VAL, Listing, Names, Source, held_out, require_classes
+from data.sources.base import TRAIN, VAL, Listing, Names, Source, hold_out, require_classes
 from data.sources.files import Files, hidden
 from recipes.errors import UserError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-VALIDATION_FOLDERS = ("val", "valid", "validation", "test", "testing")  # the first one present counts
+VALIDATION_FOLDERS = ("val", "valid", "validation", "test", "testing")  # the first one that exists is used
 
 
 class FileSource(Source):
-    """A source whose images are some of the files of a folder or an archive, at the rows `rows` of `files`."""
+    """A source whose images are files of a folder or an archive: the rows `rows` of `files`."""
 
-    def __init__(self, kind: str, name: str, files: Files, rows: np.ndarray, listing: Listing):
+    def __init__(self, kind: str, name: str, files: Files, rows: NDArray[np.int64], listing: Listing):
         self.kind, self.name, self.files, self.rows, self.listing = kind, name, files, rows, listing
 
     def read(self, i: int) -> bytes:
         return self.files.read(int(self.rows[i]))
 
 
-def image_paths(files: Files) -> tuple[np.ndarray, list[str]]:
-    """Return the rows of `files` that have an image's ending, and their paths below the folders common to all.
+def image_paths(files: Files) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the rows of `files` that have an image's ending, and their paths below the folders common to all images.
 
     Raises:
         UserError: there is no image.
@@ -43,10 +44,10 @@ def image_paths(files: Files) -> tuple[np.ndarray, list[str]]:
 
 
 def class_folders(files: Files, name: str, val_fraction: float) -> Source:
-    """Return the source of a class-per-folder tree.
+    """Return a class-per-folder tree as a source.
 
     Raises:
-        UserError: there are no images, or not at least two class folders.
+        UserError: there are no images, or fewer than two class folders.
     """
     rows, paths = image_paths(files)
     if _has_split_folders(paths):
@@ -56,13 +57,12 @@ def class_folders(files: Files, name: str, val_fraction: float) -> Source:
     labels, classes = _numbered(folders)
     require_classes(classes, files.place)
     names = [paths[row] for row in keep]
-    if VAL not in splits:
-        splits = held_out(names, labels, val_fraction)
+    column = np.array(splits, np.uint8) if VAL in splits else hold_out(names, labels, val_fraction)
     notes = []
     if left_out := len(paths) - len(keep):
         notes.append(f"left out {left_out:,} images that are in no class folder of the splits used")
     rows = rows[keep]
-    listing = Listing(np.asarray(splits, np.uint8), labels, files.sizes[rows], Names(names), classes, notes)
+    listing = Listing(column, labels, files.sizes[rows], Names(names), classes, notes)
     return FileSource("class folders", name, files, rows, listing)
 
 
@@ -92,7 +92,7 @@ def _tree(paths: Sequence[str]) -> tuple[list[int], list[str], list[int]]:
     return keep, [paths[row].partition("/")[0] for row in keep], []
 
 
-def _numbered(folders: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def _numbered(folders: Sequence[str]) -> tuple[NDArray[np.int32], list[str]]:
     classes = sorted(set(folders))
     number = {folder: i for i, folder in enumerate(classes)}
     return np.array([number[folder] for folder in folders], np.int32), classes

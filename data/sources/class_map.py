@@ -1,4 +1,4 @@
-"""Other names or numbers for a source's classes, a joining of several into one, or a choice of some."""
+"""A class map: renames or renumbers the classes of a source, merges several into one, or keeps only some of them."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from recipes.errors import UserError
 
 
 def read_class_map(path: Path) -> dict[str, str | int]:
-    """Return what each class of the source, for most kinds a folder, is to be called, or which number it is to have.
+    """Return the new name or number of each class of the source, which most kinds name after its folder.
 
-    The file is JSON, ``{"n01440764": "tench"}``, or text with one class per line, ``n01440764 tench``, where a tab, a
-    comma (if the file ends in .csv) or the first white space separates the two.
+    The file is JSON, ``{"n01440764": "tench"}``, or text with one class per line, ``n01440764 tench``. In text,
+    the separator is a comma if the file ends in .csv, or else a tab if the line has one, or else the first white space.
 
     Raises:
-        UserError: there is no such file, or it is of another form.
+        UserError: the file is missing, cannot be read, or has another form.
     """
     try:
         text = path.read_text()
@@ -25,7 +25,7 @@ def read_class_map(path: Path) -> dict[str, str | int]:
         raise UserError(f"the class map {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if path.suffix.lower() == ".json":
         return _from_json(path, text)
-    found = {}
+    found: dict[str, str | int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -51,27 +51,28 @@ def renumber(old: list[str], given: dict[str, str | int], path: Path) -> tuple[d
     """Return the new number of each old class that is kept, and the new names in their order.
 
     Raises:
-        UserError: the map `given`, read from `path`, fits none of the old classes or leaves numbers out.
+        UserError: the map `given`, read from `path`, names none of the old classes, or its numbers have gaps.
     """
     kept = {name: given[name] for name in old if name in given}
     if not kept:
         raise UserError(f"the class map {path} names none of the classes, which are {', '.join(old[:3])}, …")
-    kinds = {type(value) for value in kept.values()}
-    if kinds == {int}:
-        names = {}
-        for name, number in kept.items():
-            names.setdefault(number, name)
-        if sorted(names) != list(range(len(names))):
-            raise UserError(f"the numbers in the class map {path} must be 0 to {len(names) - 1} without a gap")
-        return kept, [names[number] for number in range(len(names))]
-    if kinds == {str}:
-        classes = list(dict.fromkeys(kept.values()))  # in the order of the folders
-        return {name: classes.index(value) for name, value in kept.items()}, classes
+    numbers = {name: value for name, value in kept.items() if isinstance(value, int)}
+    new_names = {name: value for name, value in kept.items() if isinstance(value, str)}
+    if not new_names:
+        name_of: dict[int, str] = {}
+        for name, number in numbers.items():
+            name_of.setdefault(number, name)
+        if sorted(name_of) != list(range(len(name_of))):
+            raise UserError(f"the numbers in the class map {path} must be 0 to {len(name_of) - 1} without a gap")
+        return numbers, [name_of[number] for number in range(len(name_of))]
+    if not numbers:
+        classes = list(dict.fromkeys(new_names.values()))  # in the order of the old classes
+        return {name: classes.index(value) for name, value in new_names.items()}, classes
     raise UserError(f"the class map {path} must give either names or numbers, not both")
 
 
 class MappedSource(Source):
-    """The images of a source whose class is in a class map, under the classes that the map gives."""
+    """The images of a source whose classes are in a class map, with the classes that the map gives them."""
 
     def __init__(self, source: Source, class_map: Path):
         self.kind, self.name, self._source = source.kind, source.name, source

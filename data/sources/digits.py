@@ -1,18 +1,21 @@
-"""scikit-learn's handwritten digits, real images that come with a dependency: 8x8 pixels, upscaled, stored as JPEG."""
+"""scikit-learn's handwritten digits, real images that need no download: 8x8 pixels, upscaled and stored as JPEG.
+
+Source: the UCI test set of handwritten digits, `sklearn.datasets.load_digits`.
+"""
 
 import io
 
 import numpy as np
 from PIL import Image
 
-from data.sources.base import Listing, Names, Source, held_out
+from data.sources.base import Listing, Names, Source, hold_out
 
 SIDE = 32
 QUALITY = 95
 
 
 class Digits(Source):
-    """1,797 grey images of ten classes as RGB JPEG, 32x32 bicubic."""
+    """1,797 grey images of ten classes as RGB JPEG, resized to 32x32 with bicubic interpolation."""
 
     kind = name = "digits"
 
@@ -23,9 +26,9 @@ class Digits(Source):
         self._pixels = (digits.images * 255 / 16).round().astype(np.uint8)
         labels = digits.target.astype(np.int32)
         names = [f"digit{label}/{number:04d}" for number, label in enumerate(labels)]
-        sizes = np.full(len(labels), 1000, np.int64)
+        sizes = np.full(len(labels), 1000, np.int64)  # about what the JPEGs take
         classes = [str(name) for name in digits.target_names]
-        self.listing = Listing(held_out(names, labels, val_fraction), labels, sizes, Names(names), classes)
+        self.listing = Listing(hold_out(names, labels, val_fraction), labels, sizes, Names(names), classes)
 
     def read(self, i: int) -> bytes:
         image = Image.fromarray(self._pixels[i]).resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")

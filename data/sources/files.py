@@ -1,4 +1,4 @@
-"""Files in a folder, a zip or a tar, listed once and then read singly from any process."""
+"""The files of a folder, a zip or a tar: listed once, then read one by one from any process."""
 
 import os
 import struct
@@ -10,32 +10,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.images.inspection import Unreadable
+from data.reading.tar_members import tar_members
 from data.sources.archives import Archive, ArchiveStream, UnpackedArchive
 from data.sources.base import Names
 from recipes.errors import UserError
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_LOCAL_HEADER, _LOCAL_MAGIC = 30, b"PK\3\4"  # bytes and beginning of the header in front of each member of a zip
 
 
 class Files(ABC):
     """Named files in a fixed order, sorted by name.
 
     Attributes:
-        place: what to call it in messages.
+        place: its name in messages.
         names: relative paths with forward slashes.
-        sizes: int64, bytes.
+        sizes: in bytes.
     """
 
     place: str
     names: Names
-    sizes: np.ndarray
+    sizes: NDArray[np.int64]
 
     @abstractmethod
     def read(self, i: int) -> bytes:
-        """Return file `i`, whole.
+        """Return the contents of file `i`.
 
         Raises:
             Unreadable: its stored bytes are damaged.
@@ -47,7 +49,7 @@ def open_files(path: Path) -> Files:
     """Return the files of a folder, a zip or a tar, compressed or not.
 
     Raises:
-        UserError: there is no such path, it is none of these, or it is damaged.
+        UserError: there is no such path, it is none of these kinds, or it is damaged.
     """
     try:
         if path.is_dir():
@@ -64,12 +66,12 @@ def open_files(path: Path) -> Files:
 
 
 def hidden(path: str) -> bool:
-    """Whether a file is the operating system's own: dot files, and the twins that macOS puts into archives."""
+    """Return whether a file belongs to the operating system: dot files, and the copies that macOS adds to archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
 class FolderFiles(Files):
-    """The files below a folder; links are followed."""
+    """The files below a folder, following symbolic links."""
 
     def __init__(self, root: Path):
         self.place, self.root = str(root), root
@@ -81,23 +83,23 @@ class FolderFiles(Files):
         return (self.root / self.names[i]).read_bytes()
 
 
-def _walk(folder: str, prefix: str):
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
                 yield from _walk(entry.path, f"{prefix}{entry.name}/")
-            elif entry.is_file():  # false for a link to nowhere
+            elif entry.is_file():  # false for a broken link
                 yield prefix + entry.name, entry.stat().st_size
 
 
 class ZipFiles(Files):
-    """The members of a zip, or of a zip that is itself a member of a zip.
+    """The members of a zip, or of a zip inside a zip.
 
     Args:
-        path: of the zip.
-        inside: name of the inner zip; it is unpacked to an unnamed temporary file unless it is stored uncompressed.
+        path: of the outer zip.
+        inside: name of the inner zip. It is unpacked to an unnamed temporary file unless it is stored uncompressed.
     """
 
     def __init__(self, path: Path, inside: str | None = None):
@@ -129,19 +131,20 @@ class ZipFiles(Files):
         return found
 
     def _start(self, i: int) -> int:
-        """Where the bytes of a member begin: its own header decides, the directory at the end of a zip does not say."""
+        """Return the offset of a member's bytes, which only its own header tells: the directory at the end does not."""
         if self._encrypted[i]:
             raise Unreadable("it is encrypted in the zip")
         if self._methods[i] not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise Unreadable("it is compressed in a way that only newer zip programs read")
-        header = self._archive.read(int(self._headers[i]), _LOCAL_HEADER.size)
-        if len(header) < _LOCAL_HEADER.size or header[:4] != zipfile.stringFileHeader:
+        header = self._archive.read(int(self._headers[i]), _LOCAL_HEADER)
+        if len(header) < _LOCAL_HEADER or header[:4] != _LOCAL_MAGIC:
             raise Unreadable("its header in the zip is damaged")
-        _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-        return int(self._headers[i]) + _LOCAL_HEADER.size + name_length + extra_length
+        name_length, extra_length = struct.unpack_from("<HH", header, 26)
+        start: int = int(self._headers[i]) + _LOCAL_HEADER + name_length + extra_length
+        return start
 
     def member(self, name: str) -> Archive:
-        """The member of that name as an archive of its own."""
+        """Return the member of that name as an archive of its own."""
         i = list(self.names).index(name)
         try:
             if self._methods[i] == zipfile.ZIP_STORED:
@@ -152,12 +155,12 @@ class ZipFiles(Files):
 
 
 class TarFiles(Files):
-    """The members of a tar; a compressed one is first unpacked to an unnamed temporary file."""
+    """The members of a tar. A compressed tar is first unpacked to an unnamed temporary file."""
 
     def __init__(self, path: Path):
         self.place = str(path)
         self._archive = Archive(path) if path.name.lower().endswith(".tar") else UnpackedArchive(path, None)
-        members = sorted(tar_members(self._archive, str(path)))
+        members = sorted(tar_files(self._archive, str(path)))
         self.names = Names(name for name, _, _ in members)
         self.sizes = np.array([size for _, size, _ in members], np.int64)
         self._offsets = np.array([offset for _, _, offset in members], np.int64)
@@ -169,17 +172,16 @@ class TarFiles(Files):
         return found
 
 
-def tar_members(archive: Archive, place: str) -> Iterator[tuple[str, int, int]]:
+def tar_files(archive: Archive, place: str) -> Iterator[tuple[str, int, int]]:
     """Yield name, size and offset within the archive of each file in an uncompressed tar; reads headers only.
 
     Raises:
         UserError: the tar is damaged; names `place`.
     """
     try:
-        # Unbuffered: a buffer would read the photographs between the headers.
+        # Unbuffered: a buffer would also read the images between the headers.
         with tarfile.open(fileobj=ArchiveStream(archive), mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # they would pile up
+            for member in tar_members(tar):
                 if member.isreg():
                     yield member.name.removeprefix("./"), member.size, member.offset_data
     except (tarfile.TarError, EOFError) as error:

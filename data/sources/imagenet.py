@@ -1,6 +1,6 @@
-"""ImageNet-1K as distributed: the training tar of a thousand tars, the validation tar, and the devkit with its labels.
+"""ImageNet-1K as distributed: the training tar of 1,000 tars, the validation tar, and the devkit with its labels.
 
-Nothing is unpacked. Classes are the WordNet ids, sorted, as torchvision and timm number them.
+Nothing is unpacked. The classes are the sorted WordNet ids, which is how torchvision and timm number them.
 """
 
 import io
@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from data.sources.archives import Archive
-from data.sources.base import TRAIN, VAL, Listing, Source, held_out, require_classes
+from data.sources.base import TRAIN, VAL, Listing, Source, hold_out, require_classes
 from data.sources.class_folders import FileSource
 from data.sources.class_tars import ClassTar, TarImages
-from data.sources.files import TarFiles, tar_members
+from data.sources.files import TarFiles, tar_files
 from recipes.errors import UserError
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
@@ -22,15 +22,15 @@ DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 
 def imagenet(folder: Path, val_fraction: float, workers: int | None, progress: bool) -> Source:
-    """Return the source of the folder that holds the three files as downloaded.
+    """Return the source for a folder that holds the three files as downloaded.
 
     Without the validation tar, `val_fraction` of each class is held out of the training images.
 
     Raises:
-        UserError: a file is damaged, the devkit is missing, or its labels do not fit the validation images.
+        UserError: a file is damaged, the devkit is missing, or its labels do not match the validation images.
     """
     train = folder / TRAIN_TAR
-    inner = sorted(member for member in tar_members(Archive(train), str(train)) if member[0].endswith(".tar"))
+    inner = sorted(member for member in tar_files(Archive(train), str(train)) if member[0].endswith(".tar"))
     tars = [ClassTar(name.removesuffix(".tar"), train, offset, size) for name, size, offset in inner]
     classes = [tar.name for tar in tars]
     require_classes(classes, str(train))
@@ -48,13 +48,13 @@ def imagenet(folder: Path, val_fraction: float, workers: int | None, progress: b
         labels[rows] = _labels([images.names[row] for row in rows.tolist()], wnids, classes, validation)
         splits[rows] = VAL
     else:
-        splits = held_out(images.names, labels, val_fraction)
+        splits = hold_out(images.names, labels, val_fraction)
     listing = Listing(splits, labels, images.sizes, images.names, classes, notes)
     return FileSource("ImageNet-1K tars", folder.resolve().name, images, np.arange(len(labels)), listing)
 
 
 def _validation_wnids(devkit: Path) -> list[str]:
-    """WordNet id of each validation image, in the order of their numbers from 1."""
+    """Return the WordNet id of each validation image, in the order of their numbers, which start at 1."""
     if not devkit.exists():
         raise UserError(f"{devkit} is missing: it holds the labels of the validation images, download it too")
     from scipy.io import loadmat
@@ -69,7 +69,9 @@ def _validation_wnids(devkit: Path) -> list[str]:
     except UserError:
         raise
     except Exception as error:  # scipy's reader raises nearly anything on damaged bytes
-        raise UserError(f"{devkit} does not hold the labels in the known form ({error!r}): download it again") from None
+        raise UserError(
+            f"{devkit} does not hold the labels in the expected form ({error!r}): download it again"
+        ) from None
 
 
 def _member(files: TarFiles, ending: str) -> bytes:
@@ -86,8 +88,6 @@ def _labels(names: list[str], wnids: list[str], classes: list[str], validation: 
         found = re.search(r"_(\d+)\.JPEG$", name)
         place = int(found[1]) - 1 if found else -1
         if not 0 <= place < len(wnids) or wnids[place] not in number:
-            raise UserError(
-                f"{DEVKIT} and {TRAIN_TAR} do not say which class {name} of {validation} is: download them again"
-            )
+            raise UserError(f"{DEVKIT} and {TRAIN_TAR} give no class for {name} of {validation}: download them again")
         labels.append(number[wnids[place]])
     return labels

@@ -1,11 +1,14 @@
-"""ImageNet-22K as distributed: a folder of one tar per class, ``n01440764.tar`` and 21,840 more. Nothing unpacked."""
+"""ImageNet-22K as distributed: a folder with one tar per class, ``n01440764.tar`` and 21,840 more.
+
+Nothing is unpacked.
+"""
 
 import re
 from pathlib import Path
 
 import numpy as np
 
-from data.sources.base import Listing, Source, held_out, require_classes
+from data.sources.base import Listing, Source, hold_out, require_classes
 from data.sources.class_folders import FileSource
 from data.sources.class_tars import ClassTar, TarImages
 
@@ -13,12 +16,12 @@ _CLASS_TAR = re.compile(r"(n\d{8})\.tar")
 
 
 def class_tars(folder: Path) -> list[Path]:
-    """The tars of a folder that are named by WordNet id, sorted."""
+    """Return the tars of a folder that are named after a WordNet id, sorted."""
     return sorted(path for path in folder.iterdir() if _CLASS_TAR.fullmatch(path.name))
 
 
 def imagenet_22k(folder: Path, val_fraction: float, workers: int | None, progress: bool) -> Source:
-    """Return the source of a folder of class tars; classes are the WordNet ids, sorted.
+    """Return the source for a folder of class tars. The classes are the sorted WordNet ids.
 
     Raises:
         UserError: a tar is damaged, or there is only one.
@@ -27,6 +30,6 @@ def imagenet_22k(folder: Path, val_fraction: float, workers: int | None, progres
     classes = [tar.name for tar in tars]
     require_classes(classes, str(folder))
     images = TarImages(tars, workers, progress)
-    splits = held_out(images.names, images.numbers, val_fraction)
+    splits = hold_out(images.names, images.numbers, val_fraction)
     listing = Listing(splits, images.numbers, images.sizes, images.names, classes)
     return FileSource("class tars", folder.resolve().name, images, np.arange(len(splits)), listing)

@@ -1,6 +1,6 @@
-"""ImageNet-1K in Kaggle's layout: ``ILSVRC/Data/CLS-LOC/train/<wnid>``, a flat ``val``, its labels in a table.
+"""ImageNet-1K in Kaggle's layout: ``ILSVRC/Data/CLS-LOC/train/<wnid>``, a flat ``val`` folder, labels in a table.
 
-The folder or the zip that holds ``ILSVRC`` and ``LOC_val_solution.csv``.
+The source is the folder or zip that holds ``ILSVRC`` and ``LOC_val_solution.csv``.
 """
 
 import csv
@@ -19,12 +19,14 @@ _VAL = re.compile(r"(?:.*/)?CLS-LOC/val/(([^/]+)\.[^/.]+)")
 
 
 def imagenet_kaggle(files: Files, name: str) -> Source | None:
-    """Return the source, or None where the files are laid out otherwise.
+    """Return the source, or None if the files have another layout.
 
     Raises:
-        UserError: the table of validation labels is missing or does not fit the images.
+        UserError: the table of validation labels is missing or does not match the images.
     """
-    rows, names, folders, val_rows, val_names = [], [], [], [], []
+    rows, names, folders = [], [], []
+    val_rows: list[int] = []
+    val_names: list[re.Match[str]] = []
     solution = None
     for row, path in enumerate(files.names):
         if not path.lower().endswith(IMAGE_ENDINGS):
@@ -50,17 +52,17 @@ def imagenet_kaggle(files: Files, name: str) -> Source | None:
     labels = [number[folder] for folder in folders]
     for found in val_names:
         wnid = wnid_of.get(found[2])
-        if wnid not in number:
-            raise UserError(f"{SOLUTION} in {files.place} does not say which class {found[1]} is: download it again")
+        if wnid is None or wnid not in number:
+            raise UserError(f"{SOLUTION} in {files.place} gives no class for {found[1]}: download it again")
         names.append(f"val/{found[1]}")
         labels.append(number[wnid])
     splits = np.repeat(np.array([TRAIN, VAL], np.uint8), [len(rows), len(val_rows)])
-    rows = np.array(rows + val_rows, np.int64)
-    listing = Listing(splits, np.array(labels, np.int32), files.sizes[rows], Names(names), classes)
-    return FileSource("Kaggle ImageNet-1K", name, files, rows, listing)
+    all_rows = np.array(rows + val_rows, np.int64)
+    listing = Listing(splits, np.array(labels, np.int32), files.sizes[all_rows], Names(names), classes)
+    return FileSource("Kaggle ImageNet-1K", name, files, all_rows, listing)
 
 
 def _solution(table: bytes) -> dict[str, str]:
-    """Map the name of each validation image to its WordNet id; boxes follow the id in the same column."""
+    """Return the WordNet id of each validation image by its name. In the same column, boxes follow the id."""
     lines = csv.DictReader(table.decode("utf-8-sig").splitlines())
     return {line["ImageId"]: line["PredictionString"].split()[0] for line in lines if line.get("PredictionString")}

@@ -1,17 +1,23 @@
-"""Data sets that torchvision knows, already downloaded: ``torchvision:Flowers102:/path/given/as/root``.
+"""Data sets of torchvision, already downloaded: ``torchvision:Flowers102:/path/given/as/root``.
 
-Images that torchvision keeps as files are taken as they are; what it keeps as arrays is stored as PNG.
+Images that torchvision keeps as files are stored unchanged; those that it keeps as arrays are stored as PNG.
 """
 
 import inspect
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from data.sources.base import TRAIN, VAL, Listing, Names, Source, held_out, require_classes
+from data.sources.base import TRAIN, VAL, Listing, Names, Source, hold_out, require_classes
 from recipes.errors import UserError
+
+if TYPE_CHECKING:
+    from torchvision.datasets import VisionDataset
 
 PREFIX = "torchvision:"
 _TRAIN_SPLITS = ("train", "trainval")
@@ -22,7 +28,7 @@ _LABEL_LISTS = ("targets", "_labels", "labels", "y")
 
 
 class TorchvisionSet(Source):
-    """The training images and, where the set has them, the validation or else the test images of a torchvision set.
+    """The training images of a torchvision set and, if it has them, its validation or else its test images.
 
     Raises:
         UserError: torchvision has no such set of labelled images, or does not find its files below the root.
@@ -36,7 +42,7 @@ class TorchvisionSet(Source):
         if not name or not root:
             raise UserError(f"{source!r} is not of the form torchvision:NAME:ROOT, e.g. torchvision:Flowers102:/data")
         self.name = name
-        self._parts = _parts(_dataset_class(name), name, Path(root))
+        self._parts: list[VisionDataset] = _parts(_dataset_class(name), name, Path(root))
         self._files = [_files(part) for part in self._parts]
         labels = [_labels(part, files) for part, files in zip(self._parts, self._files)]
         counts = [len(of_part) for of_part in labels]
@@ -52,18 +58,19 @@ class TorchvisionSet(Source):
         if len(counts) == 2:
             splits = np.where(self._part_of == 0, TRAIN, VAL).astype(np.uint8)
         else:
-            splits = held_out(names, joined, val_fraction)
+            splits = hold_out(names, joined, val_fraction)
         self.listing = Listing(splits, joined, sizes, names, classes)
 
     def read(self, i: int) -> bytes:
         part, row = int(self._part_of[i]), int(self._row_of[i])
-        if self._files[part] is not None:
-            return self._files[part][row].read_bytes()
+        files = self._files[part]
+        if files is not None:
+            return files[row].read_bytes()
         stored = io.BytesIO()
         self._parts[part][row][0].save(stored, "PNG")
         return stored.getvalue()
 
-    def _names(self, root: Path, counts: list[int]):
+    def _names(self, root: Path, counts: list[int]) -> Iterator[str]:
         for part, (files, count) in enumerate(zip(self._files, counts)):
             for row in range(count):
                 if files is None:
@@ -73,17 +80,18 @@ class TorchvisionSet(Source):
                     yield str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _dataset_class(name: str) -> type:
+def _dataset_class(name: str) -> "type[VisionDataset]":
     from torchvision import datasets
 
     found = getattr(datasets, name, None) if name in datasets.__all__ else None
-    if not (inspect.isclass(found) and issubclass(found, datasets.VisionDataset)) or name == "VisionDataset":
-        raise UserError(f"torchvision has no data set {name!r}: write it as in torchvision.datasets, e.g. Flowers102")
-    return found
+    if inspect.isclass(found) and issubclass(found, datasets.VisionDataset) and found is not datasets.VisionDataset:
+        return found
+    raise UserError(f"torchvision has no data set {name!r}: write it as in torchvision.datasets, e.g. Flowers102")
 
 
-def _parts(kind: type, name: str, root: Path) -> list:
-    parameters = inspect.signature(kind.__init__).parameters
+def _parts(kind: "type[VisionDataset]", name: str, root: Path) -> "list[VisionDataset]":
+    parameters = inspect.signature(kind).parameters
+    choices: list[list[dict[str, str | bool]]]
     if "split" in parameters:
         choices = [[{"split": split} for split in splits] for splits in (_TRAIN_SPLITS, _VALIDATION_SPLITS)]
     elif "train" in parameters:
@@ -97,20 +105,20 @@ def _parts(kind: type, name: str, root: Path) -> list:
     return [part for part in parts if not isinstance(part, Exception)]
 
 
-def _first(kind: type, root: Path, tries: list[dict]):
-    """The set under the first arguments that it takes, or else the error that says most."""
-    problem = None
+def _first(kind: "type[VisionDataset]", root: Path, tries: list[dict[str, str | bool]]) -> "VisionDataset | Exception":
+    """Return the set opened with the first arguments that it accepts, or else the most informative error."""
+    problem: Exception = ValueError("no split")
     for arguments in tries:
         try:
             return kind(str(root), **arguments)
-        except ValueError as error:  # a split of that name is not known
-            problem = problem or error
-        except Exception as error:  # files are missing, in whatever way the set notices
+        except ValueError as error:  # the set has no split of that name
+            problem = error
+        except Exception as error:  # each set has its own exception for missing files
             return error
     return problem
 
 
-def _files(part) -> list[Path] | None:
+def _files(part: "VisionDataset") -> list[Path] | None:
     for attribute in _FILE_LISTS:
         found = getattr(part, attribute, None)
         if found is not None and len(found) == len(part) and isinstance(found[0], (str, Path)):
@@ -122,7 +130,7 @@ def _files(part) -> list[Path] | None:
     return None
 
 
-def _labels(part, files: list[Path] | None) -> np.ndarray:
+def _labels(part: "VisionDataset", files: list[Path] | None) -> NDArray[np.integer]:
     if files is not None:
         for attribute in _SAMPLE_LISTS:
             found = getattr(part, attribute, None)
@@ -133,22 +141,22 @@ def _labels(part, files: list[Path] | None) -> np.ndarray:
     for attribute in _LABEL_LISTS:
         found = getattr(part, attribute, None)
         if found is not None and len(found) == len(part):
-            return _whole_numbers(part, found)
-    return _whole_numbers(part, [part[row][1] for row in range(len(part))])
+            return _integers(part, found)
+    return _integers(part, [part[row][1] for row in range(len(part))])
 
 
-def _whole_numbers(part, labels) -> np.ndarray:
+def _integers(part: "VisionDataset", labels: object) -> NDArray[np.integer]:
     found = np.asarray(labels)
     if found.ndim != 1 or found.dtype.kind not in "iu" or (len(found) and found.min() < 0):
         raise _unlabelled(part)
     return found
 
 
-def _unlabelled(part) -> UserError:
+def _unlabelled(part: "VisionDataset") -> UserError:
     return UserError(f"torchvision's {type(part).__name__} does not give each image one class: choose another data set")
 
 
-def _classes(part, highest: int) -> list[str]:
+def _classes(part: "VisionDataset", highest: int) -> list[str]:
     names = getattr(part, "classes", None)
     if isinstance(names, (list, tuple)) and len(names) > highest:
         return [name if isinstance(name, str) else ", ".join(map(str, name)) for name in names]
@@ -156,4 +164,4 @@ def _classes(part, highest: int) -> list[str]:
 
 
 def _size(files: list[Path] | None, row: int) -> int:
-    return 3072 if files is None else files[row].stat().st_size
+    return 3072 if files is None else files[row].stat().st_size  # most sets of arrays have 32x32 pixels

@@ -1,4 +1,4 @@
-"""Other people's WebDataset shards: which tars there are, which split each belongs to, and what their labels say."""
+"""WebDataset shards that other tools wrote: which tars there are, their splits, and the form of their labels."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.reading.shards import MANIFEST
+from data.reading.manifest import MANIFEST
 from data.reading.tar_samples import TarSample, tar_samples
 from data.sources.class_map import read_class_map
 from recipes.errors import UserError
@@ -19,13 +19,13 @@ _NAME_KEYS = ("class_name", "class", "label_name", "category", "synset", "wnid")
 
 @dataclass(frozen=True)
 class WebDatasetShards:
-    """Tars to be indexed where they are.
+    """Tars that are indexed in place, without being copied.
 
     Attributes:
         name: of the data set.
         paths: absolute, sorted.
-        splits: index into `SPLITS` of each tar, from its name; all None where no name says it is for validation.
-        class_map: a file as `data.sources.class_map.read_class_map` takes it.
+        splits: index into `SPLITS` of each tar, from its name; all None if no name is that of validation shards.
+        class_map: a file in the form that `data.sources.class_map.read_class_map` describes.
         notes: sentences for the user.
     """
 
@@ -33,11 +33,11 @@ class WebDatasetShards:
     paths: tuple[Path, ...]
     splits: tuple[int | None, ...]
     class_map: Path | None
-    notes: tuple[str, ...] = ("the shards stay where they are: the data set points at them",)
+    notes: tuple[str, ...] = ("the shards stay where they are, and the data set refers to them",)
     kind = "WebDataset shards"
 
     def digest(self) -> str:
-        """SHA-256 in hexadecimal of where the tars are, their sizes, and the class map."""
+        """Return the SHA-256, in hexadecimal, of the paths and sizes of the tars and of the class map."""
         contents = [[str(path), path.stat().st_size] for path in self.paths]
         class_map = None if self.class_map is None else read_class_map(self.class_map)
         return hashlib.sha256(json.dumps([contents, self.splits, class_map]).encode()).hexdigest()
@@ -46,10 +46,10 @@ class WebDatasetShards:
 def webdataset_shards(path: Path, class_map: Path | None) -> WebDatasetShards | None:
     """Return the shards of a folder and of its ``train``, ``val``, … folders, or of a single tar.
 
-    None where the first tar is no such shard.
+    None if the first tar is not such a shard.
 
     Raises:
-        UserError: only some names say which split a shard is for, or the folder is one that we wrote.
+        UserError: only some names tell the split of a shard, or `bigbatch shard` wrote the folder.
     """
     if path.is_dir():
         folders = [
@@ -68,17 +68,17 @@ def webdataset_shards(path: Path, class_map: Path | None) -> WebDatasetShards | 
         splits = [None] * len(paths)
     elif None in splits:
         raise UserError(
-            f"the name of {paths[splits.index(None)]} does not say whether it is for training or validation, "
-            f"as those of other shards in {path} do: name it so, or give a folder of training shards only"
+            f"the name of {paths[splits.index(None)]} does not tell whether it is for training or validation, "
+            f"while other names in {path} do: rename it, or give a folder of training shards only"
         )
     return WebDatasetShards(path.resolve().name, tuple(shard.resolve() for shard in paths), tuple(splits), class_map)
 
 
 def label_text(sample: TarSample) -> str | None:
-    """Return what a sample's label members call its class, a number or a name; None where they do not say.
+    """Return the class number or name in a sample's label members; None if they hold none.
 
-    The first of ``cls``, ``json`` and ``txt`` that is there decides. In JSON it is the first of `_NUMBER_KEYS`, which
-    hold numbers, or else of `_NAME_KEYS`.
+    The first member of ``cls``, ``json`` and ``txt`` that exists is used. In JSON it is the first of `_NUMBER_KEYS`,
+    which hold numbers, or else of `_NAME_KEYS`.
     """
     for ending in ("cls", "json", "txt"):
         if ending in sample.labels:

@@ -1,4 +1,4 @@
-"""A data set over other people's WebDataset shards: an index and a manifest that point at tars nobody rewrites."""
+"""A data set over WebDataset shards that other tools wrote: an index and a manifest that refer to the tars in place."""
 
 import hashlib
 import json
@@ -6,16 +6,19 @@ import os
 import tarfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.atomic_io import write_durably
 from data.images.inspection import Unreadable, inspect
 from data.parallel import Worker, for_each
+from data.reading.manifest import ShardRecord
 from data.reading.sampled_checksum import sampled_checksum
 from data.reading.shards import INDEX_DTYPE
 from data.reading.tar_samples import tar_samples
-from data.sources.base import SPLITS, Names, held_out, require_classes
+from data.sources.base import SPLITS, Names, hold_out, require_classes
 from data.sources.class_map import read_class_map, renumber
 from data.sources.webdataset_shards import WebDatasetShards, label_text
 from data.writing.split_writing import write_split
@@ -26,10 +29,10 @@ _HIGHEST_NUMBER = 10_000_000  # of a class; above it a number is something else,
 
 def reference(
     shards: WebDatasetShards, dest: Path, work: Path, val_fraction: float, workers: int | None, progress: bool
-) -> dict:
+) -> dict[str, Any]:
     """Index the shards, decoding every image once, and return the contents of the manifest.
 
-    `labels` in them maps what the shards call a class to its number.
+    Its key `labels` maps the class names or numbers that the shards use to class numbers.
 
     Raises:
         UserError: a shard is damaged, or the labels are not those of a classification.
@@ -44,16 +47,24 @@ def reference(
     splits_of = _splits(shards, records, rows, val_fraction)
     splits = {}
     for split, name in enumerate(SPLITS):
-        listed, chosen = [], []
+        listed: list[ShardRecord] = []
+        chosen: list[NDArray[np.void]] = []
         for path, record, of_shard, split_of in zip(shards.paths, records, rows, splits_of):
             inside = of_shard[(split_of == split) & (of_shard["label"] >= 0)]
             if len(inside):
-                kept = {name: record[name] for name in ("bytes", "sha256", "spots_sha256")}
-                listed.append({"file": str(path), "samples": len(inside), **kept})
+                listed.append(
+                    ShardRecord(
+                        file=str(path),
+                        samples=len(inside),
+                        bytes=record["bytes"],
+                        sha256=record["sha256"],
+                        spots_sha256=record["spots_sha256"],
+                    )
+                )
                 chosen.append(inside)
         if listed:
             splits[name] = write_split(dest, work, name, listed, chosen, len(classes))
-    odd = Counter()
+    odd: Counter[str] = Counter()
     for record in records:
         odd.update(record["odd"])
     return {
@@ -66,10 +77,14 @@ def reference(
 
 
 def _index_shard(worker: Worker, number: int) -> None:
-    """Record the images of one shard: where they are, and as their label the place of its text in "labels"."""
+    """Record the images of one shard: where they lie, and as their label the position of its text in "labels"."""
     shards, work = worker.shared
     path = shards.paths[number]
-    rows, names, labels, skipped, odd = [], [], {}, [], Counter()
+    rows: list[tuple[int, int, int, int]] = []
+    names: list[str] = []
+    labels: dict[str, int] = {}
+    skipped: list[dict[str, str]] = []
+    odd: Counter[str] = Counter()
     try:
         with path.open("rb") as stream:
             for sample in tar_samples(path):
@@ -101,8 +116,8 @@ def _index_shard(worker: Worker, number: int) -> None:
     worker.advance()
 
 
-def _classes(shards: WebDatasetShards, records: list[dict]) -> tuple[dict[str, int], list[str]]:
-    """Return the number of each label text that is kept, and the names of the classes."""
+def _classes(shards: WebDatasetShards, records: list[dict[str, Any]]) -> tuple[dict[str, int], list[str]]:
+    """Return the class number of each label text that is kept, and the names of the classes."""
     texts = {text for record in records for text in record["labels"]}
     samples = sum(len(record["names"]) for record in records)
     if all(text.isdecimal() for text in texts):
@@ -121,13 +136,13 @@ def _classes(shards: WebDatasetShards, records: list[dict]) -> tuple[dict[str, i
         number_of = {text: number for number, text in enumerate(classes)}
     if shards.class_map is not None:
         number_of, classes = renumber(
-            sorted(texts, key=number_of.get), read_class_map(shards.class_map), shards.class_map
+            sorted(texts, key=number_of.__getitem__), read_class_map(shards.class_map), shards.class_map
         )
     require_classes(classes, shards.name)
     return number_of, classes
 
 
-def _rows(work: Path, number: int, record: dict, number_of: dict[str, int]) -> np.ndarray:
+def _rows(work: Path, number: int, record: dict[str, Any], number_of: dict[str, int]) -> NDArray[np.void]:
     rows = np.fromfile(work / f"{number}.rows", INDEX_DTYPE)
     numbers = np.array([number_of.get(text, -1) for text in record["labels"]], np.int32)
     rows["label"] = numbers[rows["label"]]
@@ -135,13 +150,13 @@ def _rows(work: Path, number: int, record: dict, number_of: dict[str, int]) -> n
 
 
 def _splits(
-    shards: WebDatasetShards, records: list[dict], rows: list[np.ndarray], val_fraction: float
-) -> list[np.ndarray]:
+    shards: WebDatasetShards, records: list[dict[str, Any]], rows: list[NDArray[np.void]], val_fraction: float
+) -> list[NDArray[np.uint8]]:
     if None not in shards.splits:
-        return [np.full(len(of_shard), split) for of_shard, split in zip(rows, shards.splits)]
+        return [np.full(len(of_shard), split, np.uint8) for of_shard, split in zip(rows, shards.splits)]
     names = Names(name for record in records for name in record["names"])
     labels = np.concatenate([of_shard["label"] for of_shard in rows])
     splits = np.zeros(len(labels), np.uint8)
     kept = labels >= 0
-    splits[kept] = held_out([names[i] for i in np.flatnonzero(kept).tolist()], labels[kept], val_fraction)
+    splits[kept] = hold_out([names[i] for i in np.flatnonzero(kept).tolist()], labels[kept], val_fraction)
     return np.split(splits, np.cumsum([len(of_shard) for of_shard in rows])[:-1])

@@ -1,15 +1,17 @@
-"""From a source to a data set: WebDataset shards, their indexes, and last of all the manifest.
+"""Makes a data set from a source: WebDataset shards, their indexes, and last the manifest.
 
-What goes where is decided before the first byte is written, so the files are the same whatever the number of workers
-and however often the work was killed.
+The shard and position of every image are decided before the first byte is written. So the files do not depend on the
+number of workers, nor on how often the command was killed and repeated.
 """
 
 import json
 import shutil
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,7 +19,9 @@ from data.atomic_io import write_durably
 from data.images.size_limit import SizeLimit
 from data.parallel import for_each
 from data.progress import say
-from data.reading.shards import FORMAT, MANIFEST, ShardSet, read_manifest
+from data.reading.manifest import FORMAT, MANIFEST, ShardRecord, SplitRecord, read_manifest
+from data.reading.shards import ShardSet
+from data.reading.storage import LocalFolder
 from data.sources import open_source
 from data.sources.base import SPLITS, Listing
 from data.sources.webdataset_shards import WebDatasetShards
@@ -46,14 +50,14 @@ def shard(
 ) -> ShardSet:
     """Write the images of `source` as a data set into the folder `dest`, or finish what an earlier call began.
 
-    Images are stored as they are, in an order that mixes the classes; only those above a size limit are encoded again.
-    What cannot be decoded is left out and named in the manifest.
+    Images are stored unchanged, in an order that mixes the classes; only those above a size limit are encoded again.
+    Images that cannot be decoded are left out and named in the manifest.
 
     Args:
-        source: as `data.sources.open_source` takes it.
-        val_fraction: share of each class held out for validation where the source has no validation images.
-        shard_size: bytes of images, as they are in the source, after which the next shard begins.
-        shortest_side, longest_side: pixels above which an image is made smaller.
+        source: a path or name in the form that `data.sources.open_source` describes.
+        val_fraction: fraction of each class to hold out for validation if the source has no validation images.
+        shard_size: bytes of images, as stored in the source, after which the next shard begins.
+        shortest_side, longest_side: limits in pixels, above which an image is made smaller.
         quality: JPEG quality of the images made smaller.
         class_map: file that gives folders other class names or numbers, see `data.sources.class_map`.
         workers: processes; None: one per usable core.
@@ -83,7 +87,7 @@ def shard(
             write_durably(dest / MANIFEST, json.dumps(manifest, indent=1).encode())
     except OSError as error:
         raise UserError(
-            f"{error.filename or dest}: {error.strerror or error}; the same command goes on once that is put right"
+            f"{error.filename or dest}: {error.strerror or error}; the same command resumes once that is solved"
         ) from None
     if progress:
         _summarise(dest, manifest, opened.notes)
@@ -91,13 +95,13 @@ def shard(
 
 
 def plan_shards(listing: Listing, shard_size: int) -> list[ShardPlan]:
-    """Share out the samples: shuffled within each split, cut whenever `shard_size` bytes are reached."""
+    """Divide the samples among shards: shuffled within each split, cut whenever `shard_size` bytes are reached."""
     plans = []
     for number, split in enumerate(SPLITS):
         samples = np.flatnonzero(listing.splits == number)
         keys = np.fromiter((random_key(0, "order in shards", i) for i in samples.tolist()), np.int64, len(samples))
         samples = samples[np.argsort(keys, kind="stable")]
-        blocks = -(-listing.sizes[samples] // tarfile.BLOCKSIZE) + 3  # two headers and a label besides the image
+        blocks = -(-listing.sizes[samples] // tarfile.BLOCKSIZE) + 3  # the image, its header, its label and the label's
         written_before = (np.cumsum(blocks) - blocks) * tarfile.BLOCKSIZE
         starts = np.flatnonzero(np.diff(written_before // shard_size, prepend=-1)).tolist()
         for shard_number, (start, end) in enumerate(zip(starts, [*starts[1:], len(samples)])):
@@ -105,10 +109,10 @@ def plan_shards(listing: Listing, shard_size: int) -> list[ShardPlan]:
     return plans
 
 
-def _is_finished(dest: Path, identity: dict) -> bool:
+def _is_finished(dest: Path, identity: dict[str, Any]) -> bool:
     if not (dest / MANIFEST).exists():
         return False
-    if read_manifest(dest).get("source") != identity:
+    if read_manifest(LocalFolder(dest)).get("source") != identity:
         raise UserError(f"{dest} holds a data set of another source or other options: give another folder or remove it")
     shutil.rmtree(dest / WORK, ignore_errors=True)
     return True
@@ -122,7 +126,7 @@ def _index(
     val_fraction: float,
     workers: int | None,
     progress: bool,
-) -> dict:
+) -> dict[str, Any]:
     if limit.shortest_side or limit.longest_side:
         raise UserError(
             f"{shards.name} is WebDataset shards, which are not rewritten: leave out the limits of the sides"
@@ -130,41 +134,52 @@ def _index(
     return reference(shards, dest, work, val_fraction, workers, progress)
 
 
-def _write(job: WriterContext, shard_size: int, workers: int | None, progress: bool) -> dict:
-    import webdataset  # noqa: F401  it imports torch: once here rather than once per worker
+def _write(context: WriterContext, shard_size: int, workers: int | None, progress: bool) -> dict[str, Any]:
+    import webdataset  # noqa: F401  it imports torch, which takes seconds: forked workers share it
 
-    plans = plan_shards(job.source.listing, shard_size)
-    to_do = [plan for plan in plans if recorded(job, plan) is None]
+    plans = plan_shards(context.source.listing, shard_size)
+    to_do = [plan for plan in plans if recorded(context, plan) is None]
     total = sum(len(plan.samples) for plan in to_do)
-    for _ in for_each(write_shard, to_do, job, workers, f"sharding {job.source.name}", total, "images", progress):
+    for _ in for_each(
+        write_shard, to_do, context, workers, f"sharding {context.source.name}", total, "images", progress
+    ):
         pass
-    splits, skipped, odd, shrunk = {}, [], Counter(), 0
+    splits: dict[str, SplitRecord] = {}
+    skipped: list[dict[str, str]] = []
+    odd: Counter[str] = Counter()
+    shrunk = 0
     for split in SPLITS:
-        shards = []
+        shards: list[ShardRecord] = []
         for plan in plans:
             if plan.split == split:
-                record = recorded(job, plan)
+                record = recorded(context, plan)
+                assert record is not None, "every shard was written above"
                 skipped += record.pop("skipped")
                 odd.update(record.pop("odd"))
                 shrunk += record.pop("shrunk")
-                shards.append({"file": plan.file, **record})
+                shards.append(cast(ShardRecord, {"file": plan.file, **record}))
         if shards:
-            splits[split] = _split(job, split, shards, skipped)
-    classes, odd = job.source.listing.classes, dict(sorted(odd.items()))
-    return {"classes": classes, "splits": splits, "skipped": skipped, "odd": odd, "shrunk": shrunk}
+            splits[split] = _split(context, split, shards, skipped)
+    return {
+        "classes": context.source.listing.classes,
+        "splits": splits,
+        "skipped": skipped,
+        "odd": dict(sorted(odd.items())),
+        "shrunk": shrunk,
+    }
 
 
-def _split(job: WriterContext, split: str, shards: list[dict], skipped: list[dict]) -> dict:
+def _split(context: WriterContext, split: str, shards: list[ShardRecord], skipped: list[dict[str, str]]) -> SplitRecord:
     if not any(shard["samples"] for shard in shards):
         example = f"{skipped[-1]['name']} ({skipped[-1]['reason']})"
         raise UserError(
-            f"none of the {split} images of {job.source.name} can be decoded, e.g. {example}: check the source"
+            f"none of the {split} images of {context.source.name} can be decoded, e.g. {example}: check the source"
         )
-    rows = (recorded_rows(job, shard["file"]) for shard in shards)
-    return write_split(job.dest, job.work, split, shards, rows, len(job.source.listing.classes))
+    rows = (recorded_rows(context, shard["file"]) for shard in shards)
+    return write_split(context.dest, context.work, split, shards, rows, len(context.source.listing.classes))
 
 
-def _summarise(dest: Path, manifest: dict, notes: list[str]) -> None:
+def _summarise(dest: Path, manifest: dict[str, Any], notes: Sequence[str]) -> None:
     for split, record in manifest["splits"].items():
         say(
             f"{split}: {record['samples']:,} images of {len(manifest['classes'])} classes, "

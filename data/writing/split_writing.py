@@ -1,23 +1,27 @@
-"""The index of a split, and what the manifest says about it."""
+"""Writes the index of a split, and makes its record in the manifest."""
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.atomic_io import flush, rename_durably
+from data.reading.manifest import ShardRecord, SplitRecord
 from data.reading.shards import INDEX_DTYPE
 
 
 def write_split(
-    dest: Path, work: Path, split: str, shards: list[dict], rows_of: Iterable[np.ndarray], classes: int
-) -> dict:
-    """Write ``<split>.index.npy`` and return the split's part of the manifest.
+    dest: Path, work: Path, split: str, shards: list[ShardRecord], rows_of: Iterable[NDArray[np.void]], classes: int
+) -> SplitRecord:
+    """Write ``<split>.index.npy`` and return the split's record for the manifest.
 
     Args:
-        shards: "file", "samples", "bytes" and "sha256" of each shard, in their order.
-        rows_of: the rows of each shard, dtype `INDEX_DTYPE`; their shard numbers are filled in here.
+        dest, work: folder of the data set, and of unfinished files.
+        split: its name.
+        shards: the record of each shard, in their order.
+        rows_of: the rows of each shard, dtype `INDEX_DTYPE`. Their shard numbers are filled in here.
         classes: number of classes.
     """
     samples = sum(shard["samples"] for shard in shards)

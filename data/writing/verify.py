@@ -1,4 +1,4 @@
-"""Reading a whole data set again, and naming what is broken."""
+"""Reads a whole data set again and names what is damaged."""
 
 import hashlib
 import tarfile
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.images.inspection import Unreadable, inspect
 from data.parallel import Worker, for_each
-from data.reading.shards import INDEX_DTYPE, read_manifest
+from data.reading.manifest import ShardRecord, SplitRecord, read_manifest
+from data.reading.shards import INDEX_DTYPE
+from data.reading.storage import LocalFolder
 from data.reading.tar_samples import TarSample, tar_samples
 from data.sources.webdataset_shards import label_text
 
@@ -21,37 +24,38 @@ class Check:
 
     Attributes:
         path: of the tar.
-        record: what the manifest says about it.
-        rows: its part of the index; None where the index cannot be read.
+        record: its record in the manifest.
+        rows: its part of the index; None if the index cannot be read.
         classes: number of classes.
-        labels: for shards that others wrote, the number of each text that their label members hold; None for our own.
+        labels: for shards that others wrote, the class number of each text in their label members; None for our own.
     """
 
     path: Path
-    record: dict
-    rows: np.ndarray | None
+    record: ShardRecord
+    rows: NDArray[np.void] | None
     classes: int
     labels: dict[str, int] | None
 
 
 def verify(path: str | Path, progress: bool = True, workers: int | None = None) -> list[str]:
-    """Return the problems of the data set in a folder, one sentence each naming the file; empty where it is whole.
+    """Return the problems of the data set in a folder, one sentence each that names the file; none if it is undamaged.
 
-    Checksums, tar structure, the index against the tar members, labels, counts, and the decoding of every image.
+    It compares checksums, tar structure, index, labels and counts, and decodes every image.
 
     Raises:
-        UserError: there is no folder or no manifest that could be read.
+        UserError: there is no folder, or no manifest that can be read.
     """
     root = Path(path)
-    manifest = read_manifest(root)
-    problems, checks = [], []
+    manifest = read_manifest(LocalFolder(root))
+    problems: list[str] = []
+    checks: list[Check] = []
     for record in manifest["splits"].values():
         index = _index(root / record["index"], record, problems)
         if index is not None:
             problems += _counts(root / record["index"], index, record, len(manifest["classes"]))
-        by_shard = [None] * len(record["shards"]) if index is None else _by_shard(index, len(record["shards"]))
-        for shard, rows in zip(record["shards"], by_shard):
-            labels = manifest.get("labels")
+        labels, shards = manifest.get("labels"), record["shards"]
+        by_shard = [None] * len(shards) if index is None else _by_shard(index, len(shards))
+        for shard, rows in zip(shards, by_shard):
             checks.append(Check(root / shard["file"], shard, rows, len(manifest["classes"]), labels))
     total = sum(check.record["samples"] for check in checks)
     tasks, what = list(enumerate(checks)), f"verifying {manifest['name']}"
@@ -75,7 +79,7 @@ def _shard_problems(worker: Worker, check: Check) -> list[str]:
     if size != record["bytes"]:
         problems.append(f"shard {path.name} has {size} bytes, its manifest says {record['bytes']}")
     elif checksum != record["sha256"]:
-        problems.append(f"shard {path.name} has other contents than when its manifest was written (checksum)")
+        problems.append(f"shard {path.name} changed since its manifest was written (checksum)")
     return problems + _sample_problems(worker, check)
 
 
@@ -87,7 +91,7 @@ def _sample_problems(worker: Worker, check: Check) -> list[str]:
             for sample in tar_samples(path):
                 row = row_at.pop(sample.offset, None)
                 if row is None and check.rows is not None and check.labels is not None:
-                    worker.advance(0)  # of the other split, or left out because it is damaged or has no label
+                    worker.advance(0)  # it belongs to the other split, or was left out as damaged or unlabelled
                     continue
                 worker.advance()
                 seen += 1
@@ -101,7 +105,7 @@ def _sample_problems(worker: Worker, check: Check) -> list[str]:
     if seen != check.record["samples"] and not (check.rows is None and check.labels is not None):
         problems.append(f"shard {path.name} has {seen} samples, its manifest says {check.record['samples']}")
     if row_at:
-        problems.append(f"the index says {len(row_at)} samples are in {path.name} where none are")
+        problems.append(f"the index has {len(row_at)} samples of {path.name} at places where none begins")
     return problems
 
 
@@ -123,17 +127,19 @@ def _problems_of(sample: TarSample, image: bytes, row: np.void | None, check: Ch
 
 def _label(sample: TarSample, labels: dict[str, int] | None) -> int | None:
     text = label_text(sample)
+    if text is None:
+        return None
     if labels is not None:
         return labels.get(text)
-    return int(text) if text is not None and text.isdecimal() else None
+    return int(text) if text.isdecimal() else None
 
 
-def _index(path: Path, record: dict, problems: list[str]) -> np.ndarray | None:
+def _index(path: Path, record: SplitRecord, problems: list[str]) -> NDArray[np.void] | None:
     try:
         with path.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != record["index_sha256"]:
-                problems.append(f"index {path.name} has other contents than when its manifest was written (checksum)")
-        index = np.load(path, mmap_mode="r")
+                problems.append(f"index {path.name} changed since its manifest was written (checksum)")
+        index: NDArray[np.void] = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         problems.append(f"index {path.name} cannot be read: {error}")
         return None
@@ -143,7 +149,7 @@ def _index(path: Path, record: dict, problems: list[str]) -> np.ndarray | None:
     return index
 
 
-def _counts(path: Path, index: np.ndarray, record: dict, classes: int) -> list[str]:
+def _counts(path: Path, index: NDArray[np.void], record: SplitRecord, classes: int) -> list[str]:
     problems = []
     if len(index) != record["samples"]:
         problems.append(f"index {path.name} has {len(index)} rows, the manifest counts {record['samples']} images")
@@ -151,11 +157,10 @@ def _counts(path: Path, index: np.ndarray, record: dict, classes: int) -> list[s
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
         problems.append(f"index {path.name} has labels outside 0 to {classes - 1}")
     elif np.bincount(labels, minlength=classes).tolist() != record["per_class"]:
-        problems.append(f"index {path.name} has other numbers of images per class than the manifest")
+        problems.append(f"index {path.name} and the manifest count different numbers of images per class")
     return problems
 
 
-def _by_shard(index: np.ndarray, shards: int) -> Iterator[np.ndarray]:
+def _by_shard(index: NDArray[np.void], shards: int) -> list[NDArray[np.void] | None]:
     bounds = np.searchsorted(np.ascontiguousarray(index["shard"]), np.arange(shards + 1))
-    for start, end in zip(bounds[:-1], bounds[1:]):
-        yield np.array(index[start:end])
+    return [np.array(index[start:end]) for start, end in zip(bounds[:-1], bounds[1:])]

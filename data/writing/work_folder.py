@@ -1,24 +1,25 @@
-"""The folder that remembers unfinished work, so that a killed command goes on and two commands never mix."""
+"""The folder that keeps unfinished work, so that a killed command resumes and two commands never write one data set."""
 
-import fcntl
+import errno
 import json
-import os
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from data.atomic_io import write_durably
+from data.reading.file_lock import file_lock
 from recipes.errors import UserError
 
 WORK = ".work"
-_PATIENCE = 5.0  # seconds; the workers of a killed run take a moment to notice
+_PATIENCE = 5.0  # seconds; the workers of a killed command hold the lock until they notice, after 0.2 s or so
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
-def work_folder(dest: Path, identity: dict) -> Iterator[Path]:
-    """Yield ``dest/.work``, held by this process alone; remove it when the work was finished without an error.
+def work_folder(dest: Path, identity: dict[str, Any]) -> Iterator[Path]:
+    """Yield ``dest/.work``, locked for this process; remove it when the work finished without an error.
 
     Raises:
         UserError: `dest` cannot be written, holds other files, is held by another process, or holds the unfinished
@@ -29,34 +30,32 @@ def work_folder(dest: Path, identity: dict) -> Iterator[Path]:
         raise UserError(f"{dest} is not empty and holds no shards: give a new folder")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        lock = os.open(work / "lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise UserError(f"{dest} cannot be written ({error.strerror}): give another folder") from None
-    try:
-        _acquire(lock, dest)
+    with _locked(work):
         _claim(work, identity)
         for left_over in work.glob("*.partial"):
             left_over.unlink()
         yield work
         shutil.rmtree(work)
-    finally:
-        os.close(lock)
 
 
-def _acquire(lock: int, dest: Path) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while True:
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    with ExitStack() as stack:
         try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(f"another `bigbatch shard` is writing {dest}: wait for it or stop it") from None
-            time.sleep(0.1)
-        except OSError:
-            return None  # some network file systems have no locks; the names of unfinished files differ per process
+            stack.enter_context(file_lock(work / "lock", _PATIENCE))
+        except TimeoutError:
+            raise UserError(f"another `bigbatch shard` is writing {work.parent}: wait for it or stop it") from None
+        except OSError as error:
+            # Some network file systems have no locks. There, two commands only repeat each other's work: the names of
+            # unfinished files contain the process's number.
+            if error.errno not in _NO_LOCKS:
+                raise UserError(f"{work.parent} cannot be written ({error.strerror}): give another folder") from None
+        yield
 
 
-def _claim(work: Path, identity: dict) -> None:
+def _claim(work: Path, identity: dict[str, Any]) -> None:
     claim = work / "plan.json"
     if not claim.exists():
         write_durably(claim, json.dumps(identity).encode())

@@ -1,4 +1,4 @@
-"""Reading from a URL: the same bytes as from a folder, only the ranges that are needed, whatever happens to the line."""
+"""Reading from a URL gives the same bytes as a folder, transfers only what is needed, and survives a bad connection."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ PICTURES = 240
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory) -> Path:
-    """Some 11 MB of noisy photographs, so that blocks are many, in several shards."""
+    """Some 11 MB of noisy images, so that blocks are many, in several shards."""
     tree = tmp_path_factory.mktemp("tree") / "animals"
     rng = np.random.default_rng(0)
     for number in range(PICTURES):
@@ -139,7 +139,7 @@ def test_only_what_is_asked_for_is_transferred(line):
     assert size <= line.received - before < size + 4096
 
 
-def test_a_store_that_stays_away_is_one_sentence_and_no_bad_photograph(line, recipe, monkeypatch):
+def test_a_store_that_stays_away_is_one_sentence_and_no_bad_image(line, recipe, monkeypatch):
     monkeypatch.setattr(data.reading.storage, "_PAUSES", (0.01, 0.02))
     remote = ShardSet.open(line.url)
     batches = load_steps(MicroBatches(remote.split("train"), recipe(), 0, 16), range(2), 2, 1, pin=False)

@@ -36,7 +36,7 @@ def test_processes_of_a_node_share_one_copy(source, tmp_path):
     ShardSet.open(staged[0])
 
 
-def test_an_interrupted_copy_goes_on_at_the_file_it_had_reached(source, tmp_path):
+def test_an_interrupted_copy_resumes_at_the_file_it_had_reached(source, tmp_path):
     staged = stage(source, tmp_path)
     *kept, last = sorted(staged.glob("train-*.tar"))
     times = [path.stat().st_mtime_ns for path in kept]

@@ -1,4 +1,4 @@
-"""What each kind of source is recognised by, and how its images are labelled and split."""
+"""How each kind of source is recognised, and how its images are labelled and split."""
 
 import shutil
 import tarfile
@@ -10,7 +10,7 @@ import pytest
 
 from data.images.inspection import inspect
 from data.sources import open_source
-from data.sources.base import SPLITS, TRAIN, VAL, held_out
+from data.sources.base import SPLITS, TRAIN, VAL, hold_out
 from recipes.errors import UserError
 from tests.data.pictures import encoded, write_tree
 
@@ -61,7 +61,7 @@ def test_with_val_and_test_folders_val_is_used_and_the_rest_is_said(tmp_path):
     assert len(found.listing) == 12 and "left out 6 images" in found.listing.notes[0]
 
 
-def test_an_unlabelled_test_folder_is_not_taken_for_a_split(tmp_path):
+def test_an_unlabelled_test_folder_is_not_mistaken_for_a_split(tmp_path):
     write_tree(tmp_path / "tree/train", each=10)
     (tmp_path / "tree/test").mkdir()
     (tmp_path / "tree/test/1.jpg").write_bytes(encoded("1"))
@@ -95,15 +95,15 @@ def test_an_archive_of_class_folders_is_the_same_as_the_folder(tmp_path, ending)
 def test_the_split_depends_on_names_not_on_other_files_order():
     names = [f"{number}.jpg" for number in range(100)]
     labels = np.arange(100) % 3
-    one = dict(zip(names, held_out(names, labels, 0.2)))
-    other = dict(zip(names[::-1], held_out(names[::-1], labels[::-1], 0.2)))
+    one = dict(zip(names, hold_out(names, labels, 0.2)))
+    other = dict(zip(names[::-1], hold_out(names[::-1], labels[::-1], 0.2)))
     assert one == other
     assert set(one.values()) == {TRAIN, VAL}
-    assert not held_out(names, labels, 0.0).any()
+    assert not hold_out(names, labels, 0.0).any()
 
 
 def test_a_class_of_two_images_has_one_in_each_split():
-    assert sorted(held_out(["a", "b", "c", "d"], np.array([0, 0, 1, 1]), 0.01)) == [TRAIN, TRAIN, VAL, VAL]
+    assert sorted(hold_out(["a", "b", "c", "d"], np.array([0, 0, 1, 1]), 0.01)) == [TRAIN, TRAIN, VAL, VAL]
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_class_folders_of_files_named_like_kaggles_keep_their_own_split(tmp_path
     assert sum(split == "val" for split, _ in labelled(found).values()) == 4
 
 
-def test_the_real_photographs_are_recognised(dogs_vs_cats_zip):
+def test_the_real_images_are_recognised(dogs_vs_cats_zip):
     found = open_source(str(dogs_vs_cats_zip), 0.1)
     assert found.kind == "Kaggle cats-vs-dogs" and len(found.listing) == 2400
     assert np.bincount(found.listing.labels[found.listing.splits == VAL]).tolist() == [120, 120]
@@ -212,7 +212,7 @@ def test_a_damaged_archive_is_one_sentence(tmp_path, ending, cut):
 
 
 def test_an_impossible_validation_share_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="validation share of 1.5"):
+    with pytest.raises(UserError, match="validation fraction of 1.5"):
         open_source(str(tmp_path), 1.5)
 
 

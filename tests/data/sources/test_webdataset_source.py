@@ -148,7 +148,7 @@ def test_verify_names_a_damaged_index_alone(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "form", "message"),
     [
-        (["a photograph of one", "another one", "a third", "a fourth"], "txt", "different for nearly every image"),
+        (["a image of one", "another one", "a third", "a fourth"], "txt", "different for nearly every image"),
         ([0, 10**12], "cls", "no class number"),
         ([0, 0], "cls", "only one class"),
     ],
@@ -176,11 +176,11 @@ def test_a_size_limit_is_refused_since_nothing_is_rewritten(tmp_path):
 def test_names_that_tell_the_split_of_only_some_shards_are_one_sentence(tmp_path):
     write_shard(tmp_path / "theirs/val-0.tar", [0, 1])
     write_shard(tmp_path / "theirs/other.tar", [0, 1])
-    with pytest.raises(UserError, match="other.tar does not say"):
+    with pytest.raises(UserError, match="other.tar does not tell"):
         open_source(str(tmp_path / "theirs"), 0.1)
 
 
-def test_our_own_data_set_is_not_taken_for_a_source(tmp_path):
+def test_our_own_data_set_is_not_mistaken_for_a_source(tmp_path):
     shard(str(write_tree(tmp_path / "tree")), tmp_path / "ours", progress=False)
     with pytest.raises(UserError, match="already"):
         open_source(str(tmp_path / "ours"), 0.1)

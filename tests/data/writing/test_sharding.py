@@ -47,7 +47,7 @@ def test_plain_webdataset_reads_the_same_images_and_labels(tree, tmp_path):
     assert len(found.split("train").shard_paths) > 1
 
 
-def test_every_photograph_is_stored_once_byte_for_byte_with_its_label_and_name(tree, tmp_path):
+def test_every_image_is_stored_once_byte_for_byte_with_its_label_and_name(tree, tmp_path):
     found = shard(str(tree), tmp_path / "out", shard_size=SMALL, progress=False)
     assert found.classes == ("ant", "bee", "cow")
     stored = {}
@@ -201,7 +201,7 @@ def test_two_commands_never_write_one_folder(tree, tmp_path, monkeypatch):
     os.close(lock)
 
 
-def test_unreadable_photographs_are_left_out_counted_and_named(tree, tmp_path, capsys):
+def test_unreadable_images_are_left_out_counted_and_named(tree, tmp_path, capsys):
     whole = (tree / "ant/ant.3.jpg").read_bytes()
     (tree / "ant/ant.3.jpg").write_bytes(whole[: len(whole) // 2])
     (tree / "bee/bee.4.jpg").write_bytes(b"this is not an image")
@@ -217,7 +217,7 @@ def test_unreadable_photographs_are_left_out_counted_and_named(tree, tmp_path, c
     assert "left out 3 unreadable images" in capsys.readouterr().err
 
 
-def test_a_source_without_any_readable_photograph_is_an_error(tmp_path):
+def test_a_source_without_any_readable_image_is_an_error(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "broken" / name).mkdir(parents=True)
         for number in range(3):
@@ -314,7 +314,7 @@ def test_an_unknown_split_is_one_sentence(tree, tmp_path):
         ("x" * 300 + "end.jpg", "00000007-" + "x" * 77 + "end"),
     ],
 )
-def test_a_key_has_no_dots_and_names_the_photograph(name, key):
+def test_a_key_has_no_dots_and_names_the_image(name, key):
     assert sample_key(7, name) == key
 
 
@@ -354,7 +354,7 @@ def test_odd_images_are_counted_by_kind(tree, tmp_path, capsys):
     assert "1 cmyk, 1 grayscale" in capsys.readouterr().err
 
 
-def test_interrupted_by_the_user_it_stops_at_once_and_goes_on_later(dogs_vs_cats_zip, tmp_path):
+def test_interrupted_by_the_user_it_stops_at_once_and_resumes_later(dogs_vs_cats_zip, tmp_path):
     command = (
         "import sys; from pathlib import Path; from data.writing.sharding import shard;"
         "shard(sys.argv[1], Path(sys.argv[2]), workers=2, shard_size=16_000_000, progress=False)"

@@ -47,7 +47,7 @@ def test_a_flipped_byte_names_its_shard(copy):
     assert any("train-000001.tar" in problem and "checksum" in problem for problem in problems)
 
 
-def test_a_photograph_that_no_longer_decodes_is_named(copy):
+def test_a_image_that_no_longer_decodes_is_named(copy):
     first = row(copy, 0)
     edit(copy / "train-000000.tar", int(first["offset"]), bytes(int(first["size"])))
     problems = verify(copy, progress=False)
