@@ -1,6 +1,6 @@
 """This process's place among those that a launcher started.
 
-torchrun, accelerate, deepspeed, `bigbatch train --procs` and our jobs on SLURM all set the same four variables.
+torchrun, accelerate, deepspeed, `bigbatch train --procs` and our jobs on SLURM all set the same variables.
 """
 
 import os
@@ -43,7 +43,8 @@ def this_process(environment: Mapping[str, str] = os.environ) -> World:
         return World()
     size = _number(environment, "WORLD_SIZE", None)
     rank = _number(environment, "RANK", 0 if size == 1 else None)
-    local_size = _number(environment, "LOCAL_WORLD_SIZE", size)
+    # The `deepspeed` launcher calls it LOCAL_SIZE.
+    local_size = _number(environment, "LOCAL_SIZE" if "LOCAL_SIZE" in environment else "LOCAL_WORLD_SIZE", size)
     local_rank = _number(environment, "LOCAL_RANK", rank % max(1, local_size))
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
         raise UserError(

@@ -43,6 +43,9 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
         )
     else:
         torch.backends.cudnn.benchmark = True  # the fastest of the kernels there are for each convolution
+    world = this_process()
+    if world.is_launched:
+        os.environ.setdefault("LOCAL_WORLD_SIZE", str(world.local_size))  # Accelerate would set it to 1
     accelerator = Accelerator(
         cpu=not on_gpu,
         mixed_precision=_mixed_precision(recipe.engine.precision, on_gpu),
@@ -50,7 +53,7 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
         log_with="tensorboard" if tracking else None,
         project_dir=tracking,
     )
-    started = this_process().size
+    started = world.size
     if accelerator.num_processes != started:
         raise UserError(
             f"{started} processes were started but they do not see each other: start with `bigbatch train --procs {started}`"

@@ -24,7 +24,7 @@ def assert_same_curve(run: Path, reference: Path, steps: int) -> None:
 def assert_same_state(run: Path, reference: Path) -> None:
     """Final weights and averages within 1e-4; moments within a thousandth of the tensor's largest element; numbers equal."""
     ours, expected = (checkpoint.latest_valid(folder / "checkpoints") for folder in (run, reference))
-    assert (ours.step, ours.numbers, ours.metadata) == (expected.step, expected.numbers, expected.metadata)
+    assert (ours.step, ours.scalars, ours.metadata) == (expected.step, expected.scalars, expected.metadata)
     ours, expected = ours.reader(), expected.reader()
     assert ours.kinds == expected.kinds >= {"weights", "ema"}
     for kind in expected.kinds:
