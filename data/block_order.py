@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from data.order import permuted
-from recipes.schema import BatchSettings
+from recipes.sections import BatchSettings
 
 BLOCK = 32  # consecutive samples; about 3.5 MB of ImageNet, enough to make a ranged read worth its latency
 WINDOW = 64  # blocks that a slice shuffles together; with 2,048 samples, classes mix almost as in a full shuffle

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from recipes.errors import UserError
-from recipes.schema import OptimizerSettings
+from recipes.sections import OptimizerSettings
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What is trained, on what, and how: typed recipes and the catalogue. Imports no torch."""
+"""Typed recipes and the catalogue: what is trained, on which data, and how. Imports no torch."""

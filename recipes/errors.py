@@ -1,8 +1,8 @@
-"""The one exception that means "the user can fix this": shown as a sentence, never as a traceback."""
+"""The exception for mistakes that the user can fix: shown as one sentence, never as a traceback."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave us; its message is one sentence that says what to do.
+    """A mistake in the user's input; the message is one sentence that says what is wrong and what to do.
 
-    The command line prints it and exits with code 2.
+    The command line prints the message and exits with code 2.
     """

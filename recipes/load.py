@@ -1,29 +1,34 @@
-"""From a name or a file and ``key=value`` overrides to a validated recipe, with errors that say what to type instead."""
+"""Reads recipes: a catalogue name or a YAML file, plus ``key=value`` overrides, becomes a validated `Recipe`.
+
+Every error names the key and suggests what to type instead.
+"""
 
 import difflib
+from collections.abc import Iterator
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from recipes.errors import UserError
-from recipes.schema import Recipe
+from recipes.schema import Recipe, Values
 
-_ALIKE = 0.6  # of 1, from where on a key is worth suggesting; difflib's own measure and threshold
+_ALIKE = 0.6  # smallest similarity, out of 1, at which a key is suggested; difflib's own default cutoff
 _CATALOGUE = resources.files("recipes") / "catalogue"
 
 
 def names() -> list[str]:
-    """Names of the catalogue's recipes, sorted."""
+    """Return the sorted names of the catalogue's recipes."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _CATALOGUE.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Return the recipe of that catalogue name or YAML file, with ``section.key=value`` overrides applied.
+    """Return the recipe with this catalogue name, or in this YAML file, with ``section.key=value`` overrides applied.
 
     Raises:
-        UserError: no such recipe, unknown key, wrong type or impossible value; one sentence with the nearest valid key.
+        UserError: there is no such recipe, or a key is unknown or has an impossible value; suggests the nearest one.
     """
     values = _with_base(name_or_file, seen=())
     values.setdefault("name", Path(name_or_file).stem)
@@ -34,16 +39,16 @@ def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
     """Return the recipe with ``section.key=value`` overrides applied.
 
     Raises:
-        UserError: as `load`.
+        UserError: as in `load`.
     """
     return _overridden(recipe.to_dict(), overrides)
 
 
-def validate(values: dict) -> Recipe:
-    """Return the recipe made of plain values, e.g. read back from a run directory.
+def validate(values: Values) -> Recipe:
+    """Return the recipe with these plain values, e.g. as read from a run directory.
 
     Raises:
-        UserError: as `load`.
+        UserError: as in `load`.
     """
     try:
         return Recipe.model_validate(values)
@@ -52,17 +57,17 @@ def validate(values: dict) -> Recipe:
 
 
 def config_keys() -> list[str]:
-    """Every key that a recipe or an override may name, dotted."""
+    """Return every key that a recipe or an override may name, in dotted form, e.g. ``optimizer.lr``."""
     return list(_dotted(Recipe))
 
 
-def _overridden(values: dict, overrides: list[str] | tuple[str, ...]) -> Recipe:
+def _overridden(values: Values, overrides: list[str] | tuple[str, ...]) -> Recipe:
     for text in overrides:
         _set(values, *_parse(text))
     return validate(values)
 
 
-def _dotted(section: type[BaseModel], prefix: str = ""):
+def _dotted(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         key = prefix + (field.alias or name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -71,7 +76,7 @@ def _dotted(section: type[BaseModel], prefix: str = ""):
             yield key
 
 
-def _with_base(name_or_file: str, seen: tuple[str, ...]) -> dict:
+def _with_base(name_or_file: str, seen: tuple[str, ...]) -> Values:
     if name_or_file in seen:
         raise UserError(
             f"recipe {name_or_file} extends itself ({' -> '.join((*seen, name_or_file))}): remove one `base:`"
@@ -83,14 +88,15 @@ def _with_base(name_or_file: str, seen: tuple[str, ...]) -> dict:
     if str(base).endswith((".yaml", ".yml")) and name_or_file.endswith((".yaml", ".yml")):
         base = str(Path(name_or_file).parent / base)
     inherited = _with_base(str(base), (*seen, name_or_file))
+    # A recipe's title and sources describe that recipe alone, so they are not inherited.
     for own_to_each in ("name", "summary", "source"):
         inherited.pop(own_to_each, None)
     return _merged(inherited, values)
 
 
-def _read(name_or_file: str) -> dict:
+def _read(name_or_file: str) -> Values:
     if name_or_file.endswith((".yaml", ".yml")):
-        path = Path(name_or_file)
+        path: Path | Traversable = Path(name_or_file)
         if not path.is_file():
             raise UserError(f"there is no recipe file {name_or_file}")
     elif name_or_file in names():
@@ -100,15 +106,19 @@ def _read(name_or_file: str) -> dict:
         advice = f"; did you mean {near[0]!r}?" if near else ":"
         raise UserError(f"there is no recipe {name_or_file!r}{advice} `bigbatch recipes` lists all")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{name_or_file} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{name_or_file} is not a text file in UTF-8: save it in that encoding") from None
+    except OSError as error:
+        raise UserError(f"{name_or_file} cannot be read ({error.strerror}): check its permissions") from None
     if not isinstance(values, dict):
         raise UserError(f"{name_or_file} must be a mapping of recipe keys to values")
     return values
 
 
-def _merged(base: dict, own: dict) -> dict:
+def _merged(base: Values, own: Values) -> Values:
     result = dict(base)
     for key, value in own.items():
         nested = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -120,6 +130,8 @@ def _parse(override: str) -> tuple[str, object]:
     key, equals, text = override.partition("=")
     if not equals:
         raise UserError(f"override {override!r} is not of the form key=value, e.g. optimizer.lr=2e-3")
+    if key in _sections():
+        raise UserError(f"{key} is a section, not a key; {_keys_of(key, text)}")
     if key not in config_keys():
         raise UserError(_unknown(key, config_keys()))
     try:
@@ -128,7 +140,7 @@ def _parse(override: str) -> tuple[str, object]:
         return key, text
 
 
-def _set(values: dict, key: str, value: object) -> None:
+def _set(values: Values, key: str, value: object) -> None:
     *sections, last = key.split(".")
     for section in sections:
         if not isinstance(values.get(section), dict):
@@ -141,15 +153,25 @@ def _sections() -> list[str]:
     return list(dict.fromkeys(key.partition(".")[0] for key in config_keys() if "." in key))
 
 
+def _keys_of(section: str, value: str) -> str:
+    """Return a question with the key of a section that a value was probably meant for, and all keys of the section."""
+    keys = [key for key in config_keys() if key.startswith(f"{section}.")]
+    meant = f"{section}.name" if f"{section}.name" in keys else keys[0]
+    return f"did you mean {meant}={value}? Its keys are {', '.join(keys)}"
+
+
 def _unknown(key: str, known: list[str]) -> str:
-    """A sentence with the known key most like `key`, judged by its whole dotted path or by its last part alone, if any is like it."""
+    """Return a sentence that suggests the known key nearest to `key`, if one is near.
+
+    Two keys are compared by their whole dotted paths and by their last parts alone; the higher similarity counts.
+    """
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, key, candidate).ratio()
         last = difflib.SequenceMatcher(None, key.rsplit(".")[-1], candidate.rsplit(".")[-1]).ratio()
         return max(whole, last) + 0.01 * whole
 
-    depth = key.count(".")  # first of what has as many parts: `modle` is a section rather than mix.mode
+    depth = key.count(".")  # keys with as many parts come first: a misspelt section is a section rather than mix.mode
     nearest = max(known, key=lambda candidate: likeness(candidate) + 0.2 * (candidate.count(".") == depth))
     advice = (
         f"; did you mean {nearest!r}?"
@@ -168,11 +190,13 @@ def _sentence(error: ValidationError) -> str:
         and len(location) > 1
         and first["type"] != "extra_forbidden"
     ):
-        location.pop()  # pydantic goes on below the key, into members of unions and tuples
+        location.pop()  # pydantic's location continues below the key, into members of unions and tuples
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         return _unknown(key, [*config_keys(), *_sections()])
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     problem = first["msg"][0].lower() + first["msg"][1:]
+    if key in _sections():
+        return f"{key}: {first['input']!r} is not a section; {_keys_of(key, str(first['input']))}"
     return f"{key}={first['input']!r} is not possible: {problem}"

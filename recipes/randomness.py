@@ -1,7 +1,7 @@
 """Keyed randomness: every random choice of a run is a pure function of the seed and of what is being decided.
 
-A key names one decision, e.g. ``random_key(seed, "augment", epoch, sample_id)``. Nothing is drawn in sequence, so nothing
-depends on which process, worker or restart asks, or on how many were asked before.
+A key names one decision, e.g. ``random_key(seed, "augment", epoch, sample_id)``. No generator state is shared between
+decisions, so a decision does not depend on the process or worker that makes it, nor on restarts.
 """
 
 import hashlib

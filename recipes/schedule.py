@@ -1,21 +1,22 @@
-"""When: steps per epoch, and the learning rate of every optimizer step. Pure functions of the step."""
+"""Steps per epoch and the learning rate of every optimizer step, as pure functions of the step."""
 
 import math
 
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
-_FEW_STEPS = 150  # under which a schedule, an average and AdamW's moments have no time to do what they are for; the demo's 154 do
+# With fewer steps the schedule, the EMA and AdamW's moments hardly take effect. The demo's 154 steps are enough.
+_FEW_STEPS = 150
 
 
 class StepSchedule:
-    """How many optimizer steps a recipe takes over `train_images` images, and what happens at each.
+    """The optimizer steps that a recipe takes over `train_images` images, and the learning rate of each.
 
-    An epoch is ``floor(train_images / global batch)`` steps, as upstream; the remainder differs from epoch to epoch
-    because the order does.
+    An epoch is ``floor(train_images / global batch)`` steps, as upstream. The images left out at its end differ from
+    epoch to epoch because the order does.
 
     Raises:
-        UserError: the images do not fill one global batch.
+        UserError: there are fewer images than one global batch.
     """
 
     def __init__(self, recipe: Recipe, train_images: int):
@@ -31,13 +32,14 @@ class StepSchedule:
         self.warmup_steps = recipe.schedule.warmup_epochs * self.steps_per_epoch
 
     def epoch(self, step: int) -> int:
-        """The epoch, from 0, to which optimizer step `step`, from 0, belongs."""
+        """Return the epoch, counted from 0, of optimizer step `step`, counted from 0."""
         return step // self.steps_per_epoch
 
     def lr(self, step: int) -> float:
-        """Learning rate of step `step`, from 0: linear warm-up from exactly 0 to the peak, then cosine or steps.
+        """Return the learning rate of step `step`, counted from 0.
 
-        The last step of the warm-up and the first after it both have the peak, as in ConvNeXt's code.
+        It rises linearly from exactly 0 to the peak during warm-up, and then follows the cosine or step schedule. The
+        last step of the warm-up and the first step after it both have the peak rate, as in ConvNeXt's code.
         """
         peak, schedule = self.recipe.optimizer.lr, self.recipe.schedule
         if step < self.warmup_steps:
@@ -48,35 +50,36 @@ class StepSchedule:
         return schedule.min_lr + 0.5 * (peak - schedule.min_lr) * (1 + math.cos(math.pi * progress))
 
     def warnings(self) -> list[str]:
-        """What does not fit between this recipe and this much data, one sentence each with the number to change."""
+        """Return a sentence for each setting that does not suit this number of images, with a value that does."""
         found = []
         decay = self.recipe.ema.decay
         if decay is not None and 1 / (1 - decay) > self.total_steps:
             found.append(
                 f"the EMA looks back {round(1 / (1 - decay)):,} steps but the run has {self.total_steps:,}: "
-                f"it will lag behind; try ema.decay={1 - 5 / max(self.total_steps, 10):.4g}"
+                f"it will lag behind the weights; try ema.decay={1 - 5 / max(self.total_steps, 10):.4g}"
             )
         if self.total_steps < _FEW_STEPS:
             epochs = -(-_FEW_STEPS // self.steps_per_epoch)
             found.append(
                 f"the run has only {self.total_steps:,} optimizer steps: schedule.epochs={epochs} gives "
-                f"{epochs * self.steps_per_epoch:,}, and a smaller batch.global more of them an epoch"
+                f"{epochs * self.steps_per_epoch:,}, and a smaller batch.global gives more steps per epoch"
             )
         if 2 * self.warmup_steps > self.total_steps:
             found.append(
-                f"the warm-up takes {self.recipe.schedule.warmup_epochs} of {self.recipe.schedule.epochs} epochs, so most of the run has "
-                f"too low a learning rate: try schedule.warmup_epochs={self.recipe.schedule.epochs // 10}"
+                f"the warm-up takes {self.recipe.schedule.warmup_epochs} of {self.recipe.schedule.epochs} epochs, "
+                f"so most of the run has too low a learning rate: "
+                f"try schedule.warmup_epochs={self.recipe.schedule.epochs // 10}"
             )
         dropped = self.train_images % self.recipe.batch.global_
         if dropped > 0.2 * self.train_images:
             found.append(
-                f"every epoch leaves out {dropped:,} of {self.train_images:,} images, which do not fill a global batch: "
+                f"every epoch leaves out {dropped:,} of {self.train_images:,} images, too few for another batch: "
                 f"try {self._fuller_batch()}"
             )
         return found
 
     def _fuller_batch(self) -> str:
-        """The largest smaller batch of whole slices with which an epoch has one step more, as overrides."""
+        """Return overrides for the largest batch with which an epoch has one step more, in whole slices if possible."""
         images, slices = self.train_images // (self.steps_per_epoch + 1), self.recipe.batch.slices
         if images >= slices:
             return f"batch.global={images // slices * slices}"

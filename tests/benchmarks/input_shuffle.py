@@ -10,7 +10,7 @@ import numpy as np
 
 from data.block_order import shuffled_in_blocks
 from data.order import shuffled
-from recipes.schema import BatchSettings
+from recipes.sections import BatchSettings
 
 SAMPLES, CLASSES, STEPS = 1_281_167, 1000, 64
 BATCH = BatchSettings(global_=4096, slices=32)

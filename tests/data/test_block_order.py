@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.block_order import BLOCK, WINDOW, shuffled_in_blocks
-from recipes.schema import BatchSettings
+from recipes.sections import BatchSettings
 
 
 def epoch_of(samples: int, batch: BatchSettings, epoch: int = 0, seed: int = 0) -> np.ndarray:

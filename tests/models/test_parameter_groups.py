@@ -6,7 +6,7 @@ import torch
 
 from models.parameter_groups import layer_of_parameters, parameter_groups
 from recipes.errors import UserError
-from recipes.schema import OptimizerSettings
+from recipes.sections import OptimizerSettings
 
 
 def meta(name, **options):

@@ -13,7 +13,7 @@ from models.cost import multiply_adds
 from models.parameter_groups import layer_of_parameters, parameter_groups
 from models.roadmap import ROAD
 from recipes.load import load
-from recipes.schema import OptimizerSettings
+from recipes.sections import OptimizerSettings
 
 STEPS = list(ROAD)
 FIRST, LAST = STEPS[0], STEPS[-1]

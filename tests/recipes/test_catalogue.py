@@ -189,18 +189,3 @@ def test_every_recipe_says_what_it_is_and_where_it_comes_from():
 def test_recipes_load_without_torch():
     code = "import sys, recipes.load as r; [r.load(n) for n in r.names()]; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_identity_is_the_trajectory_and_nothing_else():
-    recipe = load("demo")
-    same = ["engine.precision=bf16", "run.keep=9", "data.path=/elsewhere", "run.save_every=7"]
-    assert load("demo", same).identity() == recipe.identity()
-    for change in (
-        "seed=1",
-        "batch.slices=2",
-        "optimizer.lr=1e-3",
-        "model.drop_path=0.2",
-        "augment.flip=0.4",
-        "ema.decay=null",
-    ):
-        assert load("demo", [change]).identity() != recipe.identity(), change

@@ -22,6 +22,9 @@ from recipes.load import load
         ("nosuch=1", ["unknown key 'nosuch': `bigbatch recipes NAME`"]),
         ("seed=1.5", ["seed=1.5", "integer"]),
         ("seed", ["'seed'", "key=value"]),
+        ("optimizer=sgd", ["optimizer is a section", "did you mean optimizer.name=sgd?", "optimizer.lr"]),
+        ("model=resnet50", ["did you mean model.name=resnet50?"]),
+        ("mix=0", ["mix is a section", "mix.mixup"]),
     ],
 )
 def test_a_wrong_override_is_one_helpful_sentence(override, parts):
@@ -59,9 +62,10 @@ def test_a_file_extends_a_recipe_of_the_catalogue_or_another_file(tmp_path):
         ("- a list", "mapping"),
         ("batch: {global: [", "not valid YAML"),
         ("model: !!python/object/apply:os.system ['true']", "not valid YAML"),
-        ("modle: {name: x}", "did you mean 'model'"),
-        ("shedule: {epochs: 5}", "did you mean 'schedule'"),
+        ("modl: {name: x}", "did you mean 'model'"),
+        ("schedul: {epochs: 5}", "did you mean 'schedule'"),
         ("schedule: {epoch: 5}", "did you mean 'schedule.epochs'"),
+        ("optimizer: sgd", "optimizer: 'sgd' is not a section; did you mean optimizer.name=sgd"),
         ("base: nosuch", "there is no recipe 'nosuch': `bigbatch recipes` lists all"),
         ("base: convnext_tinny_in1k", "'convnext_tiny_in1k'"),
     ],
@@ -77,3 +81,21 @@ def test_a_broken_recipe_file_is_one_sentence(tmp_path, text, part):
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(UserError, match="convnext_base_in1k"):
         load("convnext_bas_in1k")
+
+
+UNREADABLE = {
+    "missing": lambda path: None,
+    "a directory": lambda path: path.mkdir(),
+    "empty": lambda path: path.write_bytes(b""),
+    "binary": lambda path: path.write_bytes(bytes(range(256))),
+    "UTF-16": lambda path: path.write_bytes("model: {name: resnet50}".encode("utf-16")),
+    "Latin-1": lambda path: path.write_bytes("name: café".encode("latin-1")),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_file_that_is_no_recipe_is_one_sentence_that_names_it(tmp_path, kind):
+    UNREADABLE[kind](tmp_path / "bad.yaml")
+    with pytest.raises(UserError, match="bad.yaml") as caught:
+        load(str(tmp_path / "bad.yaml"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,244 @@
+"""The sections of a recipe: every key, with its type, default and description.
+
+Defaults are those of ConvNeXt's ImageNet-1K training (paper, table 5; upstream code where the paper is silent).
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe. Unknown keys are errors; values cannot change once validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+def added_in(version: str, default: Any, description: str) -> Any:
+    """Return a field that version 0.1.0 did not have; while it has its default it is left out of a recipe's identity.
+
+    Args:
+        version: the first version of bigbatch that has the key.
+        default: what runs did before; a run that does not name the key does the same.
+        description: as in pydantic's `Field`.
+    """
+    return Field(default, description=description, json_schema_extra={"since": version})
+
+
+class ModelSettings(Section):
+    name: str = Field("convnext_tiny", description="a timm model name")
+    init_std: Positive | None = Field(
+        0.02,
+        description="std of the truncated normal for all convolution and linear weights, with zero biases; "
+        "null: the model's own initialisation",
+    )
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="stochastic depth rate of the last block; rises linearly from 0 at the first block"
+    )
+    layer_scale: Positive | None = Field(
+        1e-6, description="initial layer scale of a ConvNeXt; null: the model's own value, if it has layer scale"
+    )
+    head_init_scale: Positive | None = Field(
+        None, description="factor on the head's weight and bias, applied after weights are loaded"
+    )
+    weights: str | None = Field(
+        None,
+        description="initial weights: a run directory, a weights file, or 'timm' for timm's pretrained weights; "
+        "null: train from scratch",
+    )
+    weights_key: str | None = added_in(
+        "0.2",
+        None,
+        description="which weights to take from a file that holds several, e.g. state_dict or state_dict_ema; "
+        "null: the EMA weights if the file has them",
+    )
+
+
+class DataSettings(Section):
+    name: str = Field("imagenet-1k", description="name of the data set in tables")
+    classes: Count | None = Field(1000, description="number of classes; null: the number of classes in the shards")
+    train_images: Count | None = Field(
+        None, description="number of training images in the published set; used for planning until shards are given"
+    )
+    shuffle: Literal["full", "blocks"] = Field(
+        "full",
+        description="full: shuffle all images; blocks: shuffle blocks of neighbours, for remote storage and hard disks",
+    )
+    path: str | None = Field(
+        None,
+        description="folder or URL (e.g. s3://bucket/folder) with shards written by `bigbatch shard`; also `--data`",
+    )
+    cache: str | None = Field(
+        None, description="local folder that caches blocks of remote shards for all processes of a node; null: no cache"
+    )
+    cache_gib: Positive = Field(50.0, description="largest size of the cache in GiB")
+
+
+class BatchSettings(Section):
+    global_: Count = Field(4096, alias="global", description="images per optimizer step")
+    slices: Count = Field(
+        32,
+        description="parts into which the global batch is divided; mixup and cutmix mix images within a slice "
+        "(upstream: one GPU's share)",
+    )
+    statistics: Count | None = Field(
+        None, description="images over which a BatchNorm layer computes mean and variance, at least 2; null: one slice"
+    )
+
+    @property
+    def slice_size(self) -> int:
+        """Images per slice."""
+        return self.global_ // self.slices
+
+    @property
+    def statistics_size(self) -> int:
+        """Images over which a BatchNorm layer computes mean and variance."""
+        return self.statistics or self.slice_size
+
+    @model_validator(mode="after")
+    def _whole_slices(self) -> Self:
+        if self.global_ % self.slices:
+            raise ValueError(f"batch.global {self.global_} is not a multiple of batch.slices {self.slices}")
+        if self.statistics and self.global_ % self.statistics:
+            raise ValueError(f"batch.global {self.global_} is not a multiple of batch.statistics {self.statistics}")
+        return self
+
+
+class OptimizerSettings(Section):
+    name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with Nesterov momentum")
+    lr: Positive = Field(4e-3, description="peak learning rate; used as it is, never scaled with the batch size")
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="AdamW's betas")
+    eps: Positive = Field(1e-8, description="AdamW's epsilon")
+    momentum: Share = Field(0.9, description="SGD's momentum")
+    weight_decay: NotNegative = Field(
+        0.05, description="weight decay, decoupled for AdamW; biases and other 1-d parameters have none"
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="factor on the learning rate from each layer group to the one below it; null: none"
+    )
+    clip_grad: Positive | None = Field(
+        None, description="largest norm of the gradient of the global batch; null: no clipping"
+    )
+
+
+class ScheduleSettings(Section):
+    epochs: Count = Field(300, description="number of epochs; an epoch is floor(images / batch.global) optimizer steps")
+    warmup_epochs: Annotated[int, Field(ge=0)] = Field(
+        20, description="epochs of linear warm-up from a learning rate of 0"
+    )
+    shape: Literal["cosine", "step"] = Field(
+        "cosine", description="cosine: decay to min_lr; step: divide by ten every step_epochs epochs"
+    )
+    min_lr: NotNegative = Field(1e-6, description="final learning rate of the cosine schedule")
+    step_epochs: Count = Field(30, description="epochs between two drops of the step schedule")
+
+    @model_validator(mode="after")
+    def _warmup_within_run(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs {self.warmup_epochs} must be smaller than schedule.epochs {self.epochs}"
+            )
+        return self
+
+
+class InputSettings(Section):
+    size: Annotated[int, Field(ge=16, le=2048)] = Field(
+        224, description="width and height of training and evaluation images in pixels"
+    )
+    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="filter for resizing images")
+    eval_crop: Share = Field(
+        0.875,
+        description="evaluation resizes the shorter side to size / eval_crop and crops the centre; "
+        "from 384 pixels on it resizes the whole image to a square",
+    )
+    mean: tuple[float, float, float] = Field(
+        (0.485, 0.456, 0.406), description="subtracted from each channel of pixels in 0..1"
+    )
+    std: tuple[Positive, Positive, Positive] = Field((0.229, 0.224, 0.225), description="each channel is divided by it")
+
+
+class AugmentSettings(Section):
+    crop_scale: tuple[Share, Share] = Field(
+        (0.08, 1.0), description="smallest and largest share of the area that RandomResizedCrop keeps"
+    )
+    crop_ratio: tuple[Positive, Positive] = Field(
+        (3 / 4, 4 / 3), description="smallest and largest aspect ratio of RandomResizedCrop"
+    )
+    flip: Share = Field(0.5, description="probability of a horizontal flip")
+    randaugment: str | None = Field(
+        "rand-m9-mstd0.5-inc1", description="a RandAugment policy in timm's notation; null: no RandAugment"
+    )
+    color_jitter: NotNegative | None = Field(
+        0.4, description="strength of colour jitter; not used together with randaugment, as upstream; null: none"
+    )
+    erasing: Share = Field(
+        0.25, description="probability that random erasing fills one rectangle with noise, after normalisation"
+    )
+
+
+class MixSettings(Section):
+    mixup: NotNegative = Field(0.8, description="alpha of mixup's Beta distribution; 0: off")
+    cutmix: NotNegative = Field(1.0, description="alpha of cutmix's Beta distribution; 0: off")
+    probability: Share = Field(1.0, description="probability that a slice is mixed")
+    switch: Share = Field(0.5, description="probability of cutmix instead of mixup where both are on")
+    mode: Literal["batch"] = Field("batch", description="batch: all pairs of a slice share one lambda")
+
+
+class LossSettings(Section):
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="label smoothing")
+
+
+class EmaSettings(Section):
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        0.9999,
+        description="decay of the EMA of the weights per optimizer step, without warm-up; "
+        "EMA and raw weights are both evaluated; null: no EMA",
+    )
+
+
+class EngineSettings(Section):
+    precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
+        "auto",
+        description="precision of the forward and backward pass; "
+        "auto: what `accelerate launch` is configured with, else bf16 on GPUs that support it",
+    )
+    compile: bool = Field(
+        False, description="compile each block with torch.compile: training starts minutes later, steps are faster"
+    )
+    deterministic: bool = Field(
+        False, description="use deterministic kernels only: the same cut gives the same bits on a GPU too"
+    )
+    zero: Literal["auto", 0, 1, 2, 3] = Field(
+        "auto",
+        description="stage of DeepSpeed ZeRO: shards the optimizer state (1), also gradients (2), also parameters (3); "
+        "0: plain DDP; auto: what `accelerate launch` is configured with, else what the plan recommends",
+    )
+    offload: Literal["auto", "none", "cpu", "nvme"] = Field(
+        "auto",
+        description="where ZeRO keeps the optimizer state, and at stage 3 with `cpu` also the parameters; "
+        "auto: what `accelerate launch` is configured with, else what the plan recommends",
+    )
+    nvme_path: str | None = Field(None, description="folder on a local disk, for engine.offload=nvme")
+    checkpoint_activations: Literal["auto", True, False] = Field(
+        "auto",
+        description="recompute activations in the backward pass instead of storing them; auto: as the plan recommends",
+    )
+
+
+class RunSettings(Section):
+    evaluate_every: Count = Field(1, description="epochs between evaluations; the last epoch is always followed by one")
+    save_every: Count = Field(
+        500, description="optimizer steps between checkpoints; one is also saved at the end and on Ctrl-C"
+    )
+    keep: Count = Field(
+        3, description="how many of the last checkpoints are kept, in addition to that of the best evaluation"
+    )
+    keep_every: Count | None = Field(None, description="epochs between checkpoints that are never deleted; null: none")
+    unreadable: Share = Field(
+        0.01, description="largest share of unreadable images; above it the run stops and names them"
+    )
