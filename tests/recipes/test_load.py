@@ -63,7 +63,7 @@ def test_a_file_extends_a_recipe_of_the_catalogue_or_another_file(tmp_path):
         ("batch: {global: [", "not valid YAML"),
         ("model: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("modl: {name: x}", "did you mean 'model'"),
-        ("schedul: {epochs: 5}", "did you mean 'schedule'"),
+        ("scheduling: {epochs: 5}", "did you mean 'schedule'"),
         ("schedule: {epoch: 5}", "did you mean 'schedule.epochs'"),
         ("optimizer: sgd", "optimizer: 'sgd' is not a section; did you mean optimizer.name=sgd"),
         ("base: nosuch", "there is no recipe 'nosuch': `bigbatch recipes` lists all"),
