@@ -2,7 +2,7 @@
 
 Parameters, gradients, the optimizer's state and the EMA are float32 in every engine. The table is in units of 4N
 bytes for N parameters, with W processes. The columns of ZeRO are what DeepSpeed's objects were found to hold
-(docs/plan.md):
+(docs/measurements/plan-accuracy.md):
 
                       DDP     ZeRO-1     ZeRO-2        ZeRO-3
     parameters        1       1          1             1/W, and gathered ones: at most a quarter, and one layer

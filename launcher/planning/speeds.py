@@ -12,7 +12,7 @@ from recipes.schema import Recipe
 from slurm.cluster import user_settings
 
 # Images of 407 × 357 pixels, decoded and augmented at 224 pixels, on the slower of two machines (below the table of
-# docs/data.md). The key says whether RandAugment is on.
+# docs/measurements/data-speed.md). The key says whether RandAugment is on.
 _IMAGES_PER_CORE = {True: 439.0, False: 867.0}
 
 
@@ -91,7 +91,9 @@ def images_per_core(recipe: Recipe) -> Measurement:
     key, with_randaugment = data_key(recipe), recipe.augment.randaugment is not None
     if found := load_speeds().images_per_core.get(key):
         return found
-    return Measurement(_IMAGES_PER_CORE[with_randaugment], f"docs/data.md, {_with_randaugment(recipe)}")
+    return Measurement(
+        _IMAGES_PER_CORE[with_randaugment], f"docs/measurements/data-speed.md, {_with_randaugment(recipe)}"
+    )
 
 
 def _with_randaugment(recipe: Recipe) -> str:

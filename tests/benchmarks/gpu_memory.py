@@ -1,4 +1,4 @@
-"""Peak memory of real steps on a GPU beside the prediction: the table of docs/plan.md that a CPU cannot make.
+"""Peak memory of real steps on a GPU, measured and predicted: the table that docs/measurements/plan-accuracy.md lacks.
 
     python -m tests.benchmarks.gpu_memory [--recipes convnext_tiny_in1k ...] [--micro-batches 16 32 64]
 

@@ -1,4 +1,4 @@
-"""How equal the curves of one recipe are at different cuts and engines: the table of docs/exactness.md.
+"""How equal the curves of one recipe are at different cuts and engines: the table of docs/measurements/exactness.md.
 
     python -m tests.benchmarks.same_curve SHARDS_OF_DIGITS
 

@@ -41,7 +41,7 @@ def test_this_machine_is_measured_and_planned_with(bigbatch, digits, monkeypatch
     )
     recipe = load(RECIPE[0], RECIPE[1:])
     assert images_per_core(recipe).source.endswith(f"with {digits} at 32 px")
-    assert images_per_core(load("convnext_tiny_in1k")).source.startswith("docs/data.md")
+    assert images_per_core(load("convnext_tiny_in1k")).source.startswith("docs/measurements/data-speed.md")
 
     code, output, errors = bigbatch("plan", *RECIPE, "--gpu", "cpu", "--gpus", "1", "--json")
     values = json.loads(output)

@@ -132,7 +132,7 @@ def test_the_command_plans_from_a_trace_and_the_second_time_from_its_cache(plan,
     assert (
         "→" in shown
         and "Reading bounds the step" in shown
-        and "439 images/s a core (docs/data.md, with RandAugment)" in shown
+        and "439 images/s a core (docs/measurements/data-speed.md, with RandAugment)" in shown
     )
 
 

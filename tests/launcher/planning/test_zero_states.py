@@ -1,6 +1,6 @@
 """The predicted states and gathered parameters are what 2 processes hold of ConvNeXt-atto with an EMA.
 
-`pytest -s` prints the table of docs/plan.md.
+`pytest -s` prints the table of docs/measurements/plan-accuracy.md.
 """
 
 import gc

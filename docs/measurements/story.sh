@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The whole story at small scale: pretrain a small ConvNeXt on CIFAR-10, fine-tune it on cats and dogs, and compare that with
-# the same network from scratch, a ResNet and a ResNeXt. All cats-and-dogs runs share one recipe; docs/results.md has results.
+# Pretrain a small ConvNeXt on CIFAR-10, fine-tune it on cats and dogs, and compare that with the same network from scratch,
+# a ResNet and a ResNeXt. All cats-and-dogs runs share one recipe. The results are in docs/measurements/results.md.
 #
-#   bash docs/story.sh CIFAR10 CATS_AND_DOGS FOLDER [EPOCHS_OF_PRETRAINING] [EPOCHS] [SIZE]
+#   bash docs/measurements/story.sh CIFAR10 CATS_AND_DOGS FOLDER [EPOCHS_OF_PRETRAINING] [EPOCHS] [SIZE]
 #
-# CIFAR10 and CATS_AND_DOGS are whatever `bigbatch shard` takes, e.g. the zips as they are downloaded. Everything is kept in
-# FOLDER; interrupted, the same command goes on where it stopped.
+# CIFAR10 and CATS_AND_DOGS are sources for `bigbatch shard`, for example the zips as downloaded. Everything is kept in
+# FOLDER. If the script is interrupted, the same command continues where it stopped.
 set -euo pipefail
 
 cifar10=$1 cats_dogs=$2 folder=$3 pretraining=${4:-30} epochs=${5:-60} size=${6:-64}
@@ -14,7 +14,7 @@ bigbatch() { ${BIGBATCH:-command bigbatch} "$@"; }
 bigbatch shard "$cifar10" "$folder/shards/cifar10"
 bigbatch shard "$cats_dogs" "$folder/shards/cats-dogs" --shortest-side "$((2 * size))"
 
-# The average of weights (EMA) is left out everywhere: it hurts networks with BatchNorm, and so short a run.
+# No EMA anywhere: it hurts networks with BatchNorm, and so short a run.
 bigbatch train convnext_atto_cifar10 ema.decay=null schedule.epochs="$pretraining" schedule.warmup_epochs=$((pretraining / 30)) \
   --data "$folder/shards/cifar10" --run-dir "$folder/convnext-on-cifar10"
 bigbatch evaluate "$folder/convnext-on-cifar10"

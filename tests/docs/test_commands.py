@@ -1,0 +1,156 @@
+"""The commands in the documentation are real: every command and option exists, and the blocks marked `run` run.
+
+A block's info string says how it is tested. ``bash run`` runs line by line inside this process, ``bash run slow`` in a
+shell whose `bigbatch` is this code. Both start in an empty folder with images in `photos/`. The demo is trained for
+one epoch instead of 14.
+"""
+
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.main import get_group
+
+from launcher.cli.main import app, main
+from recipes.load import load
+from tests.docs.pages import PAGES, ROOT, blocks, inline_code, name
+
+COMMANDS = get_group(app).commands
+SMALL_DEMO = ["schedule.epochs=1", "schedule.warmup_epochs=0"]
+LAUNCHED = re.compile(r"-m launcher\.train |--module launcher\.train |\"\$\(which bigbatch\)\" train ")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=name)
+
+
+def lines(text: str) -> list[str]:
+    """The command lines of a shell block; a line that ends with a backslash goes with the next."""
+    joined = text.replace("\\\n", " ")
+    return [line for line in (line.strip() for line in joined.splitlines()) if line and not line.startswith("#")]
+
+
+def named_commands(page: Path) -> list[list[str]]:
+    """The arguments of every `bigbatch` in a page, in blocks and in backticks."""
+    found = []
+    texts = [line for block in blocks(page, "bash") for line in lines(block.text)] + inline_code(page)
+    for text in texts:
+        text = LAUNCHED.sub("; bigbatch train ", text)
+        for part in re.split(r"[;|]| do |\$\(", text):
+            if re.match(r"\s*bigbatch( |$)", part):
+                found.append(shlex.split(part.replace("[", " ").replace("]", " "), comments=True)[1:])
+    return found
+
+
+@each_page
+def test_commands_and_options_exist(page):
+    for arguments in named_commands(page):
+        if not arguments or arguments[0] in ("COMMAND", "--help", "--version"):
+            continue
+        command, *rest = arguments
+        assert command in COMMANDS, f"there is no command bigbatch {command}"
+        known = {option for parameter in COMMANDS[command].params for option in parameter.opts} | {"--help"}
+        for option in (word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)):
+            assert option in known, f"bigbatch {command} has no option {option}"
+
+
+@each_page
+def test_options_that_are_named_alone_exist(page):
+    known = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+    foreign = {
+        "--constraint",
+        "--help",
+        "--version",
+        "--amp",
+        "--channels-last",
+        "--torchcompile",
+        "--check",
+        "--small",
+    }
+    for option in (code.split()[0] for code in inline_code(page) if code.startswith("--")):
+        assert option in known | foreign, f"no command has an option {option}"
+
+
+@each_page
+def test_make_targets_exist(page):
+    makefile = (ROOT / "Makefile").read_text()
+    texts = [line for block in blocks(page, "bash") for line in lines(block.text)] + inline_code(page)
+    for target in (match[1] for match in (re.match(r"make ([\w./-]+)", text) for text in texts) if match):
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"there is no target {target}"
+
+
+@each_page
+def test_recipes_in_pages_are_valid(page, tmp_path):
+    for block in blocks(page, "yaml"):
+        if "recipe" in block.info:
+            file = tmp_path / "my.yaml"
+            file.write_text(block.text)
+            load(str(file))
+
+
+@pytest.fixture
+def sandbox(tmp_path, monkeypatch) -> Path:
+    """The empty folder that a page's commands run in, as the working directory."""
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 30), (80 * number,) * 3).save(tmp_path / "photos" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path
+
+
+def run_here(arguments: list[str], monkeypatch) -> None:
+    """Run one `bigbatch` command in this process, from a fresh state of Accelerate's."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if arguments[:2] == ["train", "demo"]:
+        arguments = [*arguments, *SMALL_DEMO, "--workers", "0"]
+    monkeypatch.setattr(sys, "argv", ["bigbatch", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert not ended.value.code, f"bigbatch {shlex.join(arguments)} ended with {ended.value.code}"
+
+
+def to_run(slow: bool) -> list[Path]:
+    return [p for p in PAGES if any("run" in b.info and ("slow" in b.info) == slow for b in blocks(p, "bash"))]
+
+
+@pytest.mark.parametrize("page", to_run(slow=False), ids=name)
+def test_short_blocks_run(page, sandbox, monkeypatch):
+    for block in blocks(page, "bash"):
+        if "run" in block.info and "slow" not in block.info:
+            for line in lines(block.text):
+                words = shlex.split(line, comments=True)
+                assert words[0] == "bigbatch", "mark a block of other commands `slow`: a shell runs it"
+                run_here(words[1:], monkeypatch)
+    for block in blocks(page, "python"):
+        if "run" in block.info:
+            exec(compile(block.text, str(page), "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", to_run(slow=True), ids=name)
+def test_long_blocks_run(page, sandbox):
+    program = sandbox / "bin" / "bigbatch"
+    program.parent.mkdir()
+    program.write_text(
+        f"""#!/bin/sh
+case "$1 $2" in "train demo") set -- "$@" {shlex.join(SMALL_DEMO)} ;; esac
+exec {shlex.quote(sys.executable)} -P -m launcher "$@"
+"""
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment["OMP_NUM_THREADS"] = "1"
+    for block in blocks(page, "bash"):
+        if "run" in block.info and "slow" in block.info:
+            done = subprocess.run(
+                ["bash", "-eu", "-o", "pipefail", "-c", block.text], env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
