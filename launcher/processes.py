@@ -1,7 +1,7 @@
-"""Start several processes of one program on this machine and end together.
+"""Start several processes of one program on this machine, and end with them.
 
-torchrun would do, but on Ctrl-C it kills its children after 30 seconds, which is less than one step of a large batch can take; here
-they are given the time to finish the step and save.
+torchrun kills its children 30 seconds after Ctrl-C, which is less than one step of a large batch can take. Here the
+children have the time that they need to finish the step and save.
 """
 
 import os
@@ -10,16 +10,24 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 
-_ROOT = str(Path(__file__).parents[1])  # the folder of our packages, also where they are not installed
-_GRACE = 10.0  # seconds that the others have to end after one process failed
+_ROOT = str(Path(__file__).parents[1])  # the folder of our packages, which need not be installed
+_GRACE = 10.0  # seconds that the other processes have to end by themselves after one has failed
+
+
+def option_arguments(options: Mapping[str, object]) -> list[str]:
+    """Return command-line arguments for the options that are not None, e.g. ``["--workers", "4"]``."""
+    given = [(option, value) for option, value in options.items() if value is not None]
+    return [str(part) for pair in given for part in pair]
 
 
 def run_processes(module: str, arguments: list[str], count: int) -> int:
-    """Run ``python -m module arguments`` in `count` processes that find each other; return the first failure's exit code, or 0.
+    """Run ``python -m module arguments`` in `count` ranks; return the exit code of the first that fails, or 0.
 
-    Ctrl-C and SIGTERM are theirs to handle; when one fails, the others are ended.
+    Ctrl-C and SIGTERM reach the ranks, which handle them. When one rank fails, the others are ended.
     """
     threads = max(1, (os.cpu_count() or 1) // count)
     shared = {
@@ -27,33 +35,31 @@ def run_processes(module: str, arguments: list[str], count: int) -> int:
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
+        "PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")])),
     }
-    shared["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
     processes = []
     for rank in range(count):
-        environment = {
-            "OMP_NUM_THREADS": str(threads),
-            **os.environ,
-            **shared,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-        }
-        # -P: otherwise the working directory comes first, and a `launcher/` that lies there would be taken for ours.
+        # A number of threads that the user has set is kept.
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **shared}
+        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        # With `-m`, Python searches the working directory first, and a `launcher/` there would shadow ours; -P
+        # forbids it.
         processes.append(subprocess.Popen([sys.executable, "-P", "-m", module, *arguments], env=environment))
 
-    def pass_on(number, _frame):
+    def forward(number: int, _frame: FrameType | None) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+    previous = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+        # A terminal sends Ctrl-C to the ranks as well, so that forwarding it would deliver it twice.
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
     }
     try:
         return _wait(processes)
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
         for process in processes:
             if process.poll() is None:
@@ -62,6 +68,7 @@ def run_processes(module: str, arguments: list[str], count: int) -> int:
 
 
 def _wait(processes: list[subprocess.Popen]) -> int:
+    """Wait until all processes have ended, or `_GRACE` seconds after the first failure; return its exit code, or 0."""
     failure, deadline = 0, None
     while any(process.poll() is None for process in processes):
         if not failure:
@@ -77,4 +84,4 @@ def _wait(processes: list[subprocess.Popen]) -> int:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])

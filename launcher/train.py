@@ -9,12 +9,12 @@ deepspeed --module launcher.train RECIPE
 import sys
 
 from launcher.cli.entry import run_command
-from launcher.cli.main import train
+from launcher.cli.training import train
 
 
 def main() -> None:
     """Run `bigbatch train` without the word `train`."""
-    # The `deepspeed` launcher adds an argument that repeats the variable LOCAL_RANK.
+    # The `deepspeed` launcher adds this argument, which repeats the variable LOCAL_RANK.
     sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     run_command(train)
 

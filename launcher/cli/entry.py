@@ -1,4 +1,4 @@
-"""How every program of bigbatch starts and ends: a user's mistake is one sentence on stderr and exit code 2."""
+"""Start and end of every program of bigbatch: a user's mistake is one sentence on stderr and exit code 2."""
 
 import sys
 from collections.abc import Callable
@@ -10,18 +10,19 @@ from recipes.errors import UserError
 
 
 def run_command(command: Callable) -> None:
-    """Run one function as a program whose arguments are the function's parameters."""
+    """Run a function as a program whose command line follows from the function's parameters."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     run_app(app)
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a program; exit with 2 where the user has to change something."""
+    """Run a program; print a UserError as one sentence and exit with code 2."""
     try:
         app()
     except UserError as error:
-        # All ranks meet the same mistake: one of them says so. What only some met names its rank.
+        # Mostly every rank meets the same mistake, so only rank 0 prints it. A mistake that only some ranks meet starts
+        # with the rank's number.
         if str(error).startswith("[rank") or _is_main_process():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -30,5 +31,5 @@ def run_app(app: typer.Typer) -> None:
 def _is_main_process() -> bool:
     try:
         return this_process().is_main
-    except UserError:  # the variables that would say so are the mistake
+    except UserError:  # the mistake is in the variables that give the rank
         return True

@@ -1,4 +1,4 @@
-"""The part of the `bigbatch` command that is about jobs: submit, runs, logs, cancel, resume, doctor."""
+"""The commands for jobs: submit, runs, logs, cancel, resume, doctor."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,45 +8,74 @@ import typer
 from launcher.cli.options import DataOption, MicroBatch, Workers
 
 jobs = typer.Typer()
+_PANEL = "Planning and jobs"
+_RESOURCES = "Resources"
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
 
 
 @jobs.command(
-    epilog="Example: bigbatch submit convnext_tiny_in1k --data /data/in1k --nodes 2-8 --gpus-per-node 8 --time 1-00:00:00"
+    epilog="Example: bigbatch submit convnext_tiny_in1k --data /data/in1k --nodes 2-8 --gpus-per-node 8 "
+    "--time 1-00:00:00",
+    rich_help_panel=_PANEL,
 )
 def submit(
     recipes: Annotated[
         list[str],
         typer.Argument(
             metavar="RECIPE [KEY=VALUE]... [RECIPE [KEY=VALUE]...]...",
-            help="Recipes, each followed by its own changes. A later one starts from the weights of the one before, when that succeeded.",
+            help="Recipes, each followed by its overrides. Each recipe after the first starts when the one before has "
+            "finished, from its weights.",
         ),
     ],
     data: DataOption = None,
-    nodes: Annotated[str, typer.Option(help="Number of nodes; 2-8 takes what is free, at every start anew.")] = "1",
-    gpus_per_node: Annotated[
-        int | None, typer.Option(help="One process each. Default: the profile's, or 1.", min=0)
-    ] = None,
-    partition: Annotated[str | None, typer.Option(help="Default: the profile's, or SLURM's.")] = None,
-    time: Annotated[
-        str | None, typer.Option(help="Limit of one stretch in SLURM's notation; a longer run queues again by itself.")
-    ] = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="A profile in clusters.toml, or `local`: this machine, without SLURM.")
-    ] = None,
-    array: Annotated[str | None, typer.Option(help="A sweep as a job array, e.g. optimizer.lr=1e-3,2e-3,4e-3.")] = None,
-    after: Annotated[str | None, typer.Option(metavar="JOB", help="Start only when that job has succeeded.")] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Default: runs/RECIPE. Of a chain or sweep: the folder of the runs.")
+        Path | None,
+        typer.Option(help="The run directory; for several runs the folder that holds theirs. Default: runs/RECIPE."),
     ] = None,
+    array: Annotated[
+        str | None, typer.Option(help="Submit a sweep as a job array, e.g. optimizer.lr=1e-3,2e-3,4e-3.")
+    ] = None,
+    after: Annotated[str | None, typer.Option(metavar="JOB", help="Start only after this job has succeeded.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, print the batch script and the plan, and submit nothing."),
+    ] = False,
     micro_batch: MicroBatch = None,
     workers: Workers = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print the script and the plan; submit nothing.")
-    ] = False,
-):
-    """Submit runs to SLURM. They save before their time is up, when pre-empted and on failures, and queue again by themselves."""
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="A profile in clusters.toml, or `local` for this machine without SLURM.", rich_help_panel=_RESOURCES
+        ),
+    ] = None,
+    nodes: Annotated[
+        str,
+        typer.Option(
+            help="Number of nodes, or a range: 2-8 takes as many as are free at each start.",
+            rich_help_panel=_RESOURCES,
+        ),
+    ] = "1",
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs per node; each runs one process. Default: as in the profile, or 1.",
+            min=0,
+            rich_help_panel=_RESOURCES,
+        ),
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option(help="Default: as in the profile, or SLURM's.", rich_help_panel=_RESOURCES)
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(
+            help="Time limit of each start in SLURM's notation. A longer run requeues itself before the limit.",
+            rich_help_panel=_RESOURCES,
+        ),
+    ] = None,
+) -> None:
+    """Submit runs to SLURM. They save and requeue themselves at the time limit, when preempted and after failures."""
     from launcher.jobs.planned_runs import Options
     from launcher.jobs.submission import submit as submit_runs
 
@@ -54,48 +83,50 @@ def submit(
     submit_runs(recipes, options, dry_run)
 
 
-@jobs.command(epilog="Example: bigbatch runs")
-def runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the run directories.")] = Path("runs")):
-    """Show how every run stands: state, job, nodes, step, speed, accuracy, time left, restarts."""
+@jobs.command(epilog="Example: bigbatch runs", rich_help_panel=_PANEL)
+def runs(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds the run directories.")] = Path("runs"),
+) -> None:
+    """List the runs with state, job, nodes, step, speed, accuracy, remaining time and restarts."""
     from launcher.runs.runs_table import print_runs
 
     print_runs(folder)
 
 
-@jobs.command(epilog="Example: bigbatch logs runs/convnext_tiny_in1k --rank 3")
+@jobs.command(epilog="Example: bigbatch logs runs/convnext_tiny_in1k --rank 3", rich_help_panel=_PANEL)
 def logs(
     run: RunArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing while the job lives.")] = False,
-    rank: Annotated[int, typer.Option(help="Of which process.", min=0)] = 0,
-):
-    """Print what a submitted run printed; if it failed, the first failure first."""
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new lines until the job ends.")] = False,
+    rank: Annotated[int, typer.Option(help="The process whose log is printed.", min=0)] = 0,
+) -> None:
+    """Print the log of a submitted run. If the run failed, its first failure comes first."""
     from launcher.jobs.logs import print_log
 
     print_log(run, rank, follow)
 
 
-@jobs.command(epilog="Example: bigbatch cancel runs/convnext_tiny_in1k")
-def cancel(run: RunArgument):
-    """End a submitted run. What it has saved stays; `bigbatch resume` goes on with it."""
+@jobs.command(epilog="Example: bigbatch cancel runs/convnext_tiny_in1k", rich_help_panel=_PANEL)
+def cancel(run: RunArgument) -> None:
+    """Cancel the job of a submitted run. Its checkpoints stay, and `bigbatch resume` continues from them."""
     from launcher.jobs.control import cancel_run
 
     cancel_run(run)
 
 
-@jobs.command(epilog="Example: bigbatch resume runs/convnext_tiny_in1k")
-def resume(run: RunArgument):
-    """Submit a run again that was cancelled, failed or got lost: same code, same recipe, at the exact step."""
+@jobs.command(epilog="Example: bigbatch resume runs/convnext_tiny_in1k", rich_help_panel=_PANEL)
+def resume(run: RunArgument) -> None:
+    """Submit a run again that was cancelled, failed or lost. Code and recipe stay, and it resumes at the exact step."""
     from launcher.jobs.control import resume_run
 
     resume_run(run)
 
 
-@jobs.command(epilog="Example: bigbatch doctor --data shards/digits")
+@jobs.command(epilog="Example: bigbatch doctor --data shards/digits", rich_help_panel=_PANEL)
 def doctor(
-    data: Annotated[str | None, typer.Option("--data", help="Shards to look at.")] = None,
-    run_dir: Annotated[Path, typer.Option(help="Where runs are kept; its disk is measured.")] = Path("runs"),
-):
-    """Look at this machine: GPUs, memory, shards, disk, SLURM. Every job does the same on its nodes before it trains."""
+    data: Annotated[str | None, typer.Option("--data", help="Shards to check.")] = None,
+    run_dir: Annotated[Path, typer.Option(help="A folder for runs, whose disk is measured.")] = Path("runs"),
+) -> None:
+    """Check this machine's GPUs, memory, shards, disk and SLURM. Jobs check their nodes likewise before they train."""
     from launcher.jobs.doctor import examine_here
 
     raise typer.Exit(0 if examine_here(data, run_dir) else 1)

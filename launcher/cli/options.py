@@ -1,13 +1,15 @@
-"""Arguments and options that several parts of the `bigbatch` command have, and what `--data` means."""
+"""Arguments and options that several commands share, and the recipe that they describe."""
 
 import json
 from typing import Annotated
 
 import typer
 
+from recipes.schema import Recipe
+
 
 def _micro_batch(text: str) -> int | None:
-    """Raises BadParameter unless `text` is "auto" or a number."""
+    """Return the number, or None for "auto"; raise BadParameter for anything else."""
     if text == "auto":
         return None
     if not text.isdecimal():
@@ -19,22 +21,42 @@ RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A name from `bigbatch recipes`, or a YAML file.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, e.g. optimizer.lr=2e-3.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of recipe keys, e.g. optimizer.lr=2e-3."),
 ]
-DataOption = Annotated[str | None, typer.Option("--data", help="Folder or URL of shards made by `bigbatch shard`.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Folder or URL of shards that `bigbatch shard` wrote.", show_default=False)
+]
 MicroBatch = Annotated[
     int | None,
     typer.Option(
         parser=_micro_batch,
         metavar="N|auto",
-        help="Images per forward pass; changes speed and memory, never the result. Default: auto, what the plan recommends for the GPUs.",
+        help="Images per forward pass of one process. It changes speed and memory, never the result. "
+        "Default: auto, as the plan for the GPUs recommends.",
     ),
 ]
 Workers = Annotated[
-    int | None, typer.Option(help="Processes that prepare images, per training process; 0: none.", min=0)
+    int | None,
+    typer.Option(
+        help="Loader processes per training process; 0 loads images in the training process itself. "
+        "Default: as many as the CPUs allow.",
+        min=0,
+    ),
 ]
 
 
 def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
-    """The changes to a recipe with those of `--data` among them."""
+    """Return the overrides of a recipe, with `--data` as one of them."""
     return [*(overrides or []), *([f"data.path={json.dumps(data)}"] if data else [])]
+
+
+def load_recipe(recipe: str, overrides: list[str] | None, data: str | None) -> Recipe:
+    """Return the recipe that a command's arguments describe.
+
+    Raises:
+        UserError: the recipe or an override is wrong.
+    """
+    from recipes.load import load
+
+    return load(recipe, with_data(overrides, data))

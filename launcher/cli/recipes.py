@@ -1,4 +1,4 @@
-"""The catalogue of recipes as a person reads it."""
+"""What `bigbatch recipes` prints: the catalogue as a table, or one recipe as YAML."""
 
 import sys
 import textwrap
@@ -9,11 +9,11 @@ from rich.table import Table
 
 from recipes.load import load, names
 
-_PIPED_WIDTH = 200
+_PIPED_WIDTH = 200  # columns where the output is not a terminal, so that no line is cut off
 
 
 def print_table() -> None:
-    """Print one line per recipe of the catalogue; a terminal cuts off what does not fit, a pipe gets it all."""
+    """Print one line per recipe of the catalogue, as wide as the terminal."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("recipe", "data", "batch", "epochs", "input", "what it is"):
         table.add_column(heading, justify="right" if heading in ("batch", "epochs", "input") else "left", no_wrap=True)
@@ -31,7 +31,7 @@ def print_table() -> None:
 
 
 def print_recipe(name: str, overrides: list[str]) -> None:
-    """Print a recipe as YAML that `bigbatch train` takes as a file, every default spelled out; then where it comes from."""
+    """Print a recipe with every default as a YAML file for `bigbatch train`; identity and source follow as comments."""
     recipe = load(name, overrides)
     print(yaml.safe_dump(recipe.to_dict(), sort_keys=False, width=120), end="")
     print(f"# identity {recipe.identity()}")

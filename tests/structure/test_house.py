@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.structure.test_imports import MODULES, ROOT
 
 # Commands are functions named as the command; each calls a function of the same meaning in a room below.
-COMMANDS = ("launcher.cli.main", "launcher.cli.jobs", "launcher.cli.plan")
+COMMANDS = tuple(f"launcher.cli.{name}" for name in ("main", "data", "training", "results", "planning", "jobs"))
 
 
 def test_the_top_of_the_launcher_holds_entry_points_and_what_all_rooms_share():
@@ -28,7 +28,8 @@ def test_no_two_public_classes_or_functions_share_a_name():
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 homes[node.name].append(module)
-    # `attach` is what both models.batch_norm and models.stochastic_depth do to a model, and is called by the module's name.
+    # `attach` is what both models.batch_norm and models.stochastic_depth do to a model, and is called by the module's
+    # name.
     shared = {name: found for name, found in homes.items() if len(found) > 1 and name not in ("attach", "main")}
     assert not shared
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from typer.main import get_command
 
 from launcher.cli.main import app, main
 from launcher.evaluation import saved_weights
+from launcher.processes import option_arguments
 from launcher.runs.history import History
 from launcher.runs.run_directory import RunDirectory
 from launcher.runs.runs_table import run_statuses
@@ -168,7 +170,7 @@ def test_every_command_has_help_with_an_example():
 
 
 def test_the_examples_of_the_help_run(digits, tmp_path):
-    """In a folder where nothing is but what the examples themselves make, in the order a user meets them."""
+    """They run in an otherwise empty folder, in the order in which a user meets them."""
     commands = get_command(app).commands
     order = [
         "recipes",
@@ -196,19 +198,34 @@ def test_the_examples_of_the_help_run(digits, tmp_path):
         assert done.returncode == 0, (name, done.stdout, done.stderr)
 
 
+def test_the_version_is_printed(bigbatch):
+    assert bigbatch("--version") == (0, f"bigbatch {version('bigbatch')}\n", "")
+
+
+def test_options_become_arguments_of_the_processes():
+    options = {"--data": "a b", "--run-dir": Path("r"), "--workers": 0, "--profile": None}
+    assert option_arguments(options) == ["--data", "a b", "--run-dir", "r", "--workers", "0"]
+
+
 def test_help_does_not_import_torch():
-    """Why `bigbatch --help` is instant; the time itself is a benchmark."""
-    code = "import sys; sys.argv = ['bigbatch', '--help']\nfrom launcher.cli.main import main\ntry: main()\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    """This is why `bigbatch --help` is instant; the time itself is a benchmark."""
+    code = (
+        "import sys; sys.argv = ['bigbatch', '--help']\nfrom launcher.cli.main import main\ntry: main()\n"
+        "except SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_a_wrong_name_is_said_before_torch_is_imported(run_directory):
-    """Why it takes no seconds; the time itself is a benchmark."""
+    """This is why a mistyped name is reported at once; the time itself is a benchmark."""
     wrong = [
         ["train", "demo"], ["resume", run_directory], ["cancel", run_directory], ["export", "none", "x.safetensors"],
         ["predict", "none", "x.jpg"], ["evaluate", "none"],
     ]  # fmt: skip
-    code = "import sys; from launcher.cli.main import main\nsys.argv[0] = 'bigbatch'\ntry: main()\nexcept SystemExit as e: sys.exit(10 * ('torch' in sys.modules) + e.code)"
+    code = (
+        "import sys; from launcher.cli.main import main\nsys.argv[0] = 'bigbatch'\ntry: main()\n"
+        "except SystemExit as e: sys.exit(10 * ('torch' in sys.modules) + e.code)"
+    )
     for arguments in wrong:
         done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.startswith("error: "), (arguments, done.returncode, done.stderr)
@@ -246,7 +263,8 @@ model.load_state_dict(load_file(file), strict=True)
 model.eval()
 transform = timm.data.create_transform(32, is_training=False, interpolation="bicubic", crop_pct=1.0)
 right1 = right5 = images = 0
-for image, label in webdataset.WebDataset(sorted(glob.glob(shards + "/val-*.tar")), shardshuffle=False).decode("pil").to_tuple("jpg", "cls"):
+dataset = webdataset.WebDataset(sorted(glob.glob(shards + "/val-*.tar")), shardshuffle=False)
+for image, label in dataset.decode("pil").to_tuple("jpg", "cls"):
     with torch.inference_mode():
         guesses = model(transform(image.convert("RGB"))[None])[0].topk(5).indices.tolist()
     right1 += guesses[0] == int(label); right5 += int(label) in guesses; images += 1
@@ -272,10 +290,10 @@ def test_a_second_ctrl_c_says_where_the_run_goes_on(bigbatch, digits, run_direct
     monkeypatch.setattr("launcher.training.train.train", interrupted)
     for run, expected in (
         (run_directory, "the newest checkpoint is of step 44"),
-        (tmp_path / "new", "the run begins anew"),
+        (tmp_path / "new", "the run starts over"),
     ):
         code, _, errors = bigbatch("train", "demo", *SMALL, "--data", digits, "--run-dir", run)
-        assert code == 130 and expected in errors and "go on with: bigbatch train demo" in errors
+        assert code == 130 and expected in errors and "resume with: bigbatch train demo" in errors
 
 
 def test_a_finished_run_started_again_does_nothing(bigbatch, digits, run_directory):

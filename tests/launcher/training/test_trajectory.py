@@ -165,7 +165,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(digits, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
-    assert "go on with: bigbatch train demo" in output and "Traceback" not in output
+    assert "resume with: bigbatch train demo" in output and "Traceback" not in output
     reached = RunDirectory(run).metrics.events()[-1]["step"]
     assert checkpoint.latest_valid(run / "checkpoints").step == reached
     assert f"stopped and saved at step {reached}" in output

@@ -1,0 +1,144 @@
+"""The commands that train: train, and fingerprint, which shows that two cuts train on the same inputs."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.cli.options import DataOption, MicroBatch, Overrides, RecipeArgument, Workers, load_recipe
+from launcher.world import this_process
+from recipes.errors import UserError
+from recipes.schema import Recipe
+
+training = typer.Typer()
+_PANEL = "Training and results"
+_INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+
+
+@training.command(
+    epilog="Example: bigbatch train demo --data shards/digits --procs 2 optimizer.lr=2e-3", rich_help_panel=_PANEL
+)
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    data: DataOption = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="The run directory. A run that it holds already is resumed. Default: runs/RECIPE."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the recipe, its shards and weights, print the cut of the batch (and with ZeRO DeepSpeed's "
+            "JSON), and exit.",
+        ),
+    ] = False,
+    procs: Annotated[
+        int | None, typer.Option(help="Training processes on this machine. Default: one per GPU.", min=1)
+    ] = None,
+    micro_batch: MicroBatch = None,
+    workers: Workers = None,
+    profile: Annotated[
+        int | None,
+        typer.Option(help="Profile that many micro-batches and write time shares and a trace to RUN/profile.", min=1),
+    ] = None,
+) -> None:
+    """Train a recipe, or resume its run at the exact step. Ctrl-C saves a checkpoint and stops."""
+    resolved = load_recipe(recipe, overrides, data)
+    run_path = run_dir or Path("runs") / resolved.name
+    if dry_run:
+        from launcher.planning.dry_run import print_dry_run
+
+        print_dry_run(resolved, procs, micro_batch)
+        return
+    from launcher.recipe_shards import check_names_shards
+
+    check_names_shards(resolved)  # before torch is imported, which takes seconds
+    if _processes_to_start(procs) > 1:
+        from launcher.processes import option_arguments, run_processes
+
+        options = option_arguments(
+            {
+                "--data": data,
+                "--run-dir": run_dir,
+                "--micro-batch": micro_batch,
+                "--workers": workers,
+                "--profile": profile,
+            }
+        )
+        code = run_processes("launcher.train", [recipe, *(overrides or []), *options], _processes_to_start(procs))
+    else:
+        code = _train_here(resolved, run_path, micro_batch, workers, profile)
+    if code == _INTERRUPTED and not this_process().is_launched:
+        print(f"resume with: {shlex.join(['bigbatch', *sys.argv[1:]])}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@training.command(
+    epilog="Example: bigbatch fingerprint demo --data shards/digits --procs 3 --micro-batch 20 --steps 2",
+    rich_help_panel=_PANEL,
+)
+def fingerprint(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    data: DataOption = None,
+    steps: Annotated[int, typer.Option(help="Number of optimizer steps.", min=1)] = 3,
+    start: Annotated[int, typer.Option("--from-step", help="The first step.", min=0)] = 0,
+    procs: Annotated[int, typer.Option(help="Cut the batch as for this many processes.", min=1)] = 1,
+    micro_batch: MicroBatch = None,
+    workers: Workers = 0,
+) -> None:
+    """Print a digest of all inputs of each step. It is the same on every machine and for every cut."""
+    resolved = load_recipe(recipe, overrides, data)
+    from launcher.training.fingerprint import fingerprints
+
+    for step, digest in fingerprints(resolved, range(start, start + steps), procs, micro_batch, workers or 0):
+        print(f"step {step}  {digest}", flush=True)
+
+
+def _processes_to_start(procs: int | None) -> int:
+    """Return the number of training processes; 1 means that this process trains.
+
+    Raises:
+        UserError: `--procs` is given although a launcher started this process.
+    """
+    if this_process().is_launched:
+        if procs is not None:
+            raise UserError(
+                "--procs starts processes, but a launcher (torchrun, accelerate) started this one already: leave it out"
+            )
+        return 1
+    if procs is not None:
+        return procs
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _train_here(
+    recipe: Recipe, run_path: Path, micro_batch: int | None, workers: int | None, profile: int | None
+) -> int:
+    """Train in this process and return the exit code."""
+    from launcher.training.train import train as train_recipe
+
+    try:
+        finished = train_recipe(recipe, run_path, micro_batch, workers, profile=profile)
+    except KeyboardInterrupt:  # Ctrl-C before the first step, or a second one while the first still waits for the step
+        if this_process().is_main:
+            print(f"stopped without saving: {_resume_point(run_path)}", file=sys.stderr)
+        return _INTERRUPTED
+    return 0 if finished else _INTERRUPTED
+
+
+def _resume_point(run: Path) -> str:
+    """Return a clause that says where a run resumes that was not saved at its end."""
+    from launcher.checkpoints.checkpoint import saved_steps
+    from launcher.runs.run_directory import RunDirectory
+
+    steps = saved_steps(RunDirectory(run).checkpoints)
+    if steps:
+        return f"the newest checkpoint is of step {max(steps)}"
+    return "there is no checkpoint yet, so the run starts over"
