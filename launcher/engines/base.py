@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
@@ -46,10 +46,14 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
     world = this_process()
     if world.is_launched:
         os.environ.setdefault("LOCAL_WORLD_SIZE", str(world.local_size))  # Accelerate would set it to 1
+    # The Zero engine calls DeepSpeed itself; Accelerate would wrap the model a second time.
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     accelerator = Accelerator(
         cpu=not on_gpu,
         mixed_precision=_mixed_precision(recipe.engine.precision, on_gpu),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        # Given here, because accelerate's config would otherwise set it, and divide every loss by it.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with="tensorboard" if tracking else None,
         project_dir=tracking,
     )
@@ -63,7 +67,7 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
 
 def _mixed_precision(wanted: str, on_gpu: bool) -> str:
     if wanted == "auto":
-        wanted = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "float32"
+        wanted = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if wanted == "fp16" and not on_gpu:
         raise UserError("engine.precision=fp16 needs a GPU: use engine.precision=float32 or bf16 here")
     return "no" if wanted == "float32" else wanted

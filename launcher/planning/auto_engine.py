@@ -108,7 +108,9 @@ def visible_hardware(recipe: Recipe, processes: int) -> Hardware | None:
     world = this_process()
     per_node = world.local_size if world.is_launched else processes
     free, _ = torch.cuda.mem_get_info()
-    gpu = gpu_of_device(torch.cuda.get_device_name(), recipe)
+    # The engine asks the same, so that "auto" is planned at the precision that is trained.
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    gpu = replace(gpu_of_device(torch.cuda.get_device_name(), recipe), has_bf16=has_bf16)
     return Hardware(processes, per_node, free, gpu, images_per_core(recipe), cpus_per_gpu=cpus_of_process())
 
 
