@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.images.inspection import FORMATS
+from data.image_formats import FORMATS
 from data.images.partial_decode import decode_rectangle
 
 _SCALES = (8, 4, 2)  # libjpeg-turbo has vectorised inverse transforms for these scales only

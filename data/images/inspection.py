@@ -16,20 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from data.image_formats import FORMATS, STORED_EXTENSIONS
 from data.images.size_limit import SizeLimit, shrink
 
-# Only these formats: some of Pillow's readers start another program (EPS runs Ghostscript). No data set may do that.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-_EXTENSIONS = {
-    "JPEG": "jpg",
-    "MPO": "jpg",  # a JPEG followed by further images, which some cameras write
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tiff",
-    "PPM": "ppm",
-}
 _EXIF_ORIENTATION = 0x0112
 _NO_LIMIT = SizeLimit()
 
@@ -96,7 +85,7 @@ def _inspect(data: bytes, limit: SizeLimit) -> CheckedImage:
     if image.mode.startswith("I"):
         stored, data, extension = _eight_bit(image)
     else:
-        extension = _EXTENSIONS[str(image.format)]
+        extension = STORED_EXTENSIONS[str(image.format)]
     if size is not None:
         data, extension = shrink(stored, size, limit.quality), "jpg"
     elif image.format == "JPEG":

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from data import image_formats
 from data.reading.tar_members import tar_members
 
 LABEL_ENDINGS = ("cls", "json", "txt")
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "img", "image")
+IMAGE_ENDINGS = (*(ending.removeprefix(".") for ending in image_formats.IMAGE_ENDINGS), "img", "image")
 
 
 @dataclass

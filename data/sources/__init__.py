@@ -6,7 +6,7 @@ from data.sources.base import Source
 from data.sources.cats_dogs import cats_dogs, inner_archive
 from data.sources.cifar10 import cifar10
 from data.sources.class_folders import class_folders
-from data.sources.class_map import MappedSource
+from data.sources.class_map import MappedSource, read_class_map
 from data.sources.digits import Digits
 from data.sources.files import TAR_ENDINGS, open_files
 from data.sources.imagenet import TRAIN_TAR, imagenet
@@ -36,10 +36,8 @@ def open_source(
     Raises:
         UserError: there is no such source, its kind is not known, or it is damaged.
     """
-    if not 0 <= val_fraction < 1:
-        raise UserError(
-            f"a validation fraction of {val_fraction} is not possible: give one from 0 to below 1, e.g. 0.1"
-        )
+    if not 0 <= val_fraction <= 1:
+        raise UserError(f"a validation fraction of {val_fraction} is not possible: give one from 0 to 1, e.g. 0.1")
     path = Path(source)
     found: Source
     if source == "digits":
@@ -49,7 +47,7 @@ def open_source(
     elif shards := _shards(path, class_map):
         return shards
     else:
-        found = _tars(path, val_fraction, workers, progress) or _files(path, val_fraction)
+        found = _tars(path, val_fraction, workers, progress) or _files(path, val_fraction, class_map)
     return found if class_map is None else MappedSource(found, class_map)
 
 
@@ -69,15 +67,15 @@ def _tars(path: Path, val_fraction: float, workers: int | None, progress: bool) 
     return imagenet_22k(path, val_fraction, workers, progress) if class_tars(path) else None
 
 
-def _files(path: Path, val_fraction: float) -> Source:
+def _files(path: Path, val_fraction: float, class_map: Path | None) -> Source:
     files = open_files(path)
     files = inner_archive(files) or files
     name = _name(path)
     return (
-        cifar10(files, name)
+        cifar10(files, name, val_fraction)
         or imagenet_kaggle(files, name)
         or cats_dogs(files, name, val_fraction)
-        or class_folders(files, name, val_fraction)
+        or class_folders(files, name, val_fraction, read_class_map(class_map) if class_map else ())
     )
 
 

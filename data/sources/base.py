@@ -12,10 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.errors import UserError
-from recipes.randomness import random_key
-
-SPLITS = ("train", "val")
-TRAIN, VAL = range(2)
 
 
 class Names(Sequence[str]):
@@ -49,7 +45,7 @@ class Listing:
     """The images of a source, one row each, as columns.
 
     Attributes:
-        splits: uint8, index into `SPLITS`.
+        splits: uint8, index into `data.sources.splits.SPLITS`.
         labels: int32, index into `classes`.
         sizes: int64, bytes as stored in the source; an estimate where the image is made when it is read.
         names: the unique name of each image in its source.
@@ -104,22 +100,6 @@ class Source(ABC):
             data.images.inspection.Unreadable: this image is damaged; others may be fine.
             OSError: the source itself cannot be read.
         """
-
-
-def hold_out(names: Sequence[str], labels: NDArray[np.int32], fraction: float) -> NDArray[np.uint8]:
-    """Return a split column that puts `fraction` of each class, at least one image, into validation.
-
-    A class always keeps at least one training image. Which images are held out depends on their names and classes
-    alone, not on the order of the listing or the machine.
-    """
-    hashes = np.fromiter((random_key(0, f"held out: {name}") for name in names), np.int64, len(names))
-    order = np.lexsort((hashes, labels))
-    counts = np.bincount(labels)
-    held = np.minimum(np.maximum(np.rint(counts * fraction), fraction > 0), np.maximum(counts - 1, 0))
-    rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    splits = np.full(len(labels), TRAIN, np.uint8)
-    splits[order[rank_in_class < held[labels[order]]]] = VAL
-    return splits
 
 
 def require_classes(classes: Sequence[str], place: str) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sources.base import Listing, Names, Source, hold_out
+from data.sources.base import Listing, Names, Source
 from data.sources.class_folders import FileSource
 from data.sources.files import Files, FolderFiles, ZipFiles, hidden
+from data.sources.splits import hold_out
 
 CLASSES = ["cat", "dog"]
 _LABELLED = re.compile(r"(?:(.*)/)?(cat|dog)\.\d+\.jpg", re.IGNORECASE)
@@ -31,6 +32,7 @@ def inner_archive(files: Files) -> Files | None:
 def cats_dogs(files: Files, name: str, val_fraction: float) -> Source | None:
     """Return the source, or None if the files are named differently."""
     rows, names, labels, folders = [], [], [], set()
+    unlabelled = 0
     for row, path in enumerate(files.names):
         if hidden(path):
             continue
@@ -39,11 +41,14 @@ def cats_dogs(files: Files, name: str, val_fraction: float) -> Source | None:
             names.append(path.rpartition("/")[2])
             labels.append(CLASSES.index(found[2].lower()))
             folders.add(found[1])
-        elif path.lower().endswith(".jpg") and not _UNLABELLED.fullmatch(path):
+        elif _UNLABELLED.fullmatch(path):
+            unlabelled += 1
+        elif path.lower().endswith(".jpg"):
             return None
     if len(folders) != 1 or len(set(labels)) != 2:
         return None
     found_rows, numbers = np.array(rows, np.int64), np.array(labels, np.int32)
     splits = hold_out(names, numbers, val_fraction)
-    listing = Listing(splits, numbers, files.sizes[found_rows], Names(names), list(CLASSES))
+    notes = [f"left out {unlabelled:,} images without a label in their names"] if unlabelled else []
+    listing = Listing(splits, numbers, files.sizes[found_rows], Names(names), list(CLASSES), notes)
     return FileSource("Kaggle cats-vs-dogs", name, files, found_rows, listing)

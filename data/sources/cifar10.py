@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.sources.base import TRAIN, VAL, Listing, Names, Source
+from data.sources.base import Listing, Names, Source
 from data.sources.files import Files
+from data.sources.splits import TEST, TRAIN, with_validation
 from recipes.errors import UserError
 
 _BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
@@ -23,24 +24,31 @@ _PIXELS = 3 * 32 * 32
 
 
 class Cifar10(Source):
-    """60,000 images of 32x32 pixels. The test batch becomes the validation split."""
+    """60,000 images of 32x32 pixels. The test batch is the test split; validation images are held out of the others."""
 
     kind = "CIFAR-10"
 
     def __init__(
-        self, name: str, pixels: list[NDArray[np.uint8]], labels: list[NDArray[np.integer]], classes: list[str]
+        self,
+        name: str,
+        pixels: list[NDArray[np.uint8]],
+        labels: list[NDArray[np.integer]],
+        classes: list[str],
+        val_fraction: float,
     ):
         self.name = name
         self._pixels = np.concatenate(pixels)
         splits = np.concatenate(
             [
-                np.full(len(batch), TRAIN if number < len(pixels) - 1 else VAL, np.uint8)
+                np.full(len(batch), TRAIN if number < len(pixels) - 1 else TEST, np.uint8)
                 for number, batch in enumerate(labels)
             ]
         )
         names = Names(f"{batch}/{row:05d}" for batch, rows in zip(_BATCHES, labels) for row in range(len(rows)))
         sizes = np.full(len(splits), _PIXELS, np.int64)
-        self.listing = Listing(splits, np.concatenate(labels).astype(np.int32), sizes, names, classes)
+        joined = np.concatenate(labels).astype(np.int32)
+        splits, notes = with_validation(splits, names, joined, val_fraction)
+        self.listing = Listing(splits, joined, sizes, names, classes, notes)
 
     def read(self, i: int) -> bytes:
         stored = io.BytesIO()
@@ -48,7 +56,7 @@ class Cifar10(Source):
         return stored.getvalue()
 
 
-def cifar10(files: Files, name: str) -> Cifar10 | None:
+def cifar10(files: Files, name: str, val_fraction: float) -> Cifar10 | None:
     """Return the source, or None if these are other files.
 
     Raises:
@@ -74,7 +82,7 @@ def cifar10(files: Files, name: str) -> Cifar10 | None:
             labels.append(found[1])
     except (pickle.UnpicklingError, ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError) as error:
         raise UserError(f"{files.place} is not CIFAR-10 as distributed ({error}): download it again") from None
-    return Cifar10(name, pixels, labels, classes)
+    return Cifar10(name, pixels, labels, classes, val_fraction)
 
 
 def _binary_batch(data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:

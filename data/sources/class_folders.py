@@ -1,20 +1,18 @@
-"""Labels from folder names: one folder per class, in a folder, a zip or a tar, with or without split folders above.
+"""Labels from folder names: one folder per class, in a folder, a zip or a tar, with or without split folders above."""
 
-``<class>/…/image.jpg`` is recognised, and ``train/<class>/…`` beside ``val/<class>/…``. Both may lie below any number
-of folders that hold everything.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.base import TRAIN, VAL, Listing, Names, Source, hold_out, require_classes
+from data.image_formats import IMAGE_ENDINGS
+from data.names import printable
+from data.sources.base import Listing, Names, Source, require_classes
+from data.sources.class_trees import below_common_folders, class_numbers, read_tree
 from data.sources.files import Files, hidden
+from data.sources.ignored_files import ignored_notes, require_no_lost_class
+from data.sources.splits import with_validation
 from recipes.errors import UserError
-
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-VALIDATION_FOLDERS = ("val", "valid", "validation", "test", "testing")  # the first one that exists is used
 
 
 class FileSource(Source):
@@ -39,70 +37,33 @@ def image_paths(files: Files) -> tuple[NDArray[np.int64], list[str]]:
             rows.append(row)
             paths.append(path)
     if not rows:
-        raise UserError(f"{files.place} holds no images ({', '.join(IMAGE_ENDINGS[:4])}, …): check the path")
-    return np.array(rows, np.int64), _below_common_folders(paths)
+        ignored = "; ".join(ignored_notes(files))
+        raise UserError(
+            f"{files.place} holds no images ({', '.join(IMAGE_ENDINGS[:4])}, …): {ignored or 'check the path'}"
+        )
+    return np.array(rows, np.int64), below_common_folders(paths)
 
 
-def class_folders(files: Files, name: str, val_fraction: float) -> Source:
+def class_folders(files: Files, name: str, val_fraction: float, named: Collection[str] = ()) -> Source:
     """Return a class-per-folder tree as a source.
 
+    Args:
+        files: the files of the tree.
+        name: of the data set.
+        val_fraction: fraction of the training images to hold out if there is no validation split.
+        named: folders that a class map names.
+
     Raises:
-        UserError: there are no images, or fewer than two class folders.
+        UserError: there are no images, fewer than two class folders, or it is not clear which folders are classes.
     """
     rows, paths = image_paths(files)
-    if _has_split_folders(paths):
-        keep, folders, splits = _split_tree(paths)
-    else:
-        keep, folders, splits = _tree(paths)
-    labels, classes = _numbered(folders)
+    tree = read_tree(paths, files.place, named)
+    labels, classes, notes = class_numbers([printable(folder) for folder in tree.folders])
     require_classes(classes, files.place)
-    names = [paths[row] for row in keep]
-    column = np.array(splits, np.uint8) if VAL in splits else hold_out(names, labels, val_fraction)
-    notes = []
-    if left_out := len(paths) - len(keep):
-        notes.append(f"left out {left_out:,} images that are in no class folder of the splits used")
-    rows = rows[keep]
-    listing = Listing(column, labels, files.sizes[rows], Names(names), classes, notes)
-    return FileSource("class folders", name, files, rows, listing)
-
-
-def _has_split_folders(paths: Sequence[str]) -> bool:
-    with_class_folders = {path.partition("/")[0].lower() for path in paths if path.count("/") >= 2}
-    top = {path.partition("/")[0].lower() for path in paths}
-    return "train" in with_class_folders and not top.isdisjoint(VALIDATION_FOLDERS)
-
-
-def _split_tree(paths: Sequence[str]) -> tuple[list[int], list[str], list[int]]:
-    """Return the rows of `paths` below ``train/<class>`` or the validation folder, their class folders and splits."""
-    labelled = {path.partition("/")[0].lower() for path in paths if path.count("/") >= 2}
-    validation = next((folder for folder in VALIDATION_FOLDERS if folder in labelled), None)
-    split_of = {"train": TRAIN, validation: VAL}
-    keep, folders, splits = [], [], []
-    for row, path in enumerate(paths):
-        split, *below = path.split("/")
-        if len(below) >= 2 and split.lower() in split_of:
-            keep.append(row)
-            folders.append(below[0])
-            splits.append(split_of[split.lower()])
-    return keep, folders, splits
-
-
-def _tree(paths: Sequence[str]) -> tuple[list[int], list[str], list[int]]:
-    keep = [row for row, path in enumerate(paths) if "/" in path]
-    return keep, [paths[row].partition("/")[0] for row in keep], []
-
-
-def _numbered(folders: Sequence[str]) -> tuple[NDArray[np.int32], list[str]]:
-    classes = sorted(set(folders))
-    number = {folder: i for i, folder in enumerate(classes)}
-    return np.array([number[folder] for folder in folders], np.int32), classes
-
-
-def _below_common_folders(paths: list[str]) -> list[str]:
-    first, last = min(paths).split("/"), max(paths).split("/")
-    depth = 0
-    while depth < min(len(first), len(last)) - 2 and first[depth] == last[depth]:
-        depth += 1
-    if depth == 0:
-        return paths
-    return [path.split("/", depth)[depth] for path in paths]
+    require_no_lost_class(files, tree.folders)
+    names = [paths[row] for row in tree.rows]
+    splits, held_out = with_validation(np.array(tree.splits, np.uint8), names, labels, val_fraction)
+    kept = rows[tree.rows]
+    notes = [*tree.notes, *notes, *held_out, *ignored_notes(files)]
+    listing = Listing(splits, labels, files.sizes[kept], Names(names), classes, notes)
+    return FileSource("class folders", name, files, kept, listing)

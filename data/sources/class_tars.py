@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.image_formats import IMAGE_ENDINGS
 from data.parallel import Worker, for_each
 from data.sources.archives import Archive
 from data.sources.base import Names
-from data.sources.class_folders import IMAGE_ENDINGS
 from data.sources.files import Files, hidden, tar_files
 
 

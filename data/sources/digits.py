@@ -8,7 +8,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from data.sources.base import Listing, Names, Source, hold_out
+from data.sources.base import Listing, Names, Source
+from data.sources.splits import hold_out
 
 SIDE = 32
 QUALITY = 95

@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,13 @@ class Files(ABC):
         place: its name in messages.
         names: relative paths with forward slashes.
         sizes: in bytes.
+        empty_folders: folders without any file in them, which only a folder on a disk can tell.
     """
 
     place: str
     names: Names
     sizes: NDArray[np.int64]
+    empty_folders: Sequence[str] = ()
 
     @abstractmethod
     def read(self, i: int) -> bytes:
@@ -75,21 +77,25 @@ class FolderFiles(Files):
 
     def __init__(self, root: Path):
         self.place, self.root = str(root), root
-        found = sorted(_walk(str(root), ""))
+        empty: list[str] = []
+        found = sorted(_walk(str(root), "", empty))
         self.names = Names(name for name, _ in found)
         self.sizes = np.array([size for _, size in found], np.int64)
+        self.empty_folders = empty
 
     def read(self, i: int) -> bytes:
         return (self.root / self.names[i]).read_bytes()
 
 
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+def _walk(folder: str, prefix: str, empty: list[str]) -> Iterator[tuple[str, int]]:
+    """Yield path and size of each file below a folder; add the folders that hold nothing to `empty`."""
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
+        found = [entry for entry in entries if not entry.name.startswith(".")]
+        if not found and prefix:
+            empty.append(prefix.rstrip("/"))
+        for entry in found:
             if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/")
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", empty)
             elif entry.is_file():  # false for a broken link
                 yield prefix + entry.name, entry.stat().st_size
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sources.base import Listing, Source, hold_out, require_classes
+from data.sources.base import Listing, Source, require_classes
 from data.sources.class_folders import FileSource
 from data.sources.class_tars import ClassTar, TarImages
+from data.sources.splits import hold_out
 
 _CLASS_TAR = re.compile(r"(n\d{8})\.tar")
 

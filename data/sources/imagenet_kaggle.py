@@ -8,9 +8,11 @@ import re
 
 import numpy as np
 
-from data.sources.base import TRAIN, VAL, Listing, Names, Source, require_classes
-from data.sources.class_folders import IMAGE_ENDINGS, FileSource
+from data.image_formats import IMAGE_ENDINGS
+from data.sources.base import Listing, Names, Source, require_classes
+from data.sources.class_folders import FileSource
 from data.sources.files import Files
+from data.sources.splits import TRAIN, VAL
 from recipes.errors import UserError
 
 SOLUTION = "LOC_val_solution.csv"

@@ -13,22 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.sources.base import TRAIN, VAL, Listing, Names, Source, hold_out, require_classes
+from data.sources.base import Listing, Names, Source, require_classes
+from data.sources.splits import SPLITS, TEST, TRAIN, VAL, with_validation
 from recipes.errors import UserError
 
 if TYPE_CHECKING:
     from torchvision.datasets import VisionDataset
 
 PREFIX = "torchvision:"
-_TRAIN_SPLITS = ("train", "trainval")
-_VALIDATION_SPLITS = ("val", "valid", "test")
+_SPLIT_NAMES = {TRAIN: ("train", "trainval"), VAL: ("val", "valid"), TEST: ("test",)}  # the first that a set has
 _FILE_LISTS = ("_image_files", "_images", "data")
 _SAMPLE_LISTS = ("samples", "_samples", "imgs")
 _LABEL_LISTS = ("targets", "_labels", "labels", "y")
 
 
 class TorchvisionSet(Source):
-    """The training images of a torchvision set and, if it has them, its validation or else its test images.
+    """The training images of a torchvision set and, if it has them, its validation and test images.
 
     Raises:
         UserError: torchvision has no such set of labelled images, or does not find its files below the root.
@@ -42,7 +42,8 @@ class TorchvisionSet(Source):
         if not name or not root:
             raise UserError(f"{source!r} is not of the form torchvision:NAME:ROOT, e.g. torchvision:Flowers102:/data")
         self.name = name
-        self._parts: list[VisionDataset] = _parts(_dataset_class(name), name, Path(root))
+        parts, notes = _parts(_dataset_class(name), name, Path(root))
+        self._parts, self._splits = list(parts.values()), list(parts)
         self._files = [_files(part) for part in self._parts]
         labels = [_labels(part, files) for part, files in zip(self._parts, self._files)]
         counts = [len(of_part) for of_part in labels]
@@ -55,11 +56,9 @@ class TorchvisionSet(Source):
             [_size(files, row) for files, count in zip(self._files, counts) for row in range(count)], np.int64
         )
         joined = np.concatenate(labels).astype(np.int32)
-        if len(counts) == 2:
-            splits = np.where(self._part_of == 0, TRAIN, VAL).astype(np.uint8)
-        else:
-            splits = hold_out(names, joined, val_fraction)
-        self.listing = Listing(splits, joined, sizes, names, classes)
+        own = np.array(self._splits, np.uint8)[self._part_of]
+        splits, held_out = with_validation(own, names, joined, val_fraction)
+        self.listing = Listing(splits, joined, sizes, names, classes, [*notes, *held_out])
 
     def read(self, i: int) -> bytes:
         part, row = int(self._part_of[i]), int(self._row_of[i])
@@ -74,7 +73,7 @@ class TorchvisionSet(Source):
         for part, (files, count) in enumerate(zip(self._files, counts)):
             for row in range(count):
                 if files is None:
-                    yield f"{('train', 'val')[part]}/{row:06d}"
+                    yield f"{SPLITS[self._splits[part]]}/{row:06d}"
                 else:
                     path = files[row]
                     yield str(path.relative_to(root) if path.is_relative_to(root) else path)
@@ -89,20 +88,28 @@ def _dataset_class(name: str) -> "type[VisionDataset]":
     raise UserError(f"torchvision has no data set {name!r}: write it as in torchvision.datasets, e.g. Flowers102")
 
 
-def _parts(kind: "type[VisionDataset]", name: str, root: Path) -> "list[VisionDataset]":
+def _parts(kind: "type[VisionDataset]", name: str, root: Path) -> "tuple[dict[int, VisionDataset], list[str]]":
+    """Return the set's parts by their split, an index into `SPLITS`, and notes about splits that cannot be opened."""
     parameters = inspect.signature(kind).parameters
-    choices: list[list[dict[str, str | bool]]]
+    choices: dict[int, list[dict[str, str | bool]]]
     if "split" in parameters:
-        choices = [[{"split": split} for split in splits] for splits in (_TRAIN_SPLITS, _VALIDATION_SPLITS)]
+        choices = {split: [{"split": name} for name in names] for split, names in _SPLIT_NAMES.items()}
     elif "train" in parameters:
-        choices = [[{"train": True}], [{"train": False}]]
+        choices = {TRAIN: [{"train": True}], TEST: [{"train": False}]}
     else:
-        choices = [[{}]]
-    parts = [_first(kind, root, tries) for tries in choices]
-    if isinstance(parts[0], Exception):
-        reason = " ".join(str(parts[0]).split())
-        raise UserError(f"torchvision cannot open {name} in {root} ({reason}): download it there first")
-    return [part for part in parts if not isinstance(part, Exception)]
+        choices = {TRAIN: [{}]}
+    parts: dict[int, VisionDataset] = {}
+    notes = []
+    for split, tries in choices.items():
+        part = _first(kind, root, tries)
+        reason = " ".join(str(part).split()) if isinstance(part, Exception) else ""
+        if not isinstance(part, Exception):
+            parts[split] = part
+        elif split == TRAIN:
+            raise UserError(f"torchvision cannot open {name} in {root} ({reason}): download it there first")
+        elif not isinstance(part, ValueError):  # which means that the set has no such split
+            notes.append(f"left out the {SPLITS[split]} split of {name}, which torchvision cannot open: {reason}")
+    return parts, notes
 
 
 def _first(kind: "type[VisionDataset]", root: Path, tries: list[dict[str, str | bool]]) -> "VisionDataset | Exception":

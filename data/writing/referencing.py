@@ -18,8 +18,9 @@ from data.reading.manifest import ShardRecord
 from data.reading.sampled_checksum import sampled_checksum
 from data.reading.shards import INDEX_DTYPE
 from data.reading.tar_samples import tar_samples
-from data.sources.base import SPLITS, Names, hold_out, require_classes
+from data.sources.base import Names, require_classes
 from data.sources.class_map import read_class_map, renumber
+from data.sources.splits import SPLITS, hold_out
 from data.sources.webdataset_shards import WebDatasetShards, label_text
 from data.writing.split_writing import write_split
 from recipes.errors import UserError

@@ -8,7 +8,6 @@ import json
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -19,15 +18,17 @@ from data.atomic_io import write_durably
 from data.images.size_limit import SizeLimit
 from data.parallel import for_each
 from data.progress import say
-from data.reading.manifest import FORMAT, MANIFEST, ShardRecord, SplitRecord, read_manifest
+from data.reading.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, SplitRecord, read_manifest
 from data.reading.shards import ShardSet
 from data.reading.storage import LocalFolder
 from data.sources import open_source
-from data.sources.base import SPLITS, Listing
+from data.sources.base import Listing
+from data.sources.splits import SPLITS
 from data.sources.webdataset_shards import WebDatasetShards
 from data.writing.referencing import reference
 from data.writing.shard_writing import ShardPlan, WriterContext, recorded, recorded_rows, write_shard
 from data.writing.split_writing import write_split
+from data.writing.summary import summary
 from data.writing.work_folder import WORK, work_folder
 from recipes.errors import UserError
 from recipes.randomness import random_key
@@ -83,14 +84,15 @@ def shard(
                 contents = _index(opened, limit, dest, work, val_fraction, workers, progress)
             else:
                 contents = _write(WriterContext(opened, limit, dest, work), shard_size, workers, progress)
-            manifest = {"format": FORMAT, "name": opened.name, **contents, "source": identity}
+            manifest = cast(Manifest, {"format": FORMAT, "name": opened.name, **contents, "source": identity})
             write_durably(dest / MANIFEST, json.dumps(manifest, indent=1).encode())
     except OSError as error:
         raise UserError(
             f"{error.filename or dest}: {error.strerror or error}; the same command resumes once that is solved"
         ) from None
     if progress:
-        _summarise(dest, manifest, opened.notes)
+        for line in summary(dest, manifest, opened.kind, opened.notes):
+            say(line)
     return ShardSet.open(dest)
 
 
@@ -177,20 +179,3 @@ def _split(context: WriterContext, split: str, shards: list[ShardRecord], skippe
         )
     rows = (recorded_rows(context, shard["file"]) for shard in shards)
     return write_split(context.dest, context.work, split, shards, rows, len(context.source.listing.classes))
-
-
-def _summarise(dest: Path, manifest: dict[str, Any], notes: Sequence[str]) -> None:
-    for split, record in manifest["splits"].items():
-        say(
-            f"{split}: {record['samples']:,} images of {len(manifest['classes'])} classes, "
-            f"{record['bytes'] / 1e6:,.1f} MB, shards: {len(record['shards'])}"
-        )
-    if skipped := manifest["skipped"]:
-        example = f"{skipped[0]['name']} ({skipped[0]['reason']})"
-        say(f"left out {len(skipped):,} unreadable images, all named in {dest / MANIFEST}, e.g. {example}")
-    if manifest["odd"]:
-        say("odd images: " + ", ".join(f"{count:,} {kind}" for kind, count in manifest["odd"].items()))
-    if manifest.get("shrunk"):
-        say(f"made {manifest['shrunk']:,} images smaller")
-    for note in notes:
-        say(note)

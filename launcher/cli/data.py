@@ -23,7 +23,7 @@ def shard(
     destination: Annotated[Path, typer.Argument(help="The folder to write.")],
     val_fraction: Annotated[
         float,
-        typer.Option(help="Share of the images for validation, if the source has no validation split.", min=0, max=0.9),
+        typer.Option(help="Share of the images for validation, if the source has no validation split.", min=0, max=1),
     ] = 0.1,
     class_map: Annotated[
         Path | None,

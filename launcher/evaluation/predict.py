@@ -12,7 +12,7 @@ from data.images.augment import EvalTransform
 from data.images.inspection import Unreadable, inspect
 from data.on_device import DevicePreprocessor
 from data.progress import progress
-from data.sources.class_folders import IMAGE_ENDINGS
+from data.image_formats import IMAGE_ENDINGS
 from data.sources.files import FolderFiles
 from launcher.engines.base import make_accelerator
 from launcher.evaluation.saved_weights import classes_of, recipe_of, run_weights

@@ -4,6 +4,7 @@ import json
 
 import torch
 
+from data.reading.class_counts import class_notes
 from launcher.engines.deepspeed_config import deepspeed_config
 from launcher.planning.accelerate_config import with_accelerate_config
 from launcher.planning.auto_engine import choose_engine, visible_hardware
@@ -44,6 +45,9 @@ def print_dry_run(recipe: Recipe, processes: int | None, micro_batch: int | None
     recipe, cut = choice.recipe, choice.cut
     if not world.is_main:
         return
+    if recipe.data.path:
+        for note in class_notes(shards.classes, {name: split.per_class for name, split in shards.splits.items()}):
+            print(f"data: {note}")
     print(f"{recipe.name}: {recipe.model.name}, {parameters:,} parameters, {cut}")
     if choice.reason:
         print(f"cut: {choice.reason}")

@@ -26,7 +26,7 @@ FLOORS = [
     ["data.batches"],
     ["data.images", "data.reading", "data.mixing", "data.block_order"],
     ["data.order", "data.parallel"],
-    ["data.atomic_io", "data.cpus", "data.progress", "data"],
+    ["data.atomic_io", "data.cpus", "data.image_formats", "data.names", "data.progress", "data"],
     ["models"],
     ["recipes"],
 ]

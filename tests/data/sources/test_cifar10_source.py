@@ -83,10 +83,12 @@ def binary_tarball(tmp_path):
 def assert_is_cifar(found):
     assert found.kind == "CIFAR-10" and found.listing.classes == CLASSES
     values = labelled(found)
+    assert [split for split, _ in values.values()].count("val") == 3, "one of each class, out of the training images"
     for number, name in enumerate(BATCHES):
         pixels, labels = batch(number)
         for row in range(ROWS):
-            assert values[f"{name}/{row:05d}"] == ("val" if name == "test_batch" else "train", CLASSES[labels[row]])
+            split, label = values[f"{name}/{row:05d}"]
+            assert label == CLASSES[labels[row]] and (split == "test") == (name == "test_batch")
             i = number * ROWS + row
             image = Image.open(io.BytesIO(found.read(i)))
             assert image.format == "PNG" and image.mode == "RGB"

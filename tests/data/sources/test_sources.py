@@ -10,7 +10,7 @@ import pytest
 
 from data.images.inspection import inspect
 from data.sources import open_source
-from data.sources.base import SPLITS, TRAIN, VAL, hold_out
+from data.sources.splits import SPLITS, TRAIN, VAL, hold_out
 from recipes.errors import UserError
 from tests.data.pictures import encoded, write_tree
 
@@ -44,7 +44,7 @@ def test_class_folders_get_a_validation_split_of_each_class(tmp_path):
     assert every_image_reads(found)
 
 
-@pytest.mark.parametrize("validation", ["val", "valid", "validation", "test", "Val"])
+@pytest.mark.parametrize("validation", ["val", "valid", "validation", "dev", "Val"])
 def test_split_folders_are_kept(tmp_path, validation):
     write_tree(tmp_path / "tree/train", each=4)
     write_tree(tmp_path / "tree" / validation, each=2)
@@ -54,11 +54,11 @@ def test_split_folders_are_kept(tmp_path, validation):
     assert sum(split == "val" for split, _ in splits.values()) == 6 and len(splits) == 18
 
 
-def test_with_val_and_test_folders_val_is_used_and_the_rest_is_said(tmp_path):
+def test_train_val_and_test_folders_are_three_splits(tmp_path):
     for split in ("train", "val", "test"):
         write_tree(tmp_path / "tree" / split, each=2)
     found = open_source(str(tmp_path / "tree"), 0.1)
-    assert len(found.listing) == 12 and "left out 6 images" in found.listing.notes[0]
+    assert np.bincount(found.listing.splits).tolist() == [6, 6, 6] and found.listing.notes == []
 
 
 def test_an_unlabelled_test_folder_is_not_mistaken_for_a_split(tmp_path):
@@ -166,7 +166,8 @@ def test_the_real_images_are_recognised(dogs_vs_cats_zip):
 def test_cifar10_as_jpeg_keeps_its_own_test_split(cifar10_zip):
     found = open_source(str(cifar10_zip), 0.1)
     assert len(found.listing.classes) == 10
-    assert np.bincount(found.listing.splits).tolist() == [50_000, 10_000]
+    assert np.bincount(found.listing.splits).tolist() == [45_000, 5_000, 10_000]
+    assert "5,000 training images became the validation split" in found.listing.notes[0]
     assert inspect(found.read(59_999)).extension == "jpg"
 
 

@@ -35,11 +35,11 @@ def test_a_set_of_files_keeps_its_files_and_its_validation_split(flowers, tmp_pa
     monkeypatch.setattr(datasets.Flowers102, "_check_integrity", lambda self: True)  # of the real tables' checksums
     found = open_source(f"torchvision:Flowers102:{flowers}", 0.5)
     values = labelled(found)
-    assert [split for split, _ in values.values()] == ["train"] * 6 + ["val"] * 3
+    assert [split for split, _ in values.values()] == ["train"] * 6 + ["val"] * 3 + ["test"] * 3
     names = list(found.listing.names)
     assert names[0] == "flowers-102/jpg/image_00001.jpg"
-    assert all(found.read(i) == encoded(f"flower{i + 1}") for i in range(9))
-    assert found.listing.labels.tolist() == [0, 1, 2] * 3
+    assert all(found.read(i) == encoded(f"flower{i + 1}") for i in range(12))
+    assert found.listing.labels.tolist() == [0, 1, 2] * 4
     shard(f"torchvision:Flowers102:{flowers}", tmp_path / "out", progress=False)
     assert verify(tmp_path / "out", progress=False) == []
 
@@ -58,7 +58,7 @@ def test_a_set_of_arrays_becomes_png(tmp_path):
         pixels[prefix] = images
     found = open_source(f"torchvision:MNIST:{tmp_path}", 0.5)
     assert found.listing.classes[3] == "3 - three"
-    assert found.listing.splits.tolist() == [0] * 6 + [1] * 3
+    assert found.listing.splits.tolist() == [0] * 6 + [2] * 3, "each class has one training image, so none is held out"
     assert found.listing.labels.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(found.read(7)))), pixels["t10k"][1])
 

@@ -1,0 +1,9 @@
+"""Names of files in a form that can be hashed, printed and stored anywhere."""
+
+
+def printable(name: str) -> str:
+    r"""Return a name with its bytes that are not UTF-8 written out, e.g. ``caf\xe9``. Other names stay unchanged.
+
+    Python represents such bytes as lone surrogates, which neither a hash nor a terminal nor a tar accepts.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

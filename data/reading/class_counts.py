@@ -1,0 +1,44 @@
+"""What is unusual about the number of images per class, in sentences for the user."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.names import printable
+
+_FEW = 5  # training images; below it a class is hardly learned, and a validation split holds one image or none
+_NAMED = 5  # classes in a sentence
+
+
+def class_notes(classes: Sequence[str], per_class: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return sentences about classes that lack images, or have few, in a split of a data set.
+
+    Args:
+        classes: names of the classes.
+        per_class: number of images of each class, by the name of the split.
+    """
+    counts = {name: np.array(images) for name, images in per_class.items()}
+    notes = []
+    total = sum(counts.values(), np.zeros(len(classes), np.int64))
+    train = counts.get("train")
+    empty = total == 0
+    if empty.any():
+        notes.append(f"{_named(classes, empty)} without any image")
+        if empty[0] and classes[0] == "0" and not empty[1:].any():
+            notes.append("no image has the label 0: if the labels count from 1, renumber them with --class-map")
+    if train is not None:
+        if (absent := (train == 0) & ~empty).any():
+            notes.append(f"{_named(classes, absent)} without training images, which the model cannot learn")
+        if (few := (train > 0) & (train < _FEW)).any():
+            notes.append(f"{_named(classes, few)} with fewer than {_FEW} training images")
+        for name, images in counts.items():
+            if name != "train" and (absent := (images == 0) & (train > 0)).any():
+                notes.append(f"{_named(classes, absent)} without images in the {name} split")
+    return notes
+
+
+def _named(classes: Sequence[str], chosen: NDArray[np.bool_]) -> str:
+    rows = np.flatnonzero(chosen).tolist()
+    listed = ", ".join(printable(classes[row]) for row in rows[:_NAMED]) + (", …" if len(rows) > _NAMED else "")
+    return f"{len(rows):,} {'class' if len(rows) == 1 else 'classes'} ({listed})"

@@ -1,0 +1,206 @@
+"""Understands a tree of class folders: which folders are splits, which are classes, and which trees are neither.
+
+Understood are, below any number of folders that hold everything::
+
+    <class>/…/image.jpg
+    <split>/<class>/…          train, Training, seg_train, val, validation, test, … (`data.sources.splits`)
+    <split>/<split>/<class>/…  as some archives unpack, e.g. seg_train/seg_train
+    <class>/<split>/…
+
+A tree that could be read in two ways is refused, because the wrong reading would train without an error.
+"""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sources.splits import SPLITS, TRAIN, split_of_name
+from recipes.errors import UserError
+
+_IMAGE_FOLDERS = {"images", "image", "img", "imgs", "jpegimages", "photos", "rgb"}
+_ANNOTATION_FOLDERS = {"annotations", "annotation", "masks", "mask", "labels", "label", "trimaps", "segmentation"} | {
+    *("segmentations", "groundtruth", "gt", "depth", "seg", "bboxes", "annots")
+}
+
+
+@dataclass
+class ClassTree:
+    """How the images of a tree were understood.
+
+    Attributes:
+        rows: which of the paths are labelled images.
+        folders: the class folder of each of them.
+        splits: the split of each of them, an index into `SPLITS`.
+        notes: sentences for the user about what was left out or merged.
+    """
+
+    rows: list[int] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    splits: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, row: int, folder: str, split: int) -> None:
+        self.rows.append(row)
+        self.folders.append(folder)
+        self.splits.append(split)
+
+
+def read_tree(paths: Sequence[str], place: str, named: Collection[str], advice: str = "") -> ClassTree:
+    """Return how the paths of images, below the folders common to all, are understood.
+
+    Args:
+        paths: relative paths with forward slashes.
+        place: name of the tree in messages.
+        named: folders that a class map names: these are classes, whatever they look like.
+        advice: end of a message about images without class folders.
+
+    Raises:
+        UserError: the folders could be splits or classes, or they hold images and their annotations.
+    """
+    subfolders: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        top, *below = path.split("/")
+        if below:
+            subfolders[top].update(below[:-1][:1])
+    if not any(top in named for top in subfolders):
+        split_of = {top: split_of_name(top) for top in subfolders}
+        if _are_splits(split_of, subfolders):
+            return _split_first(paths, split_of)
+        if _are_splits_in_classes(paths, subfolders):
+            return _class_first(paths)
+        _refuse_unclear(subfolders, split_of, place, advice)
+    return _plain(paths)
+
+
+def class_numbers(folders: Sequence[str]) -> tuple[NDArray[np.int32], list[str], list[str]]:
+    """Return the class number of each folder, the sorted class names, and notes for the user.
+
+    Folders whose names differ only in their Unicode form, as copies through macOS do, are one class.
+    """
+    forms: dict[str, set[str]] = defaultdict(set)
+    for folder in set(folders):
+        forms[unicodedata.normalize("NFC", folder)].add(folder)
+    class_of = {folder: composed if len(found) > 1 else folder for composed, found in forms.items() for folder in found}
+    classes = sorted(set(class_of.values()))
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([number[class_of[folder]] for folder in folders], np.int32)
+    merged = sorted(composed for composed, found in forms.items() if len(found) > 1)
+    notes = [f"folders of one name in two Unicode forms were taken as one class: {', '.join(merged)}"] if merged else []
+    return labels, classes, notes
+
+
+def below_common_folders(paths: list[str]) -> list[str]:
+    """Return the paths without the leading folders that all of them share; the folder above the files remains."""
+    first, last = min(paths).split("/"), max(paths).split("/")
+    depth = 0
+    while depth < min(len(first), len(last)) - 2 and first[depth] == last[depth]:
+        depth += 1
+    return [path.split("/", depth)[depth] for path in paths] if depth else paths
+
+
+def _are_splits(split_of: dict[str, int | None], subfolders: dict[str, set[str]]) -> bool:
+    labelled = {split for top, split in split_of.items() if split is not None and subfolders[top]}
+    named = {split for split in split_of.values() if split is not None}
+    # A second split without class folders, mostly an unlabelled test set, still shows that the first is a split.
+    return len(labelled) >= 2 or (labelled == {TRAIN} and len(named) >= 2)
+
+
+def _are_splits_in_classes(paths: Sequence[str], subfolders: dict[str, set[str]]) -> bool:
+    second = {name for names in subfolders.values() for name in names}
+    found = {split_of_name(name) for name in second}
+    return len(found) >= 2 and TRAIN in found and None not in found and all(path.count("/") >= 2 for path in paths)
+
+
+def _split_first(paths: Sequence[str], split_of: dict[str, int | None]) -> ClassTree:
+    tree, left_out = ClassTree(), Counter[str]()
+    first = _first_folders(paths, split_of)
+    repeated = {top: _repeated_folders(paths, top, first) for top in first}
+    for row, path in enumerate(paths):
+        top, *below = path.split("/")
+        split, below = split_of.get(top), below[repeated.get(top, 0) :]
+        # "test/test/1.jpg" has no class folder: the inner folder is the outer one again.
+        again = len(below) >= 2 and split_of_name(below[0]) == split and len(first[top]) == 1
+        if split is None or len(below) < 2 or again:
+            left_out[top if "/" in path else ""] += 1
+        else:
+            tree.add(row, below[0], split)
+    for folder, count in sorted(left_out.items()):
+        reason = "is no split" if split_of.get(folder) is None else "holds them outside of class folders"
+        where = f"{folder}, which {reason}" if folder else "the top folder, outside of the splits"
+        tree.notes.append(f"left out {count:,} images of {where}")
+    for split in sorted({split for split in split_of.values() if split is not None}):
+        tops = sorted(top for top, of_top in split_of.items() if of_top == split and top in first)
+        if len(tops) > 1:
+            tree.notes.append(f"the {SPLITS[split]} split is made of several folders: {', '.join(tops)}")
+    return tree
+
+
+def _first_folders(paths: Sequence[str], split_of: dict[str, int | None]) -> dict[str, set[str]]:
+    """Return the folders directly below each split."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        top, *below = path.split("/")
+        if split_of.get(top) is not None and len(below) >= 2:
+            found[top].add(below[0])
+    return found
+
+
+def _repeated_folders(paths: Sequence[str], top: str, first: dict[str, set[str]]) -> int:
+    """Return the number of folders below a split that hold all of it, e.g. 1 for ``train/train/<class>``."""
+    if any(first[top] <= names and len(names) > 1 for other, names in first.items() if other != top):
+        return 0  # another split has this one folder beside others: it is a class
+    below = [path.split("/")[1:-1] for path in paths if path.startswith(f"{top}/")]
+    depth, shallowest = 0, min(map(len, below))
+    while depth < shallowest - 1 and len({folders[depth] for folders in below}) == 1:
+        depth += 1
+    return depth
+
+
+def _class_first(paths: Sequence[str]) -> ClassTree:
+    tree = ClassTree()
+    for row, path in enumerate(paths):
+        folder, split, *_ = path.split("/")
+        number = split_of_name(split)
+        assert number is not None, "_are_splits_in_classes has looked at every path"
+        tree.add(row, folder, number)
+    return tree
+
+
+def _plain(paths: Sequence[str]) -> ClassTree:
+    tree = ClassTree()
+    for row, path in enumerate(paths):
+        if "/" in path:
+            tree.add(row, path.partition("/")[0], TRAIN)
+    if left_out := len(paths) - len(tree.rows):
+        tree.notes.append(f"left out {left_out:,} images that are in no class folder")
+    return tree
+
+
+def _refuse_unclear(subfolders: dict[str, set[str]], split_of: dict[str, int | None], place: str, advice: str) -> None:
+    tops = sorted(subfolders)
+    listed = ", ".join(tops[:4]) + (", …" if len(tops) > 4 else "")
+    if len(tops) >= 2 and all(split is not None for split in split_of.values()):
+        raise UserError(
+            f"{place} has the folders {listed}, which look like splits but hold no class folders: "
+            f"{advice or 'sort the images into one folder per class, or give a table of labels with --labels'}"
+        )
+    words = {top.lower() for top in tops}
+    if words & _ANNOTATION_FOLDERS and (words & _IMAGE_FOLDERS or words <= _ANNOTATION_FOLDERS):
+        raise UserError(
+            f"{place} has the folders {listed}, which look like images beside their annotations and not like classes: "
+            f"{advice or 'sort the images into one folder per class, or give a table of labels with --labels'}"
+        )
+    tops_of = Counter(name for names in subfolders.values() for name in names)
+    shared = [name for name, count in tops_of.items() if count >= 2]
+    looks_like_split = [top for top, split in split_of.items() if split is not None and len(subfolders[top]) >= 2]
+    if (len(shared) >= 2 and 2 * len(shared) >= len(tops_of)) or looks_like_split:
+        example = ", ".join(sorted(shared)[:3]) or ", ".join(sorted(subfolders[looks_like_split[0]])[:3])
+        raise UserError(
+            f"{place} has the folders {listed}, with subfolders such as {example}: it is not clear "
+            f"which of them are classes. If the upper ones are splits, name them train, val and test; if they are "
+            f"classes, name them in a file for --class-map"
+        )

@@ -1,0 +1,63 @@
+"""The files of a source that are not used: counted by their ending for the user, and never a whole class."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from data.image_formats import IMAGE_ENDINGS, PICTURE_ENDINGS, advice
+from data.names import printable
+from data.sources.files import Files, hidden
+from recipes.errors import UserError
+
+
+def ignored_notes(files: Files) -> list[str]:
+    """Return sentences that count the files without an image's ending by their endings, and name empty folders."""
+    counts = Counter(_ending(path) for path in files.names if not hidden(path) and not _is_image(path))
+    notes = []
+    if counts:
+        listed = ", ".join(f"{count:,} {ending or 'without an ending'}" for ending, count in counts.most_common(8))
+        more = f" and {len(counts) - 8} other endings" if len(counts) > 8 else ""
+        notes.append(f"ignored {counts.total():,} files that are not images by their ending: {listed}{more}")
+        for ending in counts:
+            if ending in PICTURE_ENDINGS:
+                notes.append(f"the {ending} files are pictures, but of a format that is not read: {advice(ending)}")
+    if files.empty_folders:
+        listed = ", ".join(map(printable, sorted(files.empty_folders)[:5]))
+        more = ", …" if len(files.empty_folders) > 5 else ""
+        notes.append(f"{len(files.empty_folders):,} folders are empty: {listed}{more}")
+    return notes
+
+
+def require_no_lost_class(files: Files, class_folders: Iterable[str]) -> None:
+    """Check that no folder beside the class folders holds only pictures or nameless files that are not read.
+
+    Raises:
+        UserError: there is such a folder, which would be a class that is missing from the data set.
+    """
+    known = set(class_folders)
+    parents = set()
+    endings: dict[str, set[str]] = defaultdict(set)
+    for path in files.names:
+        if hidden(path):
+            continue
+        for place in list(PurePosixPath(path).parents)[:-1]:
+            if place.name in known:
+                parents.add(str(place.parent))
+            endings[str(place)].add(_ending(path))
+    for folder, found in sorted(endings.items()):
+        place = PurePosixPath(folder)
+        lost = [ending for ending in sorted(found) if not ending or ending in PICTURE_ENDINGS]
+        if str(place.parent) in parents and place.name not in known and lost and not found & set(IMAGE_ENDINGS):
+            listed = ", ".join(ending or "files without an ending" for ending in lost)
+            raise UserError(
+                f"the folder {printable(folder)} of {files.place} would be a class without images, since it holds only "
+                f"{listed}: {advice(lost[0]) if lost[0] else 'give them an ending such as .jpg'}, or remove the folder"
+            )
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(IMAGE_ENDINGS)
+
+
+def _ending(path: str) -> str:
+    return printable(PurePosixPath(path).suffix.lower())

@@ -1,0 +1,66 @@
+"""Which split a folder or file is for, by its name, and which images become the validation split."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.names import printable
+from recipes.randomness import random_key
+
+SPLITS = ("train", "val", "test")
+TRAIN, VAL, TEST = range(3)
+
+_WORDS = {
+    **dict.fromkeys(("train", "training", "trn", "trainval", "trainset", "traindata"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation", "valset"), VAL),
+    **dict.fromkeys(("test", "testing", "tst", "testset", "holdout"), TEST),
+}
+
+
+def split_of_name(name: str) -> int | None:
+    """Return the split that a name such as ``Training``, ``seg_test`` or ``valImages`` tells, an index into `SPLITS`.
+
+    None if it tells none, or more than one.
+    """
+    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
+    found = {_WORDS[word] for word in re.findall("[a-z]+", spaced.lower()) if word in _WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def hold_out(names: Sequence[str], labels: NDArray[np.int32], fraction: float) -> NDArray[np.uint8]:
+    """Return a split column that puts `fraction` of each class, at least one image, into validation.
+
+    A class always keeps at least one training image, unless the fraction is 1, which means all. Which images are held
+    out depends on their names and classes alone, not on the order of the listing or the machine.
+    """
+    if fraction == 1:
+        return np.full(len(labels), VAL, np.uint8)
+    hashes = np.fromiter((random_key(0, f"held out: {printable(name)}") for name in names), np.int64, len(names))
+    order = np.lexsort((hashes, labels))
+    counts = np.bincount(labels)
+    held = np.minimum(np.maximum(np.rint(counts * fraction), fraction > 0), np.maximum(counts - 1, 0))
+    rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    splits = np.full(len(labels), TRAIN, np.uint8)
+    splits[order[rank_in_class < held[labels[order]]]] = VAL
+    return splits
+
+
+def with_validation(
+    splits: NDArray[np.uint8], names: Sequence[str], labels: NDArray[np.int32], fraction: float
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """Return the split column with a validation split, and notes for the user.
+
+    If there is none, `fraction` of the training images of each class become it. Test images never do: the best weights
+    of a run are chosen by validation accuracy, and a test split that chose them would no longer measure them.
+    """
+    if VAL in splits or fraction == 0:
+        return splits, []
+    rows = np.flatnonzero(splits == TRAIN)
+    found = splits.copy()
+    found[rows] = hold_out([names[row] for row in rows.tolist()], labels[rows], fraction)
+    if TEST not in splits or not len(rows):
+        return found, []
+    held_out = np.count_nonzero(found == VAL)
+    return found, [f"{held_out:,} training images became the validation split, since the source has only a test split"]

@@ -1,0 +1,49 @@
+"""What `bigbatch shard` prints at the end: what it understood, what it left out, and what is unusual."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data.names import printable
+from data.reading.class_counts import class_notes
+from data.reading.manifest import MANIFEST, Manifest
+
+_ALL = 10  # classes up to which each one is listed
+_ENDS = 4  # classes that are listed from the beginning and the end of a longer list
+
+
+def summary(dest: Path, manifest: Manifest, kind: str, notes: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of the summary of a finished data set.
+
+    Args:
+        dest: its folder.
+        manifest: its manifest.
+        kind: the kind of source that was recognised, e.g. "class folders".
+        notes: sentences of the source about what it left out.
+    """
+    yield f"{dest}: {len(manifest['classes'])} classes, recognised as {kind}"
+    for split, record in manifest["splits"].items():
+        yield (
+            f"{split}: {record['samples']:,} images of {len(manifest['classes'])} classes, "
+            f"{record['bytes'] / 1e6:,.1f} MB, shards: {len(record['shards'])}"
+        )
+    yield "images per class: " + ", ".join(_per_class(manifest))
+    if skipped := manifest.get("skipped"):
+        example = f"{skipped[0]['name']} ({skipped[0]['reason']})"
+        yield f"left out {len(skipped):,} unreadable images, all named in {dest / MANIFEST}, e.g. {example}"
+    if odd := manifest.get("odd"):
+        yield "odd images: " + ", ".join(f"{count:,} {kind}" for kind, count in odd.items())
+    if shrunk := manifest.get("shrunk"):
+        yield f"made {shrunk:,} images smaller"
+    yield from notes
+    per_class = {name: record["per_class"] for name, record in manifest["splits"].items()}
+    yield from class_notes(manifest["classes"], per_class)
+
+
+def _per_class(manifest: Manifest) -> list[str]:
+    """Return e.g. "cat 90+10+0" for each class, or for the first and last ones, in the order of the splits."""
+    splits, classes = manifest["splits"].values(), manifest["classes"]
+    found = []
+    for number, name in enumerate(classes):
+        counts = "+".join(f"{record['per_class'][number]:,}" for record in splits)
+        found.append(f"{printable(name)} {counts}")
+    return found if len(found) <= _ALL else [*found[:_ENDS], "…", *found[-_ENDS:]]
