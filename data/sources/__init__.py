@@ -1,5 +1,6 @@
 """Where images come from: one module per kind of source, and the function that recognises which kind it is."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.sources.base import Source
@@ -12,9 +13,24 @@ from data.sources.files import TAR_ENDINGS, open_files
 from data.sources.imagenet import TRAIN_TAR, imagenet
 from data.sources.imagenet_22k import class_tars, imagenet_22k
 from data.sources.imagenet_kaggle import imagenet_kaggle
+from data.sources.table_labels import offered_table, table_labels
 from data.sources.torchvision_sets import PREFIX, TorchvisionSet
 from data.sources.webdataset_shards import WebDatasetShards, webdataset_shards
 from recipes.errors import UserError
+
+
+@dataclass(frozen=True)
+class LabelTables:
+    """Tables that hold the labels of images.
+
+    Attributes:
+        tables: files on the disk, or inside of the source.
+        image_column, label_column: names of the columns; None: guessed from their contents.
+    """
+
+    tables: tuple[Path, ...]
+    image_column: str | None = None
+    label_column: str | None = None
 
 
 def open_source(
@@ -23,6 +39,7 @@ def open_source(
     class_map: Path | None = None,
     workers: int | None = None,
     progress: bool = False,
+    labels: LabelTables | None = None,
 ) -> Source | WebDatasetShards:
     """Recognise a source and list its images.
 
@@ -32,15 +49,19 @@ def open_source(
         class_map: a file in the form that `data.sources.class_map.read_class_map` describes.
         workers: processes that list a source of many tars; None: one per usable core.
         progress: show the progress of a long listing.
+        labels: tables that hold the labels of the images; None: folders or the source's own form tell them.
 
     Raises:
         UserError: there is no such source, its kind is not known, or it is damaged.
     """
     if not 0 <= val_fraction <= 1:
         raise UserError(f"a validation fraction of {val_fraction} is not possible: give one from 0 to 1, e.g. 0.1")
-    path = Path(source)
+    path = Path(source).expanduser()
     found: Source
-    if source == "digits":
+    if labels is not None:
+        files = open_files(path)
+        found = table_labels(files, _name(path), val_fraction, labels.tables, labels.image_column, labels.label_column)
+    elif source == "digits":
         found = Digits(val_fraction)
     elif source.startswith(PREFIX):
         found = TorchvisionSet(source, val_fraction)
@@ -70,12 +91,12 @@ def _tars(path: Path, val_fraction: float, workers: int | None, progress: bool) 
 def _files(path: Path, val_fraction: float, class_map: Path | None) -> Source:
     files = open_files(path)
     files = inner_archive(files) or files
-    name = _name(path)
+    name, known = _name(path), read_class_map(class_map) if class_map else ()
     return (
         cifar10(files, name, val_fraction)
         or imagenet_kaggle(files, name)
         or cats_dogs(files, name, val_fraction)
-        or class_folders(files, name, val_fraction, read_class_map(class_map) if class_map else ())
+        or class_folders(files, name, val_fraction, known, offered_table)
     )
 
 

@@ -1,6 +1,6 @@
 """Labels from folder names: one folder per class, in a folder, a zip or a tar, with or without split folders above."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,13 @@ def image_paths(files: Files) -> tuple[NDArray[np.int64], list[str]]:
     return np.array(rows, np.int64), below_common_folders(paths)
 
 
-def class_folders(files: Files, name: str, val_fraction: float, named: Collection[str] = ()) -> Source:
+def class_folders(
+    files: Files,
+    name: str,
+    val_fraction: float,
+    named: Collection[str],
+    find_table: Callable[[Files], str | None],
+) -> Source:
     """Return a class-per-folder tree as a source.
 
     Args:
@@ -52,14 +58,23 @@ def class_folders(files: Files, name: str, val_fraction: float, named: Collectio
         name: of the data set.
         val_fraction: fraction of the training images to hold out if there is no validation split.
         named: folders that a class map names.
+        find_table: returns the name of a table among the files that names their images, or None.
 
     Raises:
         UserError: there are no images, fewer than two class folders, or it is not clear which folders are classes.
     """
     rows, paths = image_paths(files)
-    tree = read_tree(paths, files.place, named)
-    labels, classes, notes = class_numbers([printable(folder) for folder in tree.folders])
-    require_classes(classes, files.place)
+    try:
+        tree = read_tree(paths, files.place, named)
+        labels, classes, notes = class_numbers([printable(folder) for folder in tree.folders])
+        require_classes(classes, files.place)
+    except UserError as error:
+        table = find_table(files)
+        if table is None:
+            raise
+        raise UserError(
+            f"{error}; {table} names the images: to take the labels from it, add --labels {table}"
+        ) from None
     require_no_lost_class(files, tree.folders)
     names = [paths[row] for row in tree.rows]
     splits, held_out = with_validation(np.array(tree.splits, np.uint8), names, labels, val_fraction)

@@ -1,5 +1,6 @@
 """A class map: renames or renumbers the classes of a source, merges several into one, or keeps only some of them."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.sources.base import Listing, Names, Source, require_classes
+from data.sources.tables import delimiter_of, text_of
 from recipes.errors import UserError
 
 
@@ -14,23 +16,28 @@ def read_class_map(path: Path) -> dict[str, str | int]:
     """Return the new name or number of each class of the source, which most kinds name after its folder.
 
     The file is JSON, ``{"n01440764": "tench"}``, or text with one class per line, ``n01440764 tench``. In text,
-    the separator is a comma if the file ends in .csv, or else a tab if the line has one, or else the first white space.
+    the separator is that of the table if the file ends in .csv, or else a tab if the line has one, or else the first
+    white space.
 
     Raises:
         UserError: the file is missing, cannot be read, or has another form.
     """
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the class map {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        text = text_of(str(path), path.read_bytes())
+    except OSError as error:
+        raise UserError(f"the class map {path} cannot be read: {error.strerror or error}") from None
     if path.suffix.lower() == ".json":
         return _from_json(path, text)
     found: dict[str, str | int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        separator = "," if path.suffix.lower() == ".csv" else "\t" if "\t" in line else None
-        parts = [part.strip() for part in line.strip().split(separator, 1)]
+        if path.suffix.lower() == ".csv":
+            cells = next(csv.reader([line], delimiter=delimiter_of(line)))
+            # An unquoted comma in the second column belongs to the class name, e.g. "n01440764,tench, Tinca tinca".
+            parts = [cells[0].strip(), delimiter_of(line).join(cells[1:]).strip(" ;\t")]
+        else:
+            parts = [part.strip() for part in line.strip().split("\t" if "\t" in line else None, 1)]
         if len(parts) != 2 or not all(parts):
             raise UserError(f"line {number} of the class map {path} is not a folder and a class: {line.strip()!r}")
         found[parts[0]] = int(parts[1]) if re.fullmatch(r"\d+", parts[1]) else parts[1]

@@ -49,14 +49,13 @@ class ClassTree:
         self.splits.append(split)
 
 
-def read_tree(paths: Sequence[str], place: str, named: Collection[str], advice: str = "") -> ClassTree:
+def read_tree(paths: Sequence[str], place: str, named: Collection[str]) -> ClassTree:
     """Return how the paths of images, below the folders common to all, are understood.
 
     Args:
         paths: relative paths with forward slashes.
         place: name of the tree in messages.
         named: folders that a class map names: these are classes, whatever they look like.
-        advice: end of a message about images without class folders.
 
     Raises:
         UserError: the folders could be splits or classes, or they hold images and their annotations.
@@ -72,7 +71,7 @@ def read_tree(paths: Sequence[str], place: str, named: Collection[str], advice: 
             return _split_first(paths, split_of)
         if _are_splits_in_classes(paths, subfolders):
             return _class_first(paths)
-        _refuse_unclear(subfolders, split_of, place, advice)
+        _refuse_unclear(subfolders, split_of, place)
     return _plain(paths)
 
 
@@ -180,19 +179,19 @@ def _plain(paths: Sequence[str]) -> ClassTree:
     return tree
 
 
-def _refuse_unclear(subfolders: dict[str, set[str]], split_of: dict[str, int | None], place: str, advice: str) -> None:
+def _refuse_unclear(subfolders: dict[str, set[str]], split_of: dict[str, int | None], place: str) -> None:
     tops = sorted(subfolders)
     listed = ", ".join(tops[:4]) + (", …" if len(tops) > 4 else "")
     if len(tops) >= 2 and all(split is not None for split in split_of.values()):
         raise UserError(
             f"{place} has the folders {listed}, which look like splits but hold no class folders: "
-            f"{advice or 'sort the images into one folder per class, or give a table of labels with --labels'}"
+            f"sort the images into one folder per class, or give a table of their labels with --labels"
         )
     words = {top.lower() for top in tops}
     if words & _ANNOTATION_FOLDERS and (words & _IMAGE_FOLDERS or words <= _ANNOTATION_FOLDERS):
         raise UserError(
             f"{place} has the folders {listed}, which look like images beside their annotations and not like classes: "
-            f"{advice or 'sort the images into one folder per class, or give a table of labels with --labels'}"
+            f"sort the images into one folder per class, or give a table of their labels with --labels"
         )
     tops_of = Counter(name for names in subfolders.values() for name in names)
     shared = [name for name, count in tops_of.items() if count >= 2]

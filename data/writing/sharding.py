@@ -21,7 +21,7 @@ from data.progress import say
 from data.reading.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, SplitRecord, read_manifest
 from data.reading.shards import ShardSet
 from data.reading.storage import LocalFolder
-from data.sources import open_source
+from data.sources import LabelTables, open_source
 from data.sources.base import Listing
 from data.sources.splits import SPLITS
 from data.sources.webdataset_shards import WebDatasetShards
@@ -46,6 +46,7 @@ def shard(
     longest_side: int | None = None,
     quality: int = 95,
     class_map: Path | None = None,
+    labels: LabelTables | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> ShardSet:
@@ -61,6 +62,7 @@ def shard(
         shortest_side, longest_side: limits in pixels, above which an image is made smaller.
         quality: JPEG quality of the images made smaller.
         class_map: file that gives folders other class names or numbers, see `data.sources.class_map`.
+        labels: tables that hold the labels of the images.
         workers: processes; None: one per usable core.
         progress: show progress and a summary on standard error.
 
@@ -72,7 +74,7 @@ def shard(
     limit = SizeLimit(shortest_side, longest_side, quality)
     dest = Path(dest)
     try:
-        opened = open_source(source, val_fraction, class_map, workers, progress)
+        opened = open_source(source, val_fraction, class_map, workers, progress, labels)
         options = {"val_fraction": val_fraction, "shard_size": shard_size, "limit": asdict(limit)}
         identity = {"kind": opened.kind, "listing": opened.digest(), "options": options}
         if _is_finished(dest, identity):

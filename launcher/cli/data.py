@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from recipes.errors import UserError
+
 data = typer.Typer()
 _PANEL = "Recipes and data"
 _IMAGE_SIZES = "Image sizes"
@@ -29,6 +31,16 @@ def shard(
         Path | None,
         typer.Option(help="A file that maps folder names to class names or numbers.", show_default=False),
     ] = None,
+    labels: Annotated[
+        list[Path] | None,
+        typer.Option(help="A table of labels: CSV, TSV, JSON lines or parquet. May be repeated.", show_default=False),
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Its column of image names, if the guess is wrong.", show_default=False)
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Its column of labels, if the guess is wrong.", show_default=False)
+    ] = None,
     shard_size: Annotated[int, typer.Option(help="Approximate size of a shard in MiB.", min=1)] = 256,
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode images. Default: one per CPU.", min=1)
@@ -46,8 +58,11 @@ def shard(
     ] = 95,
 ) -> None:
     """Write a data set as WebDataset shards with an index. The same command resumes after an interruption."""
+    from data.sources import LabelTables
     from data.writing.sharding import shard as write_shards
 
+    if (image_column or label_column) and not labels:
+        raise UserError("--image-column and --label-column name columns of a table: give the table with --labels")
     write_shards(
         source,
         destination,
@@ -57,6 +72,7 @@ def shard(
         longest_side=longest_side,
         quality=quality,
         class_map=class_map,
+        labels=LabelTables(tuple(labels), image_column, label_column) if labels else None,
         workers=workers,
     )
 
