@@ -1,9 +1,10 @@
-"""What the average of the weights (EMA) costs: in the optimizer's state, as here, against timm's ModelEmaV3 beside the model.
+"""The cost of the EMA of the weights: inside the optimizer's state, as here, and as timm's ModelEmaV3 beside the model.
 
-    python -m tests.benchmarks.average_of_weights [--model convnext_tiny] [--steps 30]
+    python -m tests.benchmarks.average_of_weights [--model convnext_tiny] [--steps 30] [--procs 8]
 
-Both average after every update of the same AdamW; nothing else is done in the timed steps, so the figure is the cost of averaging itself.
-Bytes are those of the average that one process of `--procs` holds under ZeRO, and in a copy of the model. On a GPU if there is one.
+Both average after every update of the same AdamW, and the timed steps do nothing else. So the difference is the cost
+of the EMA itself. Also printed: the bytes of the EMA that one of `--procs` processes holds under ZeRO, and the bytes
+of a copy of the model. The script uses a GPU if there is one.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from recipes.load import load
 def updates(
     model_name: str, decay: float | None, with_timm: bool, steps: int, device: torch.device
 ) -> tuple[list[float], int]:
-    """Seconds of each update, and bytes of the average."""
+    """Return the seconds of each update, and the bytes of the EMA."""
     recipe = load("convnext_tiny_in1k", [f"ema.decay={'null' if decay is None else decay}"])
     model = timm.create_model(model_name).to(device)
     optimizer = make_optimizer(model, recipe)
@@ -42,6 +43,7 @@ def updates(
         if not beside
         else list(beside.module.state_dict().values())
     )
+    # The first updates allocate the state.
     return seconds[3:], sum(average.numel() * average.element_size() for average in averages)
 
 
@@ -57,14 +59,19 @@ def main() -> None:
     parser.add_argument("--procs", type=int, default=8)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = {"no average": (None, False), "in the optimizer's state": (0.9999, False), "timm's ModelEmaV3": (None, True)}
+    rows: dict[str, tuple[float | None, bool]] = {
+        "no EMA": (None, False),
+        "in the optimizer's state": (0.9999, False),
+        "timm's ModelEmaV3": (None, True),
+    }
     found = {title: updates(arguments.model, *row, arguments.steps, device) for title, row in rows.items()}
-    plain = statistics.median(found["no average"][0])
+    plain = statistics.median(found["no EMA"][0])
     for title, (seconds, held) in found.items():
         shared = held / arguments.procs if title != "timm's ModelEmaV3" else held
+        median = statistics.median(seconds)
         print(
-            f"{title}: {statistics.median(seconds) * 1e3:.2f} ms an update ({statistics.median(seconds) / plain:.2f} of none), "
-            f"{held / 2**20:.0f} MiB under DDP, {shared / 2**20:.0f} MiB a process under ZeRO on {arguments.procs}"
+            f"{title}: {median * 1e3:.2f} ms per update ({median / plain:.2f} times that without an EMA), "
+            f"{held / 2**20:.0f} MiB under DDP, {shared / 2**20:.0f} MiB per process under ZeRO on {arguments.procs}"
         )
 
 

@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.gpu_memory [--recipes convnext_tiny_in1k ...] [--micro-batches 16 32 64]
 
-bf16, DDP's memory in one process. `tensors` is what is predicted without the allowance, to be compared with what torch allocated;
-`reserved` is what its allocator took, and `used` all that the driver counts: from them the allowance of
-`launcher.planning.memory_model` should be set. The last column is TFLOP/s, for `bigbatch plan --tflops`.
+bf16, the memory of DDP in one process. `predicted` excludes the allowance; compare it with `allocated`, which torch
+reports. `reserved` is what torch's allocator took, and `used` is everything the driver counts. The allowance of
+`launcher.planning.memory_model` should follow from these two. The last column is TFLOP/s, for `bigbatch plan
+--tflops`.
 """
 
 import argparse
@@ -18,8 +19,7 @@ from launcher.engines.data_parallel import DataParallel
 from launcher.planning.engine_rules import with_default_engine
 from launcher.planning.memory_model import predict_memory
 from launcher.planning.model_profile import profile_model
-from models import batch_norm, stochastic_depth
-from models.build import build
+from models.prepared import prepare_model
 from recipes.errors import UserError
 from recipes.load import load
 
@@ -33,14 +33,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise UserError("this needs a GPU")
-    print("recipe, micro-batch: tensors predicted, allocated, error, reserved, used (GiB); TFLOP/s")
+    print("recipe, micro-batch: predicted, allocated, error, reserved, used (GiB); TFLOP/s")
     for name in arguments.recipes:
         recipe = with_default_engine(load(name, ["engine.precision=bf16"]))
         profile = profile_model(recipe, "bf16")
-        model = build(recipe, recipe.data.classes)
-        depth = stochastic_depth.attach(model, recipe.seed)
-        batch_norm.attach(model, recipe.batch.statistics_size)
-        engine = DataParallel(recipe, model.train(), make_accelerator(recipe))
+        assert recipe.data.classes is not None
+        prepared = prepare_model(recipe, recipe.data.classes)
+        engine = DataParallel(recipe, prepared.module.train(), make_accelerator(recipe))
         for micro_batch in arguments.micro_batches:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -49,7 +48,7 @@ def main() -> None:
                 started = time.perf_counter()
                 for last in (False, True):
                     images = torch.zeros(micro_batch, 3, recipe.input.size, recipe.input.size, device="cuda")
-                    depth.draw(0, torch.arange(micro_batch, device="cuda"))
+                    prepared.drop_path.draw(0, torch.arange(micro_batch, device="cuda"))
                     with engine.micro_batch(last_of_step=last):
                         engine.backward(engine.forward(images).float().log_softmax(dim=-1).mean(dim=-1).sum())
                 engine.update(1e-6)
@@ -62,7 +61,7 @@ def main() -> None:
             others = " ".join(f"{value / 2**30:.2f}" for value in (reserved, total - free))
             tflops = 2 * micro_batch * 6 * profile.multiply_adds / seconds / 1e12
             print(f"{name}, {micro_batch}: {sizes} {predicted / allocated - 1:+.1%} {others}; {tflops:.1f}", flush=True)
-        del engine, model
+        del engine, prepared
 
 
 if __name__ == "__main__":

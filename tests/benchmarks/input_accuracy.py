@@ -1,10 +1,10 @@
-"""Whether training on what `data.images.decode` and `data.images.randaugment` make ends where training on timm's own transform ends.
+"""Does training on our decoded and augmented pixels reach the same accuracy as training on timm's transform?
 
     python -m tests.benchmarks.input_accuracy SHARDS [--epochs 4] [--seeds 3] [--size 64]
 
-A small ResNet from scratch on cats and dogs, once with our pixels and once with timm's from the same keys, so that only
-rounding and scaled decoding differ. At 64 pixels most crops are decoded at a half or a quarter: the hardest case. What
-two seeds differ by is the noise to compare with.
+A small ResNet is trained from scratch on cats and dogs, once on our pixels and once on timm's for the same keys. The
+two differ only by rounding and scaled decoding. At 64 pixels most crops are decoded at a half or a quarter, which is
+the hardest case. Compare the difference with the standard deviation between seeds.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class TimmsTransform(TrainTransform):
 
 
 def accuracy(shards: ShardSet, transform: type, seed: int, epochs: int, size: int) -> tuple[float, float]:
-    """Accuracy and loss over the validation images after so many epochs."""
+    """Return accuracy and loss over the validation images after `epochs` epochs."""
     changes = [f"seed={seed}", f"input.size={size}", f"schedule.epochs={epochs}", "schedule.warmup_epochs=0"]
     recipe = load(
         "convnext_atto_cats_dogs", [*changes, "model.name=resnet10t", "model.init_std=null", "optimizer.lr=1e-3"]
@@ -73,23 +73,20 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     shards = ShardSet.open(arguments.shards)
-    found = []  # of each seed: ours and timm's accuracy and loss
+    results = []  # per seed: accuracy and loss of ours and of timm's
     for seed in range(arguments.seeds):
-        found.append(
-            [
-                accuracy(shards, which, seed, arguments.epochs, arguments.size)
-                for which in (TrainTransform, TimmsTransform)
-            ]
-        )
-        (ours, our_loss), (theirs, their_loss) = found[-1]
+        ours, our_loss = accuracy(shards, TrainTransform, seed, arguments.epochs, arguments.size)
+        theirs, their_loss = accuracy(shards, TimmsTransform, seed, arguments.epochs, arguments.size)
+        results.append([(ours, our_loss), (theirs, their_loss)])
         print(
             f"seed {seed}: ours {ours:.2%}, loss {our_loss:.4f}; timm's {theirs:.2%}, loss {their_loss:.4f}", flush=True
         )
-    found = np.array(found)
+    found = np.array(results)
     means, differences = found.mean(axis=0), found[:, 0] - found[:, 1]
     between_seeds = found.std(axis=0, ddof=1).mean(axis=0) if len(found) > 1 else (np.nan, np.nan)
     for number, name in enumerate(("accuracy", "loss")):
         print(
-            f"{name}: ours {means[0, number]:.4f}, timm's {means[1, number]:.4f}, mean difference {differences[:, number].mean():+.4f}; "
+            f"{name}: ours {means[0, number]:.4f}, timm's {means[1, number]:.4f}, "
+            f"mean difference {differences[:, number].mean():+.4f}; "
             f"standard deviation between seeds {between_seeds[number]:.4f}"
         )

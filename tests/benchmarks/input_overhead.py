@@ -1,10 +1,10 @@
-"""What the keyed machinery costs: our input and masks against plain timm transforms, Mixup, erasing and DropPath.
+"""The cost of the keyed randomness: our input and masks against plain timm transforms, Mixup, erasing and DropPath.
 
-    python -m tests.benchmarks.input_overhead SHARDS [--size 224] [--rounds 7]
+    python -m tests.benchmarks.input_overhead SHARDS [--size 224] [--rounds 15]
 
-Both decode the same images and apply the same recipe on one thread, in alternating rounds; the figure is the ratio of the
-medians of processor time per image. Also: seconds to the first batch at step 0 and at step 100,000 of an index of 1,281,167 images, and the
-memory of the order of 14 million.
+Both decode the same images and apply the same recipe on one thread, in alternating rounds. The result is the ratio of
+the median processor times per image. Also printed: the seconds to the first batch at step 0 and at step 100,000 of
+1,281,167 images, and the memory of the order of 14 million samples.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from timm.layers.drop import drop_path
 from data.batches import MicroBatches, load_steps
 from data.on_device import DevicePreprocessor
 from data.order import shuffled
-from data.reading.shards import INDEX_DTYPE, ShardSet
+from data.reading.shards import INDEX_DTYPE, ShardSet, Split
 from models.stochastic_depth import StochasticDepth
 from recipes.load import load
 
@@ -69,7 +70,8 @@ def overhead(shards: ShardSet, size: int, rounds: int) -> None:
         StochasticDepth(0, [RATE] * BRANCHES),
     )
     branch_input = torch.randn(BATCH, 96, 14, 14)
-    ours, theirs = [], []
+    ours: list[float] = []
+    theirs: list[float] = []
     for step in range(2 * rounds):  # the first half warms up caches
         samples = shuffled(0, 0, len(split), np.arange(step * BATCH, (step + 1) * BATCH) % len(split))
         started = time.process_time()
@@ -84,26 +86,30 @@ def overhead(shards: ShardSet, size: int, rounds: int) -> None:
     ratio = statistics.median(ours) / statistics.median(theirs)
     per_image = [statistics.median(values) / BATCH * 1e3 for values in (ours, theirs)]
     print(
-        f"ours {per_image[0]:.2f} ms an image, plain timm {per_image[1]:.2f}: ratio {ratio:.3f} (medians of {rounds})"
+        f"ours {per_image[0]:.2f} ms per image, plain timm {per_image[1]:.2f}: ratio {ratio:.3f} (medians of {rounds})"
     )
 
 
-class Imagenet:
-    """An index of ImageNet's length over a few photographs."""
+class Imagenet(Split):
+    """An index of ImageNet's length over a few images."""
 
-    def __init__(self, split, folder: Path, samples: int = 1_281_167):
+    def __init__(self, split: Split, folder: Path, samples: int = 1_281_167):  # no super(): nothing else is used
         np.save(folder / "index.npy", np.resize(split.index, samples).astype(INDEX_DTYPE))
         self.split, self.samples = split, samples
-        self.labels = np.load(folder / "index.npy", mmap_mode="r")["label"]
+        self._labels = np.load(folder / "index.npy", mmap_mode="r")["label"]
 
     def __len__(self) -> int:
         return self.samples
 
-    def read_ahead(self, samples):
+    @property
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+    def read_ahead(self, samples: Iterable[int]) -> None:
         self.split.read_ahead(int(sample) % len(self.split) for sample in samples)
 
-    def read(self, sample: int) -> bytes:
-        return self.split.read(sample % len(self.split))
+    def read(self, i: int) -> bytes:
+        return self.split.read(i % len(self.split))
 
 
 def late_start(shards: ShardSet, rounds: int) -> None:
@@ -112,8 +118,8 @@ def late_start(shards: ShardSet, rounds: int) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         imagenet = Imagenet(shards.split("train"), Path(folder))
-        times = {0: [], 100_000: []}
-        for number in range(rounds):  # each time another step there, since some photographs take longer than others
+        times: dict[int, list[float]] = {0: [], 100_000: []}
+        for number in range(rounds):  # another step each time, because some images take longer than others
             for place, found in times.items():
                 first = place + number
                 started = time.perf_counter()
@@ -123,7 +129,8 @@ def late_start(shards: ShardSet, rounds: int) -> None:
                 found.append(time.perf_counter() - started)
     early, late = (statistics.median(found) for found in times.values())
     print(
-        f"to the first batch: step 0 {early:.2f} s, step 100,000 {late:.2f} s, ratio {late / early:.3f} (medians of {rounds})"
+        f"to the first batch: step 0 {early:.2f} s, step 100,000 {late:.2f} s, "
+        f"ratio {late / early:.3f} (medians of {rounds})"
     )
     tracemalloc.start()
     shuffled(0, 1, 14_000_000, np.arange(4096))

@@ -1,15 +1,15 @@
-"""Images per second and core of the whole training input: ours against timm, torchvision's reference and plain webdataset.
+"""Images per second and core of the whole training input: ours, timm, torchvision's reference and plain webdataset.
 
-    python -m tests.benchmarks.input_pipeline PHOTOGRAPHS [--images 128] [--rounds 15]
+    python -m tests.benchmarks.input_pipeline IMAGES [--images 128] [--rounds 15]
 
-PHOTOGRAPHS is what `bigbatch shard` takes and timm's ImageFolder layout can be made of: a folder or zip of photographs.
-All make batches ``[64, 3, 224, 224]`` of the same photographs: RandomResizedCrop bicubic, flip, RandAugment
-rand-m9-mstd0.5-inc1 or none. What is counted is what costs a loader's cores: ours and timm's hand over uint8 and normalise
-and erase on the device; torchvision's reference and webdataset's pipeline do that in the loader. One thread, one process,
-processor time. All take turns in short rounds, so that other work on the machine hits all alike; figures are medians over
-the rounds, ratios are those within a round, with the quarters of the rounds below and above in brackets.
+IMAGES is a source for `bigbatch shard`, a folder or zip of photographs. All contenders make batches ``[64, 3, 224,
+224]`` of the same images: RandomResizedCrop bicubic, flip, and RandAugment rand-m9-mstd0.5-inc1 or none. Only the
+work of a loader's cores counts. Ours and timm hand over uint8 and normalise and erase on the device; torchvision's
+reference and webdataset's pipeline do that in the loader. One thread, one process, processor time.
 
-Two floors stand below: libjpeg-turbo's bare decode of the same bytes, and our decode and resize of the drawn crops alone.
+The contenders take turns in short rounds, so that other work on the machine hits all alike. Printed are medians over
+the rounds, and ratios within a round with the middle half of the rounds in brackets. Two lower bounds are measured
+too: libjpeg-turbo's bare decode of the same bytes, and our decode and resize of the drawn crops alone.
 """
 
 import argparse
@@ -56,13 +56,6 @@ def ours(shards: ShardSet, policy: str | None) -> Batches:
 
 
 def by_timm(folder: Path, policy: str | None) -> Batches:
-    options = {
-        "auto_augment": policy,
-        "color_jitter": None,
-        "interpolation": "bicubic",
-        "re_prob": 0.25,
-        "re_mode": "pixel",
-    }
     loader = create_loader(
         ImageDataset(str(folder)),
         (3, SIZE, SIZE),
@@ -71,7 +64,11 @@ def by_timm(folder: Path, policy: str | None) -> Batches:
         num_workers=0,
         persistent_workers=False,
         device=torch.device("cpu"),
-        **options,
+        auto_augment=policy,
+        color_jitter=None,  # type: ignore[arg-type]  # timm's own default when RandAugment is on, and not in its hints
+        interpolation="bicubic",
+        re_prob=0.25,
+        re_mode="pixel",
     )
     while True:
         yield from (images for images, _ in loader.loader)  # beneath the part that works on the device
@@ -99,7 +96,7 @@ def by_webdataset(shards: ShardSet, policy: str | None) -> Batches:
         SIZE,
         is_training=True,
         auto_augment=policy,
-        color_jitter=None,
+        color_jitter=None,  # type: ignore[arg-type]  # as above
         interpolation="bicubic",
         re_prob=0.25,
         re_mode="pixel",
@@ -117,7 +114,7 @@ def by_webdataset(shards: ShardSet, policy: str | None) -> Batches:
 
 
 def decoding(shards: ShardSet) -> Iterator[None]:
-    """`BATCH` photographs a time, decoded and thrown away."""
+    """Decode `BATCH` images at a time and drop them."""
     split = shards.split("train")
     while True:
         for start in range(0, len(split) - BATCH + 1, BATCH):
@@ -127,7 +124,7 @@ def decoding(shards: ShardSet) -> Iterator[None]:
 
 
 def cropping(shards: ShardSet, policy: str | None) -> Iterator[None]:
-    """`BATCH` photographs a time, of which the crops that training would draw are decoded and resized."""
+    """Decode and resize the crops that training would draw, `BATCH` images at a time."""
     split, recipe = shards.split("train"), recipe_of(policy)
     transform = TrainTransform(recipe)
     crops = {sample: drawn(transform, EncodedImage(split.read(sample)), sample) for sample in range(len(split))}
@@ -148,8 +145,8 @@ def drawn(transform: TrainTransform, image: EncodedImage, sample: int) -> Crop:
 
 
 def times(candidates: dict[str, Iterator], batches: int, rounds: int) -> dict[str, np.ndarray]:
-    """Milliseconds of processor time an image in each round, of that many batches."""
-    found = {name: [] for name in candidates}
+    """Return the milliseconds of processor time per image in each round of `batches` batches."""
+    found: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 1):  # the first warms up
         for name, source in candidates.items():
             started = time.process_time()
@@ -161,7 +158,7 @@ def times(candidates: dict[str, Iterator], batches: int, rounds: int) -> dict[st
 
 
 def profile(shards: ShardSet, policy: str | None) -> dict[str, float]:
-    """Milliseconds of processor time an image in each stage of ours, and in each operation of RandAugment."""
+    """Return the milliseconds of processor time per image in our stages and in RandAugment's operations."""
     split, recipe = shards.split("train"), recipe_of(policy)
     transform = TrainTransform(recipe)
     samples = range(min(768, len(split)))
@@ -176,14 +173,14 @@ def profile(shards: ShardSet, policy: str | None) -> dict[str, float]:
 
         return timed_work
 
-    for operation in transform.array_transform.transforms[0].ops if policy else ():
+    for operation in transform.array_transform.transforms[0].ops if transform.array_transform else ():
         operation.aug_fn = timed(operation.name, operation.aug_fn)
     for sample in samples:
         stored = timed("read", split.read)(sample)
         image = timed("header", EncodedImage)(stored)
         crop = timed("seeds and crop drawn", drawn)(transform, image, sample)
         pixels = timed("decode and resize", image.crop_resized)(crop, SIZE, "bicubic")
-        if torch.rand(1) < transform.flip.p:
+        if transform.flip and torch.rand(1) < transform.flip.p:
             pixels = timed("flip", pixels.flip)(2)
         if transform.array_transform:
             timed("all of RandAugment", transform.array_transform)(pixels.permute(1, 2, 0).numpy())
@@ -191,7 +188,7 @@ def profile(shards: ShardSet, policy: str | None) -> dict[str, float]:
 
 
 def class_folders(shards: ShardSet, folder: Path) -> None:
-    """The same photographs as the plain files that timm and torchvision read."""
+    """Write the same images as the plain files that timm and torchvision read."""
     split = shards.split("train")
     for sample in range(len(split)):
         path = folder / str(split.labels[sample]) / f"{sample}.jpg"
@@ -216,13 +213,13 @@ def compare(source: str, images: int, rounds: int) -> None:
             found = times(candidates, max(1, images // BATCH), rounds)
             report(title, found, goal)
             print(
-                "  profile of ours, ms an image: "
+                "  profile of ours, ms per image: "
                 + ", ".join(f"{name} {spent:.3f}" for name, spent in profile(shards, policy).items())
             )
 
 
 def report(title: str, found: dict[str, np.ndarray], goal: float) -> None:
-    print(f"\n{title}: {'images/s a core':>{58 - len(title)}}   ours is")
+    print(f"\n{title}: {'images/s per core':>{58 - len(title)}}   ours is")
     for name, of_rounds in found.items():
         low, ratio, high = np.quantile(of_rounds / found[OURS], (0.25, 0.5, 0.75))
         print(
@@ -230,18 +227,19 @@ def report(title: str, found: dict[str, np.ndarray], goal: float) -> None:
         )
     allowed, needed, decode = np.median(found[TIMM]) / goal, np.median(found[CROPS]), np.median(found[DECODE])
     print(
-        f"  {goal} times timm's speed are {allowed:.2f} ms an image; decode and resize of the crops alone take {needed:.2f} "
+        f"  {goal} times timm's speed is {allowed:.2f} ms per image; "
+        f"decode and resize of the crops alone take {needed:.2f} "
         f"(a bare decode {decode:.2f}), ours {np.median(found[OURS]):.2f}"
     )
-    print(f"  load of the machine (jobs that want one of {os.cpu_count()} cores): {os.getloadavg()[0]:.1f}")
+    print(f"  load of the machine (jobs waiting for one of {os.cpu_count()} cores): {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photographs")
+    parser.add_argument("source", metavar="IMAGES")
     parser.add_argument("--images", type=int, default=128, help="per round and candidate")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    compare(arguments.photographs, arguments.images, arguments.rounds)
+    compare(arguments.source, arguments.images, arguments.rounds)

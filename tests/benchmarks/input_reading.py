@@ -1,11 +1,12 @@
-"""How fast the encoded images leave a local disk: ranged reads from the index against reading whole shards in order.
+"""How fast encoded images come from a local disk: reads by position from the index, and whole shards in order.
 
     python -m tests.benchmarks.input_reading SHARDS [--rounds 9]
 
-SHARDS is a folder that `bigbatch shard` wrote. Nothing is decoded. All read every training image once a round and take
-turns; figures are medians over the rounds, ratios those within a round, quarters below and above in brackets. "Cached": the
-files are in the system's page cache, so that the program's own work is what counts. "Cold": the system was told to forget
-them before each reading; what the disk itself remembers it does not forget.
+SHARDS is a folder that `bigbatch shard` wrote. Nothing is decoded. Every contender reads all training images once per
+round, and they take turns. Printed are medians over the rounds, and ratios within a round with the middle half of the
+rounds in brackets. "cached" means that the files are in the page cache, so that the program's own work is what
+counts. "cold" means that the system was told to drop them before each reading; the disk's own cache keeps what it
+has.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def in_order(shards: ShardSet) -> int:
 
 
 def at_random(shards: ShardSet) -> int:
-    """As training reads: micro-batches of the full shuffle, said in advance."""
+    """Read as training does: micro-batches of the full shuffle, announced in advance."""
     split = shards.split("train")
     order = shuffled(0, 0, len(split), np.arange(len(split)))
     found = 0
@@ -42,13 +43,13 @@ def at_random(shards: ShardSet) -> int:
 
 
 def by_webdataset(paths: list[Path]) -> int:
-    """Plain webdataset from the first to the last byte, without decoding."""
+    """Read with plain webdataset from the first to the last byte, without decoding."""
     loaded = webdataset.WebDataset([str(path) for path in paths], shardshuffle=False, empty_check=False)
     return sum(len(value) for sample in loaded for name, value in sample.items() if name in ("jpg", "png"))
 
 
 def bare(paths: list[Path]) -> int:
-    """The files alone, a mebibyte at a time."""
+    """Read the files alone, one mebibyte at a time."""
     for path in paths:
         with path.open("rb", buffering=0) as file:
             while file.read(2**20):
@@ -64,7 +65,7 @@ def forget(paths: list[Path]) -> None:
 
 def compare(folder: Path, rounds: int) -> None:
     local = ShardSet.open(folder)
-    paths = local.split("train").shard_paths
+    paths = [Path(path) for path in local.split("train").shard_paths]
     images = int(local.split("train").index["size"].sum())
     with tempfile.TemporaryDirectory() as cache:
         url = f"file://{folder.resolve()}"
@@ -77,7 +78,7 @@ def compare(folder: Path, rounds: int) -> None:
             "bare files": lambda: bare(paths),
         }
         for title, cold in (("cached", False), ("cold", True)):
-            found = {name: [] for name in ways}
+            found: dict[str, list[float]] = {name: [] for name in ways}
             for number in range(rounds + 1):  # the first warms up, and fills the cache
                 for name, way in ways.items():
                     if cold:
@@ -91,13 +92,15 @@ def compare(folder: Path, rounds: int) -> None:
 
 def report(title: str, found: dict[str, list[float]], size: int) -> None:
     print(
-        f"{title}: {size / 1e6:.0f} MB of images; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        f"{title}: {size / 1e6:.0f} MB of images; "
+        f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     )
     plain = np.array(next(iter(found.values())))
     for name, seconds in found.items():
         low, ratio, high = np.quantile(plain / np.array(seconds), (0.25, 0.5, 0.75))
         print(
-            f"  {name:<44} {size / np.median(seconds) / 1e6:>7.0f} MB/s  {ratio:>6.2f} [{low:.2f} to {high:.2f}] times webdataset's speed"
+            f"  {name:<44} {size / np.median(seconds) / 1e6:>7.0f} MB/s  "
+            f"{ratio:>6.2f} [{low:.2f} to {high:.2f}] times webdataset's speed"
         )
 
 

@@ -1,11 +1,11 @@
-"""How fast photographs become shards: `bigbatch shard` against webdataset's own writer in a plain loop.
+"""How fast images become shards: `bigbatch shard`, and webdataset's own writer in a plain loop.
 
     python -m tests.benchmarks.input_sharding FOLDER [--rounds 5]
 
-FOLDER has a folder per class. Both read the files and write tars of the same photographs, in alternating rounds; ours also
-decodes every photograph once, flushes to the disk, reads back, takes checksums and writes an index. Figures are medians;
-"one process" compares like with like, "all cores" is what a user gets. The plain loop that also flushes shows what the
-disk allows.
+FOLDER has a folder per class. All contenders read the same files and write tars, in alternating rounds. Ours also
+decodes every image once, flushes to the disk, reads back, takes checksums and writes an index. Printed are medians.
+"one process" compares like with like, "all cores" is what a user gets, and the flushed plain loop shows what the disk
+allows.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from data.writing.sharding import shard
 def plain_loop(folder: Path, destination: Path) -> None:
     destination.mkdir()
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    photographs = [(path, number) for number, of_class in enumerate(classes) for path in sorted(of_class.iterdir())]
+    images = [(path, number) for number, of_class in enumerate(classes) for path in sorted(of_class.iterdir())]
     with ShardWriter(str(destination / "train-%06d.tar"), maxsize=256 * 2**20, verbose=0) as writer:
-        for number, (path, label) in enumerate(photographs):
+        for number, (path, label) in enumerate(images):
             writer.write({"__key__": f"{number:08d}", "jpg": path.read_bytes(), "cls": label})
 
 
@@ -49,7 +49,7 @@ def compare(folder: Path, rounds: int) -> None:
             str(source), to, val_fraction=0, shard_size=16 * 2**20, progress=False
         ),
     }
-    found = {name: [] for name in ways}
+    found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):  # the first warms up
         for name, way in ways.items():
             with tempfile.TemporaryDirectory() as scratch:
@@ -60,9 +60,8 @@ def compare(folder: Path, rounds: int) -> None:
                 shutil.rmtree(Path(scratch) / "out")
     plain = statistics.median(found["webdataset's ShardWriter in a plain loop"])
     for name, rates in found.items():
-        print(
-            f"{name:<42} {statistics.median(rates):>7.0f} MB/s  {statistics.median(rates) / plain:>5.2f} of the plain loop"
-        )
+        median = statistics.median(rates)
+        print(f"{name:<42} {median:>7.0f} MB/s  {median / plain:>5.2f} of the plain loop")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How good a mixture the block shuffle is, compared with the full shuffle.
+"""How well the block shuffle mixes, compared with the full shuffle.
 
     python -m tests.benchmarks.input_shuffle
 
-For ImageNet's length and batch (1,281,167 images of 1000 classes, 4096 in 32 slices), with shards sorted by class, as other
-people's may be, and with classes mixed, as `bigbatch shard` writes them. A ratio of 1 is a full shuffle. Computed, not timed.
+Computed, not timed, for ImageNet's length and batch: 1,281,167 images of 1,000 classes, 4096 in 32 slices. The shards
+are sorted by class, as other people's may be, or mixed, as `bigbatch shard` writes them. A ratio of 1 is as good as
+the full shuffle.
 """
 
 import numpy as np
@@ -26,7 +27,7 @@ def blocks(epoch: int) -> np.ndarray:
 
 
 def measures(order: np.ndarray, other: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Of the first steps of an epoch, and of the same steps of the next."""
+    """Compare the first steps of an epoch with the same steps of the next one."""
     classes = labels[order]
     of_batches = np.stack([np.bincount(step, minlength=CLASSES) for step in classes])
     of_slices = np.stack([np.bincount(part, minlength=CLASSES) for part in classes.reshape(-1, BATCH.slice_size)])

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.roofline [--recipes convnext_tiny_in1k ...] [--tflops 800] [--bandwidth 3.35]
 
-One forward and backward pass at bf16 on torch's fake tensors, with what autocast keeps in float32 on a GPU. An operation takes as long as
-its arithmetic at `--tflops` or as its inputs and outputs at `--bandwidth` (TB/s), whichever is longer. "one by one" is the limit for
-operations that are started one after the other; "all fused" that of a compiler which fuses all others into convolutions and matrix
-products. The defaults are an H100 SXM: its memory's bandwidth, and a bf16 rate that large matrix products reach.
+One forward and backward pass in bf16 runs on torch's fake tensors, with the operations that autocast on a GPU keeps
+in float32. An operation takes as long as its arithmetic at `--tflops` or its inputs and outputs at `--bandwidth`
+(TB/s), whichever is longer. "one by one" is the limit for operations that are started one after the other. "all
+fused" is the limit for a compiler that fuses everything else into convolutions and matrix products. The defaults
+describe an H100 SXM: the bandwidth of its memory, and a bf16 rate that large matrix products reach.
 """
 
 import argparse
@@ -36,7 +37,7 @@ KINDS = {"depthwise": "depthwise convolutions", "conv": "other convolutions", "m
 class Operations(TorchDispatchMode):
     """FLOPs and bytes of every operation, by kind."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.found: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
@@ -69,7 +70,7 @@ def _kind(name: str, args: tuple) -> str:
 def operations(name: str, micro_batch: int) -> dict[str, list[tuple[float, float]]]:
     recipe = load(name)
     with torch.device("meta"):
-        model = build(recipe, recipe.data.classes).to(memory_format=torch.channels_last)
+        model = build(recipe, recipe.data.classes or 1000).to(memory_format=torch.channels_last)
     depth = stochastic_depth.attach(model, recipe.seed)
     batch_norm.attach(model, micro_batch)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -107,12 +108,13 @@ def main() -> None:
         total = sum(limits.values())
         launched = sum(len(each) for each in found.values())
         print(
-            f"{name}: {launched:,} operations; {1 / total:,.0f} images/s one by one, {1 / fused:,.0f} all fused, {1 / arithmetic:,.0f} by arithmetic"
+            f"{name}: {launched:,} operations; {1 / total:,.0f} images/s one by one, {1 / fused:,.0f} all fused, "
+            f"{1 / arithmetic:,.0f} by arithmetic"
         )
         for kind, seconds in sorted(limits.items(), key=lambda item: -item[1]):
             flops, size = (sum(column) / images for column in zip(*found[kind]))
             print(
-                f"  {kind:>22} {seconds / total:6.1%}  {flops / 1e9:7.2f} GFLOP  {size / 1e6:8.1f} MB an image",
+                f"  {kind:>22} {seconds / total:6.1%}  {flops / 1e9:7.2f} GFLOP  {size / 1e6:8.1f} MB per image",
                 flush=True,
             )
 

@@ -1,8 +1,11 @@
-"""The benchmark for a GPU runs at a small size on a CPU, so that it is whole when there is a GPU."""
+"""The benchmark for a GPU runs at a small size on a CPU, so that it works when there is a GPU."""
+
+import pytest
 
 from tests.benchmarks import gpu_step
 
 
+@pytest.mark.slow
 def test_every_contender_takes_steps():
     rows = gpu_step.main(["--small", "--seconds", "0.1"])
     found = {row["contender"] for row in rows if row["model"] == "test_convnext"}
@@ -11,7 +14,7 @@ def test_every_contender_takes_steps():
         "bare loop",
         "timm's script",
         "ours, ZeRO-1",
-        "ours, DDP, no average",
+        "ours, DDP, no EMA",
         "ours, DDP, real loader",
         "ours, DDP, again",
     }

@@ -1,15 +1,17 @@
-"""ConvNeXt-XL for real: one optimizer step, save, resume and export under DDP and under ZeRO-3 with off-loading.
+"""ConvNeXt-XL for real: one optimizer step, save, resume and export under DDP and under ZeRO-3 with offload.
 
     python -m tests.benchmarks.xlarge SHARDS [--size 64] [--procs 2]
 
-On a CPU the peak memory of a process says little about a GPU's, since off-loading stays in the same memory; what a process holds of
-the state is printed beside it in bytes of tensors.
+On a CPU the peak memory of a process says little about a GPU's, because offload stays in the same memory. So the
+bytes of the tensors that a process holds are printed beside it.
 """
 
 import argparse
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,12 +23,12 @@ from tests.launcher.process_group import Group, train_until
 
 ENGINES = {
     "DDP": ["engine.zero=0"],
-    "ZeRO-3, off-loaded": ["engine.zero=3", "engine.offload=cpu", "engine.checkpoint_activations=true"],
+    "ZeRO-3, offload": ["engine.zero=3", "engine.offload=cpu", "engine.checkpoint_activations=true"],
 }
 
 
 def measured(recipe: Recipe, run: Path, step: int, micro_batch: int) -> None:
-    """What each process runs: train, then print what it took and what it holds."""
+    """What each process runs: train, then print what the process holds and its peak memory."""
     from launcher.engines.base import Engine
     from launcher.engines.zero import Zero
 
@@ -40,10 +42,12 @@ def measured(recipe: Recipe, run: Path, step: int, micro_batch: int) -> None:
         weights = sum(_gib(getattr(parameter, "ds_tensor", parameter)) for parameter in engine.names)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
-            f"process {engine.accelerator.process_index}: {weights:.2f} GiB of weights, {moments:.2f} of moments, peak {peak:.1f} resident"
+            f"process {engine.accelerator.process_index}: {weights:.2f} GiB of weights, {moments:.2f} of moments, "
+            f"peak {peak:.1f} resident"
         )
 
-    Engine.close = Zero.close = report
+    setattr(Zero, "close", report)  # noqa: B010  # mypy refuses an assignment to a method
+    setattr(Engine, "close", report)  # noqa: B010
     train_until(recipe, run, step=step, micro_batch=micro_batch)
 
 
@@ -51,9 +55,11 @@ def _gib(tensor: torch.Tensor) -> float:
     return tensor.numel() * tensor.element_size() / 2**30
 
 
-def timed(title: str, action) -> None:
+@contextmanager
+def timed(title: str) -> Iterator[None]:
+    """Print how long the body took."""
     started = time.perf_counter()
-    action()
+    yield
     print(f"{title}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
@@ -71,12 +77,11 @@ def main() -> None:
             run, recipe = Path(folder) / "run", load("convnext_xlarge_in22k", [*changes, *engine])
             print(f"== {title}: {arguments.procs} processes, {arguments.size} px")
 
-            def until(step: int) -> None:
-                Group(arguments.procs, recipe, run, measured, step=step, micro_batch=2).finish(seconds=1500)
-
-            timed("start, one step, save", lambda: until(1))
-            timed("resume, one more step, save", lambda: until(2))
-            timed("export", lambda: export(run, Path(folder) / "xlarge.safetensors", averaged=True))
+            for title_of_part, step in (("start, one step, save", 1), ("resume, one more step, save", 2)):
+                with timed(title_of_part):
+                    Group(arguments.procs, recipe, run, measured, step=step, micro_batch=2).finish(seconds=1500)
+            with timed("export"):
+                export(run, Path(folder) / "xlarge.safetensors", averaged=True)
             print(
                 "\n".join(
                     line
