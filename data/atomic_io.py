@@ -1,6 +1,7 @@
 """Writing files that are complete or absent, even after a kill or a power cut."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ def replacing(path: Path) -> Iterator[Path]:
     it. The name survives a power cut only after its folder is flushed too (`flush_folder`). After an error no file is
     left.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         # Some libraries create files with mode 0600. A file that exists already shows the mode that the umask gives.
         temporary.touch()

@@ -34,6 +34,10 @@ def stage(source: Path, folder: Path) -> Path:
         staged.mkdir(parents=True, exist_ok=True)
         with file_lock(staged / "lock"):
             if not (staged / MANIFEST).exists():
+                for left_over in staged.glob(
+                    "*.partial"
+                ):  # of a copy that was killed; the lock says that nobody writes it
+                    left_over.unlink()
                 _copy(source, staged)
     except OSError as error:
         raise UserError(

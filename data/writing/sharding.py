@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from data.atomic_io import write_durably
+from data.atomic_io import rename_durably, write_durably
 from data.images.size_limit import SizeLimit
 from data.parallel import for_each
 from data.progress import say
@@ -78,16 +78,20 @@ def shard(
         options = {"val_fraction": val_fraction, "shard_size": shard_size, "limit": asdict(limit)}
         identity = {"kind": opened.kind, "listing": opened.digest(), "options": options}
         if _is_finished(dest, identity):
+            shutil.rmtree(dest / WORK, ignore_errors=True)  # a killed command may have left it
             if progress:
                 say(f"{dest} is complete: nothing to do")
             return ShardSet.open(dest)
         with work_folder(dest, identity) as work:
+            if _is_finished(dest, identity):  # by the command whose lock this one has just waited for
+                return ShardSet.open(dest)
             if isinstance(opened, WebDatasetShards):
                 contents = _index(opened, limit, dest, work, val_fraction, workers, progress)
             else:
                 contents = _write(WriterContext(opened, limit, dest, work), shard_size, workers, progress)
             manifest = cast(Manifest, {"format": FORMAT, "name": opened.name, **contents, "source": identity})
-            write_durably(dest / MANIFEST, json.dumps(manifest, indent=1).encode())
+            write_durably(work / MANIFEST, json.dumps(manifest, indent=1).encode())
+            rename_durably(work / MANIFEST, dest / MANIFEST)  # so that a kill leaves no half manifest in `dest`
     except OSError as error:
         raise UserError(
             f"{error.filename or dest}: {error.strerror or error}; the same command resumes once that is solved"
@@ -118,7 +122,6 @@ def _is_finished(dest: Path, identity: dict[str, Any]) -> bool:
         return False
     if read_manifest(LocalFolder(dest)).get("source") != identity:
         raise UserError(f"{dest} holds a data set of another source or other options: give another folder or remove it")
-    shutil.rmtree(dest / WORK, ignore_errors=True)
     return True
 
 

@@ -2,14 +2,16 @@
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from data.atomic_io import write_durably
 from data.reading.file_lock import file_lock
+from data.reading.manifest import MANIFEST
 from recipes.errors import UserError
 
 WORK = ".work"
@@ -26,25 +28,28 @@ def work_folder(dest: Path, identity: dict[str, Any]) -> Iterator[Path]:
             work of another `identity`.
     """
     work = dest / WORK
-    if dest.is_dir() and not work.is_dir() and any(dest.iterdir()):
+    if dest.is_dir() and not work.is_dir() and any(dest.iterdir()) and not (dest / MANIFEST).exists():
         raise UserError(f"{dest} is not empty and holds no shards: give a new folder")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{dest} cannot be written ({error.strerror}): give another folder") from None
     with _locked(work):
         _claim(work, identity)
         for left_over in work.glob("*.partial"):
             left_over.unlink()
         yield work
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # what remains after a kill, the next command for `dest` removes
 
 
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
-            stack.enter_context(file_lock(work / "lock", _PATIENCE))
+            while True:
+                work.mkdir(parents=True, exist_ok=True)
+                with ExitStack() as attempt, suppress(FileNotFoundError):
+                    lock = attempt.enter_context(file_lock(work / "lock", _PATIENCE))
+                    # A command that finishes removes the folder, and the lock that this one waited for with it.
+                    if os.path.samestat(os.fstat(lock), (work / "lock").stat()):
+                        stack.push(attempt.pop_all())
+                        break
         except TimeoutError:
             raise UserError(f"another `bigbatch shard` is writing {work.parent}: wait for it or stop it") from None
         except OSError as error:

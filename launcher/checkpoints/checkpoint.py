@@ -1,10 +1,11 @@
 """The format of checkpoints, and reading them.
 
-A checkpoint is a folder ``step-00001234``. It holds one safetensors file per process that wrote it and ``checkpoint.json``
-with the step, the run's identity, and the size and SHA-256 of every file. Tensors are named ``kind/parameter``, e.g.
-``exp_avg/stem.0.weight``. A tensor that is sharded over processes appears as consecutive runs of its elements, each named
-``kind/parameter@first`` after its first element. So nothing has to be gathered to be saved, and a reader need not know how many
-processes wrote the checkpoint, or which of them held what. `launcher.checkpoints.writer` says how one is written.
+A checkpoint is a folder ``step-00001234``. It holds one safetensors file per process that wrote it, and
+``checkpoint.json`` with the step, the run's identity, and the size and SHA-256 of every file. Tensors are named
+``kind/parameter``, e.g. ``exp_avg/stem.0.weight``. A tensor that is sharded over processes appears as consecutive runs
+of its elements, each named ``kind/parameter@first`` after its first element. So nothing has to be gathered to be saved,
+and a reader need not know how many processes wrote the checkpoint, or which of them held what.
+`launcher.checkpoints.writer` describes how a checkpoint is written.
 """
 
 import hashlib
@@ -78,7 +79,7 @@ class CheckpointReader:
         self._shards: dict[tuple[str, str], list] = {}
         for part in sorted(checkpoint.path.glob("*.safetensors")):
             file = safetensors.safe_open(part, framework="pt")
-            for label in file.keys():
+            for label in file.keys():  # noqa: SIM118 (it is no dict)
                 kind, _, rest = label.partition("/")
                 name, _, start = rest.partition(_START)
                 self._shards.setdefault((kind, name), []).append((int(start or 0), file, label))
@@ -120,11 +121,27 @@ def latest_valid(folder: Path) -> Checkpoint | None:
     Raises:
         UserError: a newer version of bigbatch wrote the newest one: an older one must not quietly take its place.
     """
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    damaged: set[Path] = set()
+    while remaining := set(folder.glob("step-*")) - damaged:
+        path = max(remaining)
         try:
             return open_checkpoint(path)
         except DamagedCheckpoint as error:
-            warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
+            if path.exists():  # otherwise a training removed it meanwhile, and there is a newer one
+                warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
+                damaged.add(path)
+    return None
+
+
+def read_latest(folder: Path) -> tuple[Checkpoint, CheckpointReader] | None:
+    """Return the newest valid checkpoint with its files opened; safe beside a training that removes old checkpoints."""
+    while latest := latest_valid(folder):
+        try:
+            return latest, latest.reader()
+        except (OSError, RuntimeError):  # what safetensors raises where there is no file
+            if latest.path.exists():
+                raise
+            # Removed since it was found, so there is a newer one. Files that are open stay readable.
     return None
 
 
@@ -156,12 +173,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: its {MANIFEST} cannot be read") from None
     if manifest.get("format", FORMAT) > FORMAT:
         raise UserError(
-            f"checkpoint {path} was written by a newer version of bigbatch (format {manifest['format']}, this one reads up to "
-            f"{FORMAT}): update bigbatch"
+            f"checkpoint {path} was written by a newer version of bigbatch (format {manifest['format']}, this version "
+            f"reads up to {FORMAT}): update bigbatch"
         )
     for name, expected in files:
         file = path / name
-        if not file.is_file() or file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
+        try:
+            valid = file.stat().st_size == expected["bytes"] and sha256_of(file) == expected["sha256"]
+        except OSError:
+            valid = False
+        if not valid:
             raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name} is not what was written")
     return Checkpoint(path, manifest["step"], manifest["numbers"], manifest["shapes"], manifest["about"])
 

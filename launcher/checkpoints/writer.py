@@ -1,10 +1,11 @@
 """Writing checkpoints: each is complete or not there at all.
 
-Every process writes its share of the state into a hidden folder, and then a record of it with size and SHA-256. The record
-appears whole, once the share is on the disk, and is the last thing that its process does in the folder: from then on the
-folder belongs to the main process. When all records are there, the main process adds ``checkpoint.json``, flushes the names
-of all files to the disk, and renames the folder. A process that cannot write its share leaves a mark instead, so that the
-main process does not wait for it. A save that is killed half-way therefore never gets a checkpoint's name.
+Every process writes its share of the state into a hidden folder, and then a record of it with size and SHA-256. The
+record appears whole, once the share is on the disk, and is the last thing that its process does in the folder: from
+then on the folder belongs to the main process. When all records are there, the main process adds ``checkpoint.json``,
+flushes the names of all files to the disk, and renames the folder. A process that cannot write its share leaves a mark
+instead, so that the main process does not wait for it. A save that is killed half-way therefore never gets a
+checkpoint's name.
 
 The state is first copied, then written by a thread while training continues; only the copy holds training up.
 """

@@ -31,7 +31,7 @@ from recipes.schema import Recipe
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns where it has to find that out itself
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-import deepspeed  # noqa: E402
+import deepspeed
 
 # An extension that takes half a minute and a compiler when first used on a CPU, and that only inference calls. DeepSpeed asks for
 # no other in this dictionary; making it ourselves spares every process the search for compilers that would fill it.

@@ -17,8 +17,8 @@ from launcher.cut import Cut, unit_of_cut
 from launcher.engines.base import Engine, load_model, make_accelerator
 from launcher.engines.data_parallel import DataParallel
 from launcher.evaluation.saved_weights import load_weights
-from launcher.planning.auto_engine import choose_engine_here
 from launcher.planning.accelerate_config import with_accelerate_config
+from launcher.planning.auto_engine import choose_engine_here
 from launcher.recipe_shards import open_shards
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.fit_micro_batch import fit_micro_batch
