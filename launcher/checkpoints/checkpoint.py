@@ -57,6 +57,7 @@ class Checkpoint:
         scalars: the numbers of the training state that are no tensors, e.g. `updates`.
         shapes: the shape of every parameter, by name.
         metadata: `identity` of the recipe, and `dataset`, the digest of the shards.
+        files: names of the safetensors files.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Checkpoint:
     scalars: dict[str, float]
     shapes: dict[str, list[int]]
     metadata: dict[str, str]
+    files: tuple[str, ...]
 
     def reader(self) -> "CheckpointReader":
         """Open its files."""
@@ -77,8 +79,8 @@ class CheckpointReader:
         self.scalars = checkpoint.scalars
         self._shapes = checkpoint.shapes
         self._shards: dict[tuple[str, str], list] = {}
-        for part in sorted(checkpoint.path.glob("*.safetensors")):
-            file = safetensors.safe_open(part, framework="pt")
+        for part in checkpoint.files:
+            file = safetensors.safe_open(checkpoint.path / part, framework="pt")
             for label in file.keys():  # noqa: SIM118 (it is no dict)
                 kind, _, rest = label.partition("/")
                 name, _, start = rest.partition(_START)
@@ -184,7 +186,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
             valid = False
         if not valid:
             raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name} is not what was written")
-    return Checkpoint(path, manifest["step"], manifest["numbers"], manifest["shapes"], manifest["about"])
+    return Checkpoint(
+        path,
+        manifest["step"],
+        manifest["numbers"],
+        manifest["shapes"],
+        manifest["about"],
+        tuple(sorted(manifest["files"])),
+    )
 
 
 def sha256_of(path: Path) -> str:
