@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests use."""
+"""What several folders of tests share: markers, the division of tests over processes, and real images."""
 
 from pathlib import Path
 
@@ -8,43 +8,47 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 SLURM = "tests/slurm"
 
 
-def _piece(nodeid: str) -> str:
-    """What one process takes of the tests: a whole file, whose fixtures are dear, or all of tests/slurm, as there is one cluster."""
+def _group(nodeid: str) -> str:
+    """Return the tests that must run in one process: a file, whose fixtures are costly, or all that share a cluster."""
     file, _, _ = nodeid.partition("::")
     return SLURM if file.startswith(f"{SLURM}/") else file
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with tests/slurm: where processes share the tests, it is the longest piece."""
-    items.sort(key=lambda item: _piece(item.nodeid) != SLURM)
+    """Mark the tests that need a SLURM cluster, and run tests/slurm first: it is the longest group of a parallel run."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("slurm")
+    items.sort(key=lambda item: _group(item.nodeid) != SLURM)
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist asks
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """Give each process whole pieces."""
+    """Give each process whole groups."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _piece(nodeid)
+            return _group(nodeid)
 
     return Scheduling(config, log)
 
 
-def _photographs(name: str) -> Path:
+def _images(name: str) -> Path:
     path = SHARED / name
     if not path.is_file():
-        pytest.skip(f"needs the photographs {path}")
+        pytest.skip(f"needs the images in {path}")
     return path
 
 
 @pytest.fixture(scope="session")
 def dogs_vs_cats_zip() -> Path:
-    """2,400 photographs, named as in Kaggle's cats-vs-dogs download."""
-    return _photographs("dogs-vs-cats.zip")
+    """2,400 images, named as in Kaggle's cats-vs-dogs download."""
+    return _images("dogs-vs-cats.zip")
 
 
 @pytest.fixture(scope="session")
 def cifar10_zip() -> Path:
     """CIFAR-10 as 60,000 JPEG files in class folders."""
-    return _photographs("cifar10.zip")
+    return _images("cifar10.zip")
