@@ -45,6 +45,7 @@ def losses(run: Path) -> dict[int, float]:
     return {event["step"]: event["loss"] for event in events if event["event"] == "step"}
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_losses_and_weights_that_it_would_have_had(old):
     expected = losses(old / "run")
     arguments = ["--data", "blobs", "--run-dir", "run", "--workers", "0", "--micro-batch", "4"]
@@ -60,10 +61,12 @@ def test_a_run_resumes_with_the_losses_and_weights_that_it_would_have_had(old):
         torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_exported_weights_are_evaluated_on_shards(old):
     assert "top-1 75.00%" in bigbatch(old, "evaluate", "weights.safetensors", "--data", "blobs", "--workers", "0")
 
 
+@pytest.mark.slow
 def test_the_inputs_of_every_step_are_the_same_bits(old):
     output = bigbatch(old, "fingerprint", "small.yaml", "--data", "blobs", "--steps", "2")
     assert output == (old / "fingerprint.txt").read_text()

@@ -59,6 +59,7 @@ def epoch_of(split: Split, recipe, epoch: int, processes: int, workers: int) -> 
     return seen.ravel(), failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["full", "blocks"])
 def test_every_image_comes_once_an_epoch_at_any_number_of_processes_and_workers(digits, shuffle):
     recipe = recipe_of(shuffle)
@@ -68,6 +69,7 @@ def test_every_image_comes_once_an_epoch_at_any_number_of_processes_and_workers(
         assert np.array_equal(epoch_of(digits, recipe, 1, processes, workers)[0], one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["full", "blocks"])
 def test_with_one_in_twenty_corrupt_all_others_still_come_once_and_the_rest_is_replaced_alike(digits, damaged, shuffle):
     split, bad = damaged

@@ -70,6 +70,7 @@ def _convnexts_name(name: str) -> str:
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, blocks", [("test_convnext", "ConvNeXtBlock"), ("test_resnet", "BasicBlock")])
 def test_blocks_are_compiled_once_and_compute_the_same(name, blocks):
     """Blocks of one shape share their code, and no later step, whatever its masks, compiles again. (aot_eager: dynamo and autograd, no C++.)"""

@@ -99,6 +99,7 @@ def test_recomputed_activations_draw_the_same_masks(reentrant):
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
 
 
+@pytest.mark.slow
 def test_it_compiles_without_a_recompile_from_step_to_step():
     model, depth = make()
     compiled = torch.compile(model, backend="aot_eager")

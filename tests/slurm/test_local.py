@@ -10,6 +10,8 @@ from tests.launcher.training.test_trajectory import assert_same_curve
 from tests.slurm.cluster import processes_with
 from tests.slurm.conftest import SHORT, job_id, log_of, row, wait_for, wait_for_end
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_local_job_survives_the_death_of_a_rank_and_gives_the_same_curve(local, digits, reference, tmp_path):
     run = tmp_path / "it's a $(touch pwned) run"

@@ -163,6 +163,7 @@ def test_without_the_library_that_decodes_rectangles_pixels_are_the_same(jpegs, 
     assert all(torch.equal(transform(data, 0, sample)[0], found[sample]) for sample, data in enumerate(jpegs[:8]))
 
 
+@pytest.mark.slow
 def test_the_library_that_decodes_rectangles_is_loaded_in_silence():
     """Its other extensions would print complaints in every worker; its environment variables are removed again."""
     program = """
@@ -223,6 +224,7 @@ def digest_of_resized() -> str:
     return found.hexdigest()
 
 
+@pytest.mark.slow
 def test_processors_without_vector_instructions_make_the_same_bits():
     command = [sys.executable, "-c", "import tests.data.images.test_decode as t; print(t.digest_of_resized())"]
     plain = subprocess.run(

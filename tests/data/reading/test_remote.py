@@ -113,6 +113,7 @@ def test_a_web_server_serves_as_well_and_one_that_refuses_is_asked_once(line, lo
     assert time.monotonic() - started < 10  # without the 18 seconds of trying again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["full", "blocks"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_training_sees_the_same_as_from_the_folder(url, local, tmp_path, recipe, cached, shuffle):
@@ -121,6 +122,7 @@ def test_training_sees_the_same_as_from_the_folder(url, local, tmp_path, recipe,
     assert torch.equal(all_inputs(remote, chosen), all_inputs(ShardSet.open(local), chosen, workers=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 def test_connections_cut_in_the_middle_change_nothing(line, local, tmp_path, recipe, cached):
     remote = ShardSet.open(line.url, tmp_path / "cache" if cached else None, CACHE)
@@ -167,6 +169,7 @@ def test_what_is_in_the_cache_needs_no_store(line, local, tmp_path):
     assert line.received == before
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_cache_fetch_each_block_once(line, tmp_path):
     """Four processes at once ask for everything; hardly more than one data set crosses the line."""
     program = (
@@ -265,6 +268,7 @@ def _changed(opened: ShardSet, part: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_run_trains_from_the_store_as_from_the_folder(line, local, tmp_path):
     """The whole command, connections cut in the middle, with a cache: the same losses."""
     changes = ["model.name=test_convnext", "data.classes=3", "batch.global=64", "batch.slices=4"]

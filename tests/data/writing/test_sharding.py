@@ -104,6 +104,7 @@ def test_number_of_workers_never_changes_a_byte(tree, tmp_path):
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_restarted_gives_identical_bytes(dogs_vs_cats_zip, tmp_path):
     """kill -9 of the command, at a moment when some shards are done and others half-written, twice."""
     command = (
@@ -354,6 +355,7 @@ def test_odd_images_are_counted_by_kind(tree, tmp_path, capsys):
     assert "1 cmyk, 1 grayscale" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_interrupted_by_the_user_it_stops_at_once_and_resumes_later(dogs_vs_cats_zip, tmp_path):
     command = (
         "import sys; from pathlib import Path; from data.writing.sharding import shard;"

@@ -11,6 +11,8 @@ from tests.launcher.comparison import assert_same_curve, assert_same_state
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import Group, train_until
 
+pytestmark = pytest.mark.slow
+
 SAVED, FINISHED = 3, 6
 WORLDS = (1, 2, 3)
 ENGINES = {"ddp": ("engine.zero=0",), **{f"zero {stage}": (f"engine.zero={stage}",) for stage in (1, 2, 3)}}

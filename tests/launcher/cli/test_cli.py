@@ -169,6 +169,7 @@ def test_every_command_has_help_with_an_example():
         assert f"bigbatch {name}" in sub.epilog
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_help_run(digits, tmp_path):
     """They run in an otherwise empty folder, in the order in which a user meets them."""
     commands = get_command(app).commands
@@ -233,6 +234,7 @@ def test_a_wrong_name_is_said_before_torch_is_imported(run_directory):
             assert "the same command goes on" in done.stderr
 
 
+@pytest.mark.slow
 def test_evaluate_export_and_plain_timm_agree(bigbatch, digits, run_directory, tmp_path):
     """The exported file is timm's: a script that does not know us gets the same accuracy."""
     file = tmp_path / "demo.safetensors"

@@ -19,6 +19,8 @@ from tests.launcher.comparison import assert_same_curve, assert_same_state, loss
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import Group, train_group, train_until
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 STEPS = [
     "schedule.epochs=2",

@@ -100,6 +100,7 @@ def train_as_on_gpus(recipe: Recipe, run: Path, memory: list[int]) -> None:
     train_until(recipe, run, step=1)
 
 
+@pytest.mark.slow
 def test_a_training_plans_for_the_fullest_of_its_gpus(digits, tmp_path):
     memory = [with_room_for(64).memory, with_room_for(32).memory]
     Group(2, recipe(*PLAIN, f"data.path={digits}"), tmp_path / "run", train_as_on_gpus, memory=memory).finish()

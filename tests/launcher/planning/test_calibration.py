@@ -30,6 +30,7 @@ def bigbatch(monkeypatch, capfd, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_this_machine_is_measured_and_planned_with(bigbatch, digits, monkeypatch):
     monkeypatch.setattr(calibration, "_SECONDS", 0.5)
     code, output, errors = bigbatch("plan", *RECIPE, "--calibrate", "--data", str(digits))

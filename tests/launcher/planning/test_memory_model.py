@@ -95,6 +95,7 @@ def measured_peaks(recipe, micro_batches: tuple[int, ...]) -> list[int]:
     return [measured(micro_batch) for micro_batch in micro_batches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_the_peak_of_a_real_step_is_predicted_within_5_percent(model, in_a_process_without_workspaces):
     """Activations are compared alone too, so that the states hide no error; ResNet's workspaces forbid that."""

@@ -20,6 +20,8 @@ from recipes.load import load
 from recipes.schema import Recipe
 from tests.launcher.process_group import Group, train_until
 
+pytestmark = pytest.mark.slow
+
 
 def alive() -> int:
     """Return the bytes of the storages of all tensors of this process."""

@@ -26,6 +26,7 @@ def holder(tmp_path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_second_training_in_the_same_directory_is_refused_until_the_first_is_gone(small_recipe, tmp_path, holder):
     recipe = small_recipe("schedule.epochs=1", "schedule.warmup_epochs=0")
     with pytest.raises(UserError, match=f"is being trained by process {holder.pid} on .*choose another --run-dir"):
@@ -36,6 +37,7 @@ def test_a_second_training_in_the_same_directory_is_refused_until_the_first_is_g
     RunDirectory(tmp_path / "run").hold()
 
 
+@pytest.mark.slow
 def test_all_processes_of_a_refused_training_end_with_one_sentence(digits, tmp_path, holder):
     process = start_training(digits, tmp_path / "run", "--procs", "2")
     output, _ = process.communicate(timeout=200)

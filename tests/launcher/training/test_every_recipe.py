@@ -22,6 +22,8 @@ from models.parameter_groups import parameter_groups
 from recipes.load import load, names
 from recipes.schedule import StepSchedule
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", names())
 def test_a_recipe_builds_its_model_and_can_be_cut_and_timed(name):

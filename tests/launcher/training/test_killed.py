@@ -13,6 +13,8 @@ from tests.launcher.comparison import losses
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import Group
 
+pytestmark = pytest.mark.slow
+
 KILLS = 15  # of each engine
 ENGINES = {  # changes of the recipe, and the micro-batch: 118 steps of 3 passes; 58 of 2 where a pass takes longer
     "ddp": (["engine.zero=0", "batch.global=24", "batch.slices=3"], 4),

@@ -83,6 +83,7 @@ def images_of(run: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_step", [0, 1])
 def test_all_processes_halve_together_and_do_the_step_again(recipe, undisturbed, tmp_path, from_step):
     """Of 2 processes one runs out, in the first pass of all, or only once the optimizer has its state."""
@@ -101,6 +102,7 @@ def test_all_processes_halve_together_and_do_the_step_again(recipe, undisturbed,
     assert cuts[-1] == "64 = 2 processes × 8 × 4 accumulation steps"
 
 
+@pytest.mark.slow
 def test_gradients_of_several_processes_are_in_memory_once(undisturbed):
     """They stay in the buckets that are exchanged, through all micro-batches of all steps."""
     for rank in range(2):
@@ -108,6 +110,7 @@ def test_gradients_of_several_processes_are_in_memory_once(undisturbed):
         assert gradients == parameters
 
 
+@pytest.mark.slow
 def test_shared_out_states_are_rehearsed_before_anything_is_exchanged(recipe, undisturbed, tmp_path):
     run = tmp_path / "run"
     Group(2, recipe("engine.zero=3"), run, train_within_limit, micro_batch=32, images=8, of_rank=1).finish()

@@ -13,6 +13,8 @@ from launcher.training.train import train
 from recipes.load import load
 from tests.launcher.conftest import SMALL
 
+pytestmark = pytest.mark.slow
+
 EVERY = {"cifar10": 100, "dogs-vs-cats": 12}  # image of the archive is taken: 600 and 200
 
 

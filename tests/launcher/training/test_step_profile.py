@@ -16,6 +16,7 @@ from tests.launcher.process_group import train_group
 SHORT = [*SMALL, "schedule.epochs=1", "schedule.warmup_epochs=0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "micro_batches", "updates"), [(2, 2, 1), (5, 8, 2)])
 def test_a_profile_is_of_whole_micro_batches_and_ends_with_an_update(digits, tmp_path, asked, micro_batches, updates):
     """Four micro-batches a step: fewer are the last ones of a step, more are whole steps."""

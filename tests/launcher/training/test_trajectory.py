@@ -17,6 +17,8 @@ from tests.launcher import comparison
 from tests.launcher.comparison import losses
 from tests.launcher.conftest import start_training, train_to_end
 
+pytestmark = pytest.mark.slow
+
 THIRTY_STEPS = (
     "schedule.epochs=2",
     "schedule.warmup_epochs=1",
