@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.image_formats import FORMATS
+from data.images.inspection import eight_bit
 from data.images.partial_decode import decode_rectangle
 
 _SCALES = (8, 4, 2)  # libjpeg-turbo has vectorised inverse transforms for these scales only
@@ -118,4 +119,6 @@ class EncodedImage:
 
 def decode(image: bytes) -> Image.Image:
     """Return the image as RGB, fully decoded by Pillow."""
-    return Image.open(io.BytesIO(image), formats=FORMATS).convert("RGB")
+    opened: Image.Image = Image.open(io.BytesIO(image), formats=FORMATS)
+    # Shards that other tools wrote may hold 16-bit images, which Pillow's conversion to RGB would clip to white.
+    return (eight_bit(opened) if opened.mode.startswith("I") else opened).convert("RGB")

@@ -83,7 +83,8 @@ def _inspect(data: bytes, limit: SizeLimit) -> CheckedImage:
     size = limit.allowed(*image.size)
     stored: Image.Image = image
     if image.mode.startswith("I"):
-        stored, data, extension = _eight_bit(image)
+        stored = eight_bit(image)
+        data, extension = _as_png(stored), "png"
     else:
         extension = STORED_EXTENSIONS[str(image.format)]
     if size is not None:
@@ -125,10 +126,13 @@ def _rotated(image: Image.Image) -> bool:
         return False
 
 
-def _eight_bit(image: Image.Image) -> tuple[Image.Image, bytes, str]:
-    """Return a 16-bit grey image with 8 bits: as a Pillow image, and encoded with its extension."""
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Return a 16-bit grey image with 8 bits."""
     pixels = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-    image = Image.fromarray(pixels.astype(np.uint8))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _as_png(image: Image.Image) -> bytes:
     stored = io.BytesIO()
     image.save(stored, "PNG")
-    return image, stored.getvalue(), "png"
+    return stored.getvalue()

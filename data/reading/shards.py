@@ -195,6 +195,11 @@ def _check_size(folder: LocalFolder | RemoteFolder, file: str, expected: int) ->
     try:
         size = folder.size(file)
     except OSError as error:
+        if PurePosixPath(file).is_absolute():  # a shard that another tool wrote, indexed where it lies
+            raise UserError(
+                f"shard {path}, to which {folder.root} refers, cannot be read ({error.strerror or error}): if it was "
+                f"moved, remake {folder.root} with `bigbatch shard` from its new place"
+            ) from None
         raise UserError(f"shard {path} cannot be read ({error.strerror or error}): copy {folder.root} again") from None
     if size != expected:
         raise UserError(f"shard {path} has {size} bytes instead of {expected}: copy {folder.root} again")

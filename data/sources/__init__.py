@@ -65,17 +65,17 @@ def open_source(
         found = Digits(val_fraction)
     elif source.startswith(PREFIX):
         found = TorchvisionSet(source, val_fraction)
-    elif shards := _shards(path, class_map):
+    elif shards := _shards(path, source, class_map):
         return shards
     else:
         found = _tars(path, val_fraction, workers, progress) or _files(path, val_fraction, class_map)
     return found if class_map is None else MappedSource(found, class_map)
 
 
-def _shards(path: Path, class_map: Path | None) -> WebDatasetShards | None:
+def _shards(path: Path, source: str, class_map: Path | None) -> WebDatasetShards | None:
     if path.name == TRAIN_TAR or (path.is_dir() and ((path / TRAIN_TAR).exists() or class_tars(path))):
         return None
-    return webdataset_shards(path, class_map)
+    return webdataset_shards(source, class_map)
 
 
 def _tars(path: Path, val_fraction: float, workers: int | None, progress: bool) -> Source | None:

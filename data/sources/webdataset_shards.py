@@ -1,19 +1,28 @@
 """WebDataset shards that other tools wrote: which tars there are, their splits, and the form of their labels."""
 
+import glob
 import hashlib
 import json
-import re
+import lzma
+import os
 import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from data.names import printable
 from data.reading.manifest import MANIFEST
 from data.reading.tar_samples import TarSample, tar_samples
 from data.sources.class_map import read_class_map
+from data.sources.splits import TEST, VAL, split_of_name
 from recipes.errors import UserError
 
-_SPLIT_WORDS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 1}
+PACKED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _NUMBER_KEYS = ("label", "cls", "class_index", "class_id", "target")
+_LOOKED_AT = 16  # samples of a tar, to tell whether it is such a shard
 _NAME_KEYS = ("class_name", "class", "label_name", "category", "synset", "wnid")
 
 
@@ -24,7 +33,7 @@ class WebDatasetShards:
     Attributes:
         name: of the data set.
         paths: absolute, sorted.
-        splits: index into `SPLITS` of each tar, from its name; all None if no name is that of validation shards.
+        splits: index into `SPLITS` of each tar, from its name; all None if no name tells a validation or test split.
         class_map: a file in the form that `data.sources.class_map.read_class_map` describes.
         notes: sentences for the user.
     """
@@ -33,7 +42,7 @@ class WebDatasetShards:
     paths: tuple[Path, ...]
     splits: tuple[int | None, ...]
     class_map: Path | None
-    notes: tuple[str, ...] = ("the shards stay where they are, and the data set refers to them",)
+    notes: tuple[str, ...]
     kind = "WebDataset shards"
 
     def digest(self) -> str:
@@ -43,49 +52,100 @@ class WebDatasetShards:
         return hashlib.sha256(json.dumps([contents, self.splits, class_map]).encode()).hexdigest()
 
 
-def webdataset_shards(path: Path, class_map: Path | None) -> WebDatasetShards | None:
-    """Return the shards of a folder and of its ``train``, ``val``, … folders, or of a single tar.
+def webdataset_shards(source: str, class_map: Path | None) -> WebDatasetShards | None:
+    """Return the shards of a folder and of its ``train``, ``val``, … folders, of a single tar, or of a pattern.
 
-    None if the first tar is not such a shard.
+    A pattern has wildcards or braces, e.g. ``shards/train-{000..127}.tar``. None if the tars are not such shards.
 
     Raises:
-        UserError: only some names tell the split of a shard, or `bigbatch shard` wrote the folder.
+        UserError: only some names tell the split of a shard, a pattern fits no file, the shards are compressed, or
+            `bigbatch shard` wrote the folder.
     """
-    if path.is_dir():
-        folders = [
-            path,
-            *(folder for folder in path.iterdir() if folder.name.lower() in _SPLIT_WORDS and folder.is_dir()),
-        ]
-        paths = sorted(shard for folder in folders for shard in folder.glob("*.tar"))
-    else:
-        paths = [path] if path.name.endswith(".tar") else []
-    if not paths or not _is_shard(paths[0]):
+    path = Path(source).expanduser()
+    top, paths = _expanded(path) if set("*?[{") & set(source) and not path.exists() else _listed(path)
+    if not paths or not _are_shards(paths):
         return None
     if (path / MANIFEST).exists():
         raise UserError(f"{path} was made by `bigbatch shard` already: train from it as it is")
-    splits = [_split(str(shard.relative_to(path.parent if path.is_file() else path))) for shard in paths]
-    if 1 not in splits:
+    if packed := [shard for shard in paths if not shard.name.endswith(".tar")]:
+        raise UserError(
+            f"{packed[0]} is a compressed shard, in which no single image can be read: "
+            f"unpack every such shard to a .tar"
+        )
+    splits = [_split(str(shard.relative_to(top))) for shard in paths]
+    if not {VAL, TEST} & set(splits):
         splits = [None] * len(paths)
     elif None in splits:
         raise UserError(
             f"the name of {paths[splits.index(None)]} does not tell whether it is for training or validation, "
             f"while other names in {path} do: rename it, or give a folder of training shards only"
         )
-    return WebDatasetShards(path.resolve().name, tuple(shard.resolve() for shard in paths), tuple(splits), class_map)
+    notes = ["the shards stay where they are, and the data set refers to them"]
+    if path.is_dir() and (others := Counter(_other_ending(file) for file in path.iterdir() if _is_other(file))):
+        listed = ", ".join(f"{count:,} {ending or 'without an ending'}" for ending, count in others.most_common())
+        notes.append(f"ignored {others.total():,} files beside the shards: {listed}")
+    name = (top if "{" in path.name or "*" in path.name else path).resolve().name
+    return WebDatasetShards(name, tuple(shard.resolve() for shard in paths), tuple(splits), class_map, tuple(notes))
+
+
+def _listed(path: Path) -> tuple[Path, list[Path]]:
+    if not path.is_dir():
+        return path.parent, [path] if path.name.endswith((".tar", *PACKED_ENDINGS)) and path.exists() else []
+    inner = [folder for folder in path.iterdir() if split_of_name(folder.name) is not None and folder.is_dir()]
+    found = [file for folder in (path, *inner) for file in folder.iterdir()]
+    return path, sorted(file for file in found if file.name.endswith((".tar", *PACKED_ENDINGS)) and _is_plain(file))
+
+
+def _expanded(pattern: Path) -> tuple[Path, list[Path]]:
+    from braceexpand import braceexpand
+
+    try:
+        patterns = list(braceexpand(str(pattern)))
+    except ValueError:
+        raise UserError(f"the braces of {pattern} are not closed: write e.g. train-{{000..127}}.tar") from None
+    paths = []
+    for text in patterns:
+        found = glob.glob(text)  # noqa: PTH207  the pattern may be absolute, which Path.glob does not take
+        if not found:
+            raise UserError(f"there is no {text}: check the pattern {pattern}")
+        paths += [Path(name) for name in found]
+    if strange := [path for path in paths if not path.name.endswith((".tar", *PACKED_ENDINGS))]:
+        raise UserError(f"the pattern {pattern} fits {strange[0]}, which is no tar: give a pattern of shards")
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    return common, sorted(set(paths))
+
+
+def _is_plain(file: Path) -> bool:
+    return not file.name.startswith(".")
+
+
+def _is_other(file: Path) -> bool:
+    return _is_plain(file) and file.is_file() and not file.name.endswith(".tar")
+
+
+def _other_ending(file: Path) -> str:
+    return printable(file.suffix.lower())
 
 
 def label_text(sample: TarSample) -> str | None:
     """Return the class number or name in a sample's label members; None if they hold none.
 
     The first member of ``cls``, ``json`` and ``txt`` that exists is used. In JSON it is the first of `_NUMBER_KEYS`,
-    which hold numbers, or else of `_NAME_KEYS`.
+    which hold numbers, or else of `_NAME_KEYS`; JSON with neither, such as that of img2dataset, is passed over.
     """
     for ending in ("cls", "json", "txt"):
         if ending in sample.labels:
             text = sample.labels[ending].decode("utf-8", "replace")
-            found = _from_json(text) if ending == "json" else text.strip()
+            try:
+                found = _from_json(text) if ending == "json" else text.strip()
+            except _NoLabelKey:
+                continue
             return found or None
     return None
+
+
+class _NoLabelKey(Exception):
+    """The JSON describes a sample, but not its class."""
 
 
 def _from_json(text: str) -> str | None:
@@ -97,18 +157,22 @@ def _from_json(text: str) -> str | None:
         for key in (*_NUMBER_KEYS, *_NAME_KEYS):
             if isinstance(found.get(key), (int, str)) and not isinstance(found.get(key), bool):
                 return str(found[key]).strip()
-        return None
+        raise _NoLabelKey
     return str(found) if isinstance(found, int) else None
 
 
-def _is_shard(path: Path) -> bool:
-    try:
-        first = next(tar_samples(path), None)
-    except (tarfile.TarError, OSError):
-        return False
-    return first is not None and bool(first.image) and label_text(first) is not None
+def _are_shards(paths: Sequence[Path]) -> bool:
+    """Return whether any of the first samples of the first, the middle and the last tar is an image with a label."""
+    for path in {paths[0], paths[len(paths) // 2], paths[-1]}:
+        try:
+            samples = list(islice(tar_samples(path, "r:*"), _LOOKED_AT))
+        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError):
+            continue
+        if any(sample.image and label_text(sample) is not None for sample in samples):
+            return True
+    return False
 
 
 def _split(name: str) -> int | None:
-    words = re.split(r"[^a-z]+", name.lower())
-    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
+    """Return the split that a path tells: the file's name, or else its nearest folder."""
+    return next((split for part in reversed(name.split("/")) if (split := split_of_name(part)) is not None), None)

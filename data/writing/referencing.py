@@ -17,10 +17,10 @@ from data.parallel import Worker, for_each
 from data.reading.manifest import ShardRecord
 from data.reading.sampled_checksum import sampled_checksum
 from data.reading.shards import INDEX_DTYPE
-from data.reading.tar_samples import tar_samples
+from data.reading.tar_samples import IMAGE_ENDINGS, tar_samples
 from data.sources.base import Names, require_classes
 from data.sources.class_map import read_class_map, renumber
-from data.sources.splits import SPLITS, hold_out
+from data.sources.splits import SPLITS, TRAIN, with_validation
 from data.sources.webdataset_shards import WebDatasetShards, label_text
 from data.writing.split_writing import write_split
 from recipes.errors import UserError
@@ -30,10 +30,10 @@ _HIGHEST_NUMBER = 10_000_000  # of a class; above it a number is something else,
 
 def reference(
     shards: WebDatasetShards, dest: Path, work: Path, val_fraction: float, workers: int | None, progress: bool
-) -> dict[str, Any]:
-    """Index the shards, decoding every image once, and return the contents of the manifest.
+) -> tuple[dict[str, Any], list[str]]:
+    """Index the shards, decoding every image once, and return the contents of the manifest and notes for the user.
 
-    Its key `labels` maps the class names or numbers that the shards use to class numbers.
+    The key `labels` of the contents maps the class names or numbers that the shards use to class numbers.
 
     Raises:
         UserError: a shard is damaged, or the labels are not those of a classification.
@@ -45,7 +45,8 @@ def reference(
     records = [json.loads((work / f"{number}.json").read_text()) for number in range(len(shards.paths))]
     number_of, classes = _classes(shards, records)
     rows = [_rows(work, number, record, number_of) for number, record in enumerate(records)]
-    splits_of = _splits(shards, records, rows, val_fraction)
+    splits_of, notes = _splits(shards, records, rows, val_fraction)
+    notes += _unused(records, rows)
     splits = {}
     for split, name in enumerate(SPLITS):
         listed: list[ShardRecord] = []
@@ -68,13 +69,14 @@ def reference(
     odd: Counter[str] = Counter()
     for record in records:
         odd.update(record["odd"])
-    return {
+    contents = {
         "classes": classes,
         "splits": splits,
         "skipped": [skipped for record in records for skipped in record["skipped"]],
         "odd": dict(sorted(odd.items())),
         "labels": number_of,
     }
+    return contents, notes
 
 
 def _index_shard(worker: Worker, number: int) -> None:
@@ -86,10 +88,12 @@ def _index_shard(worker: Worker, number: int) -> None:
     labels: dict[str, int] = {}
     skipped: list[dict[str, str]] = []
     odd: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
     try:
         with path.open("rb") as stream:
             for sample in tar_samples(path):
                 worker.advance(0)
+                unused.update(sample.unused)
                 name = f"{sample.image or sample.key} in {path.name}"
                 text = label_text(sample)
                 stream.seek(sample.offset)
@@ -113,7 +117,9 @@ def _index_shard(worker: Worker, number: int) -> None:
         raise UserError(f"{path} is not a whole tar ({error}): download it again") from None
     write_durably(work / f"{number}.rows", np.array(rows, INDEX_DTYPE).tobytes())
     record = {"bytes": size, "sha256": checksum, "spots_sha256": spots, "labels": list(labels), "names": names}
-    write_durably(work / f"{number}.json", json.dumps({**record, "skipped": skipped, "odd": odd}).encode())
+    write_durably(
+        work / f"{number}.json", json.dumps({**record, "skipped": skipped, "odd": odd, "unused": unused}).encode()
+    )
     worker.advance()
 
 
@@ -152,12 +158,26 @@ def _rows(work: Path, number: int, record: dict[str, Any], number_of: dict[str, 
 
 def _splits(
     shards: WebDatasetShards, records: list[dict[str, Any]], rows: list[NDArray[np.void]], val_fraction: float
-) -> list[NDArray[np.uint8]]:
-    if None not in shards.splits:
-        return [np.full(len(of_shard), split, np.uint8) for of_shard, split in zip(rows, shards.splits)]
+) -> tuple[list[NDArray[np.uint8]], list[str]]:
+    """Return the split of each row of each shard, and notes for the user."""
     names = Names(name for record in records for name in record["names"])
     labels = np.concatenate([of_shard["label"] for of_shard in rows])
-    splits = np.zeros(len(labels), np.uint8)
-    kept = labels >= 0
-    splits[kept] = hold_out([names[i] for i in np.flatnonzero(kept).tolist()], labels[kept], val_fraction)
-    return np.split(splits, np.cumsum([len(of_shard) for of_shard in rows])[:-1])
+    of_shards = [TRAIN if split is None else split for split in shards.splits]
+    splits = np.repeat(np.array(of_shards, np.uint8), [len(of_shard) for of_shard in rows])
+    kept = np.flatnonzero(labels >= 0)
+    splits[kept], notes = with_validation(splits[kept], [names[i] for i in kept.tolist()], labels[kept], val_fraction)
+    return np.split(splits, np.cumsum([len(of_shard) for of_shard in rows])[:-1]), notes
+
+
+def _unused(records: list[dict[str, Any]], rows: list[NDArray[np.void]]) -> list[str]:
+    """Return sentences that count the members of samples, and the images, that are not used."""
+    notes = []
+    endings: Counter[str] = Counter()
+    for record in records:
+        endings.update(record.get("unused", {}))
+    for ending, count in endings.most_common():
+        kind = "images beside those used" if ending.rpartition(".")[2] in IMAGE_ENDINGS else "members"
+        notes.append(f"left out {count:,} .{ending} {kind}")
+    if unmapped := sum(int((of_shard["label"] < 0).sum()) for of_shard in rows):
+        notes.append(f"left out {unmapped:,} images of classes that the class map does not name")
+    return notes

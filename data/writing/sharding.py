@@ -86,8 +86,9 @@ def shard(
             if _is_finished(dest, identity):  # by the command whose lock this one has just waited for
                 return ShardSet.open(dest)
             if isinstance(opened, WebDatasetShards):
-                contents = _index(opened, limit, dest, work, val_fraction, workers, progress)
+                contents, notes = _index(opened, limit, dest, work, val_fraction, workers, progress)
             else:
+                notes = []
                 contents = _write(WriterContext(opened, limit, dest, work), shard_size, workers, progress)
             manifest = cast(Manifest, {"format": FORMAT, "name": opened.name, **contents, "source": identity})
             write_durably(work / MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -97,7 +98,7 @@ def shard(
             f"{error.filename or dest}: {error.strerror or error}; the same command resumes once that is solved"
         ) from None
     if progress:
-        for line in summary(dest, manifest, opened.kind, opened.notes):
+        for line in summary(dest, manifest, opened.kind, [*opened.notes, *notes]):
             say(line)
     return ShardSet.open(dest)
 
@@ -133,7 +134,7 @@ def _index(
     val_fraction: float,
     workers: int | None,
     progress: bool,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     if limit.shortest_side or limit.longest_side:
         raise UserError(
             f"{shards.name} is WebDataset shards, which are not rewritten: leave out the limits of the sides"

@@ -1,5 +1,6 @@
 """What `bigbatch shard` prints at the end: what it understood, what it left out, and what is unusual."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from data.reading.class_counts import class_notes
 from data.reading.manifest import MANIFEST, Manifest
 
 _ALL = 10  # classes up to which each one is listed
+_KINDS = {"it has no label": "images without a label", "it has no image": "samples without an image"}
 _ENDS = 4  # classes that are listed from the beginning and the end of a longer list
 
 
@@ -28,8 +30,13 @@ def summary(dest: Path, manifest: Manifest, kind: str, notes: Sequence[str]) -> 
         )
     yield "images per class: " + ", ".join(_per_class(manifest))
     if skipped := manifest.get("skipped"):
-        example = f"{skipped[0]['name']} ({skipped[0]['reason']})"
-        yield f"left out {len(skipped):,} unreadable images, all named in {dest / MANIFEST}, e.g. {example}"
+        reasons = Counter(_KINDS.get(entry["reason"], "unreadable images") for entry in skipped)
+        for kind_of, count in reasons.items():
+            example = next(e for e in skipped if _KINDS.get(e["reason"], "unreadable images") == kind_of)
+            yield (
+                f"left out {count:,} {kind_of}, all named in {dest / MANIFEST}, "
+                f"e.g. {example['name']} ({example['reason']})"
+            )
     if odd := manifest.get("odd"):
         yield "odd images: " + ", ".join(f"{count:,} {kind}" for kind, count in odd.items())
     if shrunk := manifest.get("shrunk"):

@@ -1,0 +1,178 @@
+"""WebDataset shards as other tools write them: masks, captions, macOS files, dotted keys, compressed tars, patterns."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.images.decode import decode
+from data.images.inspection import inspect
+from data.reading.shards import ShardSet
+from data.sources import open_source
+from data.writing.sharding import shard
+from data.writing.verify import verify
+from recipes.errors import UserError
+from tests.data.pictures import encoded
+from tests.data.sources.test_webdataset_source import stored
+
+EACH = 12
+
+
+def write_tar(path: Path, sample, mode: str = "w", count: int = EACH) -> Path:
+    """Write a tar of ``sample(i)``, a dictionary of members by name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for i in range(count):
+            for name, data in sample(i).items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def plain(i: int) -> dict[str, bytes]:
+    return {f"{i:05d}.jpg": encoded(str(i)), f"{i:05d}.cls": str(i % 2).encode()}
+
+
+def png(array: np.ndarray) -> bytes:
+    found = io.BytesIO()
+    Image.fromarray(array).save(found, "PNG")
+    return found.getvalue()
+
+
+@pytest.mark.parametrize("mask", ["png", "seg.png", "mask.jpg"])
+def test_the_photograph_is_trained_on_and_not_the_mask_beside_it(tmp_path, capsys, mask):
+    def sample(i: int) -> dict[str, bytes]:
+        key, blank = f"{i:05d}", png(np.full((30, 40), 255 * (i % 2), np.uint8))
+        return {f"{key}.cls": b"01"[i % 2 : i % 2 + 1], f"{key}.jpg": encoded(str(i)), f"{key}.{mask}": blank}
+
+    write_tar(tmp_path / "theirs/train-0.tar", sample)
+    found = shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0)
+    assert stored(found, "train") == {encoded(str(i)): str(i % 2) for i in range(EACH)}
+    assert f"left out 12 .{mask} images beside those used" in capsys.readouterr().err
+    assert verify(tmp_path / "out", progress=False) == []
+
+
+def test_16_bit_images_have_the_same_pixels_in_training_as_in_predict(tmp_path):
+    gradient = np.linspace(5000, 60000, 1920).reshape(40, 48).astype(np.uint16)
+    write_tar(tmp_path / "theirs/0.tar", lambda i: {f"{i}.png": png(gradient), f"{i}.cls": str(i % 2).encode()})
+    found = shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0, progress=False)
+    in_training = np.asarray(decode(found.split("train").read(0)))
+    in_predict = np.asarray(decode(inspect(png(gradient)).data))
+    assert np.array_equal(in_training, in_predict)
+    assert in_training.min() == 5000 >> 8 and in_training.max() == 60000 >> 8
+
+
+def test_img2dataset_with_the_class_as_caption(tmp_path, capsys):
+    def sample(i: int) -> dict[str, bytes]:
+        caption = "cat" if i % 2 else "dog"
+        described = json.dumps({"caption": caption, "url": "x", "key": f"{i:09d}"}).encode()
+        return {f"{i:09d}.jpg": encoded(str(i)), f"{i:09d}.json": described, f"{i:09d}.txt": caption.encode()}
+
+    write_tar(tmp_path / "theirs/00000.tar", sample)
+    (tmp_path / "theirs/00000_stats.json").write_text("{}")
+    (tmp_path / "theirs/00000.parquet").write_bytes(b"")
+    found = shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0)
+    assert stored(found, "train") == {encoded(str(i)): "cat" if i % 2 else "dog" for i in range(EACH)}
+    assert "ignored 2 files beside the shards" in capsys.readouterr().err
+
+
+def test_a_split_without_labels_is_left_out_and_counted(tmp_path, capsys):
+    write_tar(tmp_path / "theirs/train-0.tar", plain)
+    write_tar(tmp_path / "theirs/test-0.tar", lambda i: {f"{i:05d}.jpg": encoded(f"test{i}")})
+    found = shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0.25)
+    assert {name: len(split) for name, split in found.splits.items()} == {"train": 8, "val": 4}
+    assert "left out 12 images without a label" in capsys.readouterr().err
+    assert verify(tmp_path / "out", progress=False) == []
+
+
+def test_a_test_shard_is_the_test_split(tmp_path, capsys):
+    for split in ("train", "test"):
+        write_tar(tmp_path / f"theirs/{split}-0.tar", plain)
+    found = shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0.25)
+    assert {name: len(split) for name, split in found.splits.items()} == {"train": 8, "val": 4, "test": 12}
+    assert "4 training images became the validation split" in capsys.readouterr().err
+    assert verify(tmp_path / "out", progress=False) == []
+
+
+def test_files_that_macos_adds_are_no_samples(tmp_path):
+    def sample(i: int) -> dict[str, bytes]:
+        return {
+            name: data
+            for own, content in plain(i).items()
+            for name, data in ((f"._{own}", b"\0\5\x16\7"), (own, content))
+        }
+
+    write_tar(tmp_path / "theirs/train-0.tar", sample)
+    found = shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0, progress=False)
+    assert stored(found, "train") == {encoded(str(i)): str(i % 2) for i in range(EACH)}
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["skipped"] == []
+
+
+def test_keys_with_dots_are_samples_of_their_own(tmp_path):
+    write_tar(tmp_path / "theirs/0.tar", lambda i: {f"photo.{name}": data for name, data in plain(i).items()})
+    found = shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0, progress=False)
+    assert stored(found, "train") == {encoded(str(i)): str(i % 2) for i in range(EACH)}
+    assert verify(tmp_path / "out", progress=False) == []
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_compressed_shards_are_refused_with_the_reason(tmp_path, given):
+    path = write_tar(tmp_path / "theirs/train-0.tar.gz", plain, "w:gz")
+    with pytest.raises(UserError, match="train-0.tar.gz is a compressed shard.*unpack"):
+        open_source(str(path if given == "file" else path.parent), 0.1)
+
+
+@pytest.mark.parametrize("first", ["an empty tar", "a sample without a label", "a damaged tar"])
+def test_more_than_the_first_sample_of_the_first_tar_is_looked_at(tmp_path, first):
+    if first == "a damaged tar":
+        write_tar(tmp_path / "theirs/0.tar", plain)
+        (tmp_path / "theirs/0.tar").write_bytes(b"damaged" * 1000)
+    else:
+        write_tar(tmp_path / "theirs/0.tar", lambda i: {"a.jpg": encoded("a")}, count=0 if "empty" in first else 1)
+    for number in (1, 2):
+        write_tar(tmp_path / f"theirs/{number}.tar", plain)
+    if first == "a damaged tar":
+        with pytest.raises(UserError, match="0.tar is not a whole tar"):
+            shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0, progress=False)
+    else:
+        assert (
+            len(shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0, progress=False).split("train")) == 24
+        )
+
+
+@pytest.mark.parametrize(("pattern", "images"), [("train-{0..1}.tar", 24), ("*-2.tar", 12), ("{train,val}-*.tar", 48)])
+def test_braces_and_wildcards(tmp_path, pattern, images):
+    for name in ("train-0", "train-1", "train-2", "val-0"):
+        write_tar(tmp_path / f"theirs/{name}.tar", plain)
+    found = shard(str(tmp_path / "theirs" / pattern), tmp_path / "out", val_fraction=0, progress=False)
+    assert sum(map(len, found.splits.values())) == images and found.name == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("train-{0..3}.tar", "there is no .*train-1.tar"), ("none-*.tar", "there is no .*none"), ("{a.tar", "not closed")],
+)
+def test_a_pattern_that_does_not_fit_is_one_sentence(tmp_path, pattern, message):
+    write_tar(tmp_path / "theirs/train-0.tar", plain)
+    with pytest.raises(UserError, match=message):
+        open_source(str(tmp_path / "theirs" / pattern), 0.1)
+
+
+def test_shards_that_were_moved_are_named_with_what_to_do(tmp_path):
+    write_tar(tmp_path / "theirs/train-0.tar", plain)
+    shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0, progress=False)
+    (tmp_path / "theirs").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="train-0.tar, to which .* refers.*if it was moved, remake"):
+        ShardSet.open(tmp_path / "out")
+
+
+def test_labels_that_count_from_1_are_said(tmp_path, capsys):
+    write_tar(tmp_path / "theirs/0.tar", lambda i: {f"{i}.jpg": encoded(str(i)), f"{i}.cls": str(1 + i % 2).encode()})
+    shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0)
+    printed = capsys.readouterr().err
+    assert "1 class (0) without any image" in printed and "if the labels count from 1, renumber" in printed
