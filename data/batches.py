@@ -1,19 +1,18 @@
-"""Micro-batches: what a process sees of each optimizer step, computed from (seed, step, position) alone.
+"""The micro-batches of a process, each computed from (seed, step, position) alone.
 
-Asking for a micro-batch needs nothing but its step and its positions in the global batch, so there is no loader state:
-resuming means asking for a later step, and worker processes only decide how early it is ready.
+A micro-batch depends on nothing but its step and its positions in the global batch, so there is no loader state. To
+resume is to ask for a later step. Worker processes (`data.loader`) only decide how early a micro-batch is ready.
 """
 
-import atexit
-import multiprocessing
-import signal
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from data.block_order import shuffled_in_blocks
 from data.images.augment import NO_BOX, EvalTransform, TrainTransform
@@ -27,56 +26,69 @@ from recipes.schema import Recipe
 
 _PADDING = -1
 _REPLACEMENTS_TRIED = 16
+_IMAGE_EXTRA_BYTES = 64  # upper limit for what a batch holds per image besides pixels: labels, positions and the like
+_BATCH_EXTRA_BYTES = 4096  # and per batch, for alignment
+
+# Errors that come from the machine or the whole shard and not from one image, and what to do about them.
+_SYSTEM_ERRORS = {
+    errno.EMFILE: "raise `ulimit -n`",
+    errno.ENFILE: "raise the system's limit of open files",
+    errno.ENOMEM: "give fewer --workers, or more memory",
+    errno.ENOENT: "bring the shard back, then give the same command again",
+    errno.EACCES: "allow reading it, then give the same command again",
+    errno.ESTALE: "mount its file system again, then give the same command again",
+}
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A run of consecutive positions of one global batch, before normalisation, erasing and mixing.
+    """Consecutive positions of one global batch, before normalisation, erasing and mixing.
 
-    ``n`` positions come first in every row-wise field; `pixels`, `erased` and `noise_keys` go on with the images of
-    partners that lie outside the run.
+    A position's partner can lie outside the micro-batch. Its image is then one of `extra` images at the end of
+    `pixels`, `erased` and `noise_keys`; all other fields have exactly ``n`` rows.
     """
 
     step: int  # optimizer step, from 0
-    positions: Tensor  # int64 [n], in the global batch; beyond its end: padding
-    samples: Tensor  # int64 [n], row in the index of the shards; -1 for padding
+    positions: Tensor  # int64 [n], positions in the global batch; those beyond its end are padding
+    samples: Tensor  # int64 [n], rows in the index of the shards; -1 for padding
     weights: Tensor  # float32 [n], 0 for padding, else 1
     pixels: Tensor  # uint8 [n + extra, 3, size, size], channels last in memory
-    erased: list[tuple[int, int, int, int]]  # [n + extra], box as top, left, height, width
-    noise_keys: list[int]  # [n + extra], of the noise in the erased box
+    erased: list[tuple[int, int, int, int]]  # [n + extra], box as top, left, height, width in pixels
+    noise_keys: list[int]  # [n + extra], keys of the noise that fills the erased box
     labels: Tensor  # int64 [n]
-    partners: Tensor  # int64 [n], row of `pixels` to mix with
+    partners: Tensor  # int64 [n], row in `pixels` of the image to mix with
     partner_labels: Tensor  # int64 [n]
-    lam: Tensor  # float32 [n], share of the own label and image
-    mixes: list[tuple[int, int, SliceMix]]  # rows from, to (exclusive), and how they are mixed
-    replaced: list[str] = field(default_factory=list)  # unreadable photographs, and that another took their place
+    lam: Tensor  # float32 [n], share of the image and label themselves; the rest is the partner's
+    mixes: list[tuple[int, int, SliceMix]]  # first row, last row (exclusive), and how these rows are mixed
+    replaced: list[str] = field(default_factory=list)  # names of unreadable images, each with the reason
 
     @property
     def real(self) -> int:
-        """Positions that lie in the global batch; padding follows them."""
+        """Number of positions that lie in the global batch; the others follow and are padding."""
         return max((stop for _, stop, _ in self.mixes), default=0)
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same with all tensors on `device`, copied without waiting where memory is pinned."""
+        """Return the micro-batch with all tensors on `device`; copies from pinned memory are asynchronous."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "MicroBatch":
-        """The same in page-locked memory; torch's DataLoader calls this."""
+        """Return the micro-batch in page-locked memory; torch's DataLoader calls this."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
-    def record_stream(self, stream) -> None:
-        """Tell the allocator of a GPU that this stream, too, uses the tensors."""
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the GPU's memory allocator that `stream` uses the tensors too."""
         for f in fields(self):
             if isinstance(getattr(self, f.name), Tensor):
                 getattr(self, f.name).record_stream(stream)
 
-    def _mapped(self, change) -> "MicroBatch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()}
+        return MicroBatch(**changed)
 
 
-class MicroBatches(Dataset):
-    """Every micro-batch of one process, by (step, number within the step)."""
+class MicroBatches:
+    """The micro-batches of one process, indexed by (optimizer step, number within the step)."""
 
     def __init__(self, split: Split, recipe: Recipe, first_position: int, micro_batch: int):
         self.split = split
@@ -85,6 +97,12 @@ class MicroBatches(Dataset):
         self.micro_batch = micro_batch
         self.steps_per_epoch = StepSchedule(recipe, len(split)).steps_per_epoch
         self.transform = TrainTransform(recipe)
+
+    @property
+    def item_bytes(self) -> int:
+        """Upper limit for the size of a micro-batch's tensors in bytes."""
+        # A partner outside the micro-batch exists at most at each of its two ends.
+        return _batch_bytes(self.micro_batch + 2, self.recipe.input.size)
 
     def __getitem__(self, place: tuple[int, int]) -> MicroBatch:
         step, number = place
@@ -97,26 +115,28 @@ class MicroBatches(Dataset):
         extra = sorted(set(partners) - set(own)) if mixed else []
         if not mixed:
             partners = list(own)
-        row = {position: number for number, position in enumerate([*own, *extra])}
+        row_of = {position: row for row, position in enumerate([*own, *extra])}
 
-        samples = self._samples(step, list(row))
+        samples = self._samples(step, np.array(list(row_of)))
         epoch = step // self.steps_per_epoch
         size = self.recipe.input.size
-        # Channels last, as decoders and resizing write them and as convolutions on a GPU want them.
-        pixels = torch.zeros(len(row), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        erased, replaced = [NO_BOX] * len(row), []
+        # Channels last, because decoding and resizing produce it and convolutions on a GPU are fastest with it.
+        pixels = torch.zeros(len(row_of), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        erased = [NO_BOX] * len(row_of)
+        replaced: list[str] = []
         self.split.read_ahead(samples[samples != _PADDING].tolist())
-        for number, sample in enumerate(samples):
+        for row, sample in enumerate(samples):
             if sample != _PADDING:
-                of_other_cut = number >= self.micro_batch  # a partner, which counts where it is somebody's own
-                bad = [] if of_other_cut else replaced
-                pixels[number], erased[number], samples[number] = self._image(int(sample), epoch, bad)
+                # An unreadable partner is counted by the micro-batch that owns it, so that all ranks together count
+                # once.
+                counted = replaced if row < self.micro_batch else []
+                pixels[row], erased[row], samples[row] = self._image(int(sample), epoch, counted)
         labels = torch.from_numpy(np.where(samples == _PADDING, 0, self.split.labels[samples]).astype(np.int64))
-        rows_of_partners = torch.tensor([row[position] for position in partners])
+        partner_rows = torch.tensor([row_of[position] for position in partners])
         lam = torch.ones(self.micro_batch)
         for start, stop, mix in mixes:
             lam[start:stop] = mix.lam
-        lam[rows_of_partners == torch.arange(self.micro_batch)] = 1.0
+        lam[partner_rows == torch.arange(self.micro_batch)] = 1.0
         return MicroBatch(
             step=step,
             positions=torch.arange(own.start, own.stop),
@@ -126,17 +146,16 @@ class MicroBatches(Dataset):
             erased=erased,
             noise_keys=[random_key(self.recipe.seed, "noise", epoch, int(sample)) for sample in samples],
             labels=labels[: self.micro_batch],
-            partners=rows_of_partners,
-            partner_labels=labels[rows_of_partners],
+            partners=partner_rows,
+            partner_labels=labels[partner_rows],
             lam=lam,
             mixes=mixes,
             replaced=replaced,
         )
 
-    def _samples(self, step: int, positions: list[int]) -> np.ndarray:
-        """The sample at each position of the global batch of that step; -1 beyond its end."""
+    def _samples(self, step: int, positions: np.ndarray) -> np.ndarray:
+        """Return the sample at each position of that step's global batch, int64 ``[n]``; -1 beyond its end."""
         global_batch = self.recipe.batch.global_
-        positions = np.array(positions)
         real = positions < global_batch
         samples = np.full(len(positions), _PADDING, dtype=np.int64)
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
@@ -148,7 +167,7 @@ class MicroBatches(Dataset):
         return samples
 
     def _mixes(self, step: int, own: range) -> list[tuple[int, int, SliceMix]]:
-        """How each run of rows that belongs to one slice is mixed; padding is not."""
+        """Return first row, last row (exclusive) and mix of each slice that these positions touch, without padding."""
         size, end = self.recipe.batch.slice_size, min(own.stop, self.recipe.batch.global_)
         found = []
         position = own.start
@@ -159,27 +178,33 @@ class MicroBatches(Dataset):
         return found
 
     def _image(self, sample: int, epoch: int, replaced: list[str]) -> tuple[Tensor, tuple[int, int, int, int], int]:
-        """Pixels and erased box of a sample, or of the one that takes its place where it cannot be read."""
+        """Return pixels, erased box and number of a sample, or of its replacement if it cannot be read.
+
+        The replacement depends on (seed, sample) alone, so every rank, worker and restart picks the same one.
+        """
         candidate = sample
         for attempt in range(_REPLACEMENTS_TRIED):
             try:
                 return *self.transform(self.split.read(candidate), epoch, candidate), candidate
-            except UserError:  # storage that stays away is no bad photograph
-                raise
-            except Exception as error:  # whatever a decoder raises: one photograph never stops a run
-                replaced.append(f"{self.split.sample_name(candidate)} ({type(error).__name__}: {error})")
+            except Exception as error:  # decoders raise almost any exception on damaged bytes
+                _raise_unless_damaged(error, self.split, candidate)
+                replaced.append(f"{_name(self.split, candidate)} ({type(error).__name__}: {error})")
                 candidate = random_key(self.recipe.seed, "replacement", sample, attempt) % len(self.split)
         raise UserError(
-            f"{_REPLACEMENTS_TRIED} photographs in a row could not be read, last {replaced[-1]}: run `bigbatch verify`"
+            f"{_REPLACEMENTS_TRIED} images in a row could not be read, last {replaced[-1]}: run `bigbatch verify`"
         )
 
 
-class EvalBatches(Dataset):
-    """The evaluation images `first` to `stop` of a split in batches: uint8 pixels ``[n, 3, size, size]``, int64 labels ``[n]``."""
+class EvalBatches:
+    """The images `first` to `stop` (exclusive) of a split for evaluation, in batches.
+
+    A batch is uint8 pixels ``[n, 3, size, size]`` and int64 labels ``[n]``.
+    """
 
     def __init__(self, split: Split, recipe: Recipe, first: int, stop: int, batch_size: int):
         self.split = split
         self.transform = EvalTransform(recipe)
+        self.item_bytes = _batch_bytes(batch_size, recipe.input.size)
         self.chunks = [range(start, min(start + batch_size, stop)) for start in range(first, stop, batch_size)]
 
     def __len__(self) -> int:
@@ -194,69 +219,36 @@ class EvalBatches(Dataset):
     def _image(self, sample: int) -> Tensor:
         try:
             return self.transform(self.split.read(sample))
-        except UserError:
-            raise
         except Exception as error:
-            name = self.split.sample_name(sample)
+            _raise_unless_damaged(error, self.split, sample)
+            # An evaluation replaces nothing: another image would make another accuracy.
             raise UserError(
-                f"validation image {name} cannot be read ({error}): run `bigbatch verify`, then shard again"
+                f"validation image {_name(self.split, sample)} cannot be read ({error}): run `bigbatch verify`, "
+                f"then shard again"
             ) from None
 
 
-def load_steps(batches: MicroBatches, steps: range, accumulation: int, workers: int, pin: bool) -> Iterator[MicroBatch]:
-    """Yield the micro-batches of optimizer steps `steps` in order, prepared ahead by `workers` processes (0: on
-    demand).
+def _batch_bytes(images: int, size: int) -> int:
+    return images * (3 * size**2 + _IMAGE_EXTRA_BYTES) + _BATCH_EXTRA_BYTES
 
-    At most two micro-batches per worker are ready ahead of the one being trained on.
+
+def _raise_unless_damaged(error: Exception, split: Split, sample: int) -> None:
+    """Raise if the error does not come from the image: to replace the image would hide it and change the run.
+
+    Raises:
+        UserError: storage fails, the shard is gone, or memory or open files have run out.
     """
-    places = _Places(steps, accumulation)
-    return _plainly(
-        iter(DataLoader(batches, sampler=places, batch_size=None, pin_memory=pin, **_worker_options(workers)))
-    )
+    if isinstance(error, UserError):
+        raise error
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if number in _SYSTEM_ERRORS:
+        reason = os.strerror(number).lower()
+        raise UserError(f"{_name(split, sample)} cannot be read ({reason}): {_SYSTEM_ERRORS[number]}") from None
 
 
-def load_evaluation(batches: EvalBatches, workers: int, pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield all evaluation batches in order."""
-    return _plainly(
-        iter(DataLoader(batches, batch_size=None, pin_memory=pin, **_worker_options(min(workers, len(batches)))))
-    )
-
-
-@dataclass(frozen=True)
-class _Places:
-    steps: range
-    accumulation: int
-
-    def __iter__(self):
-        return ((step, number) for step in self.steps for number in range(self.accumulation))
-
-    def __len__(self):
-        return len(self.steps) * self.accumulation
-
-
-def _plainly(loaded: Iterator) -> Iterator:
-    """A loader's batches; what a worker has to tell the user arrives without the traceback that torch puts around it."""
+def _name(split: Split, sample: int) -> str:
+    """Return a sample's name for messages; its number if the shard that holds the name cannot be read either."""
     try:
-        yield from loaded
-    except UserError as error:
-        raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
-
-
-def _worker_options(workers: int) -> dict:
-    if workers == 0:
-        return {"num_workers": 0}
-    return {"num_workers": workers, "prefetch_factor": 2, "worker_init_fn": _leave_signals_to_the_trainer}
-
-
-def _leave_signals_to_the_trainer(_worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the trainer finishes its step and still needs its workers for that."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-@atexit.register
-def _end_workers() -> None:
-    """Loader processes still there at exit, after an error, would wait for ever: Python asks with SIGTERM, which they ignore."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+        return split.sample_name(sample)
+    except (OSError, ValueError):
+        return f"sample {sample} of {split.name}"

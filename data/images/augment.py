@@ -71,7 +71,7 @@ class TrainTransform:
         """Return the pixels and the box to erase.
 
         Returns:
-            uint8 ``[3, size, size]``, channels last in memory; and top, left, height, width in pixels, zeros for no box.
+            uint8 ``[3, size, size]``, channels last in memory; and top, left, height, width in pixels, zeros: no box.
         """
         encoded = EncodedImage(image)
         seed_generators(random_key(self.recipe.seed, "augment", epoch, sample))

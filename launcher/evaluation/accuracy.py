@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.batches import EvalBatches, load_evaluation
+from data.batches import EvalBatches
+from data.loader import load_evaluation
 from data.on_device import DevicePreprocessor
 from data.reading.shards import Split
 from recipes.schema import Recipe

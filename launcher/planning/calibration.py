@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from data.batches import MicroBatch, MicroBatches, load_steps
+from data.batches import MicroBatch, MicroBatches
+from data.loader import load_steps
 from data.reading.shards import Split
 from launcher.cut import unit_of_cut
 from launcher.engines.optimizer import make_optimizer

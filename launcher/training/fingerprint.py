@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from data.batches import MicroBatches, load_steps
+from data.batches import MicroBatches
+from data.loader import load_steps
 from data.on_device import DevicePreprocessor
 from launcher.cut import cut_for_model
 from launcher.recipe_shards import open_shards

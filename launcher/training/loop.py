@@ -15,7 +15,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from data.batches import MicroBatch, MicroBatches, load_steps
+from data.batches import MicroBatch, MicroBatches
+from data.loader import load_steps
 from data.on_device import DevicePreprocessor
 from data.prefetch import prefetch_to_device
 from data.reading.shards import ShardSet

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data.batches import EvalBatches, MicroBatches, load_evaluation, load_steps
+from data.batches import EvalBatches, MicroBatches
 from data.images.augment import NO_BOX, TrainTransform, seed_generators, timm_train_transform
 from data.images.decode import decode
+from data.loader import load_evaluation, load_steps
 from data.on_device import DevicePreprocessor
 from data.reading.shards import ShardSet
 from models.build import build

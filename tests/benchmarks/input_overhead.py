@@ -23,7 +23,8 @@ from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
 from timm.layers.drop import drop_path
 
-from data.batches import MicroBatches, load_steps
+from data.batches import MicroBatches
+from data.loader import load_steps
 from data.on_device import DevicePreprocessor
 from data.order import shuffled
 from data.reading.shards import INDEX_DTYPE, ShardSet, Split

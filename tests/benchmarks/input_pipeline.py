@@ -30,9 +30,10 @@ from timm.data import ImageDataset, create_loader, create_transform
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import datasets, transforms
 
-from data.batches import MicroBatches, load_steps
+from data.batches import MicroBatches
 from data.images.augment import TrainTransform, seed_generators
 from data.images.decode import Crop, EncodedImage
+from data.loader import load_steps
 from data.reading.shards import ShardSet
 from data.writing.sharding import shard
 from recipes.load import load

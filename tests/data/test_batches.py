@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.batches import EvalBatches, MicroBatches, load_evaluation, load_steps
+from data.batches import EvalBatches, MicroBatches
+from data.loader import load_evaluation, load_steps
 from data.prefetch import prefetch_to_device
 from data.reading.shards import INDEX_DTYPE, ShardSet
 from data.writing.sharding import shard
@@ -131,7 +132,7 @@ class _Imagenet:
 
 
 def test_a_late_start_does_the_same_work_as_an_early_one(digits, tmp_path):
-    """Reads are counted until the first batch of step 100,000 of an ImageNet-sized index; a benchmark takes the time."""
+    """Counts the reads before the first batch of step 100,000 of an index of ImageNet's size; a benchmark times it."""
     imagenet = _Imagenet(digits.split("train"), tmp_path)
     recipe = load("convnext_tiny_in1k", ["schedule.epochs=400", "input.size=32", "batch.global=64", "batch.slices=2"])
     reads = []

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.batches import MicroBatches, load_steps
+from data.batches import MicroBatches
+from data.loader import load_steps
 from data.reading.shards import ShardSet, Split
 from data.writing.sharding import shard
 from recipes.load import load

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import data.reading.storage
-from data.batches import MicroBatches, load_steps
+from data.batches import MicroBatches
+from data.loader import load_steps
 from data.reading.block_cache import BLOCK
 from data.reading.shards import ShardSet
 from data.writing.sharding import shard
