@@ -18,7 +18,8 @@ from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from data.batches import MicroBatch, MicroBatches, load_steps
+from data.batches import MicroBatch, MicroBatches
+from data.loader import load_steps
 from data.prefetch import prefetch_to_device
 from data.reading.shards import ShardSet
 from launcher.checkpoints.retention import Retention

@@ -33,12 +33,6 @@ import timm
 import torch
 from PIL import Image
 
-<<<<<<< HEAD
-=======
-from data.batches import MicroBatch, MicroBatches
-from data.loader import load_steps
-from data.prefetch import prefetch_to_device
->>>>>>> 44fa52a (Loader workers hand batches over in memory that they inherit: no /dev/shm, sockets or open files; every failure ends in one sentence)
 from data.reading.shards import ShardSet
 from data.writing.sharding import shard
 from launcher.workers import default_workers

@@ -1,4 +1,6 @@
-"""Micro-batches: whole epochs, zero-weight padding, unreadable photographs replaced, no cost of a late start."""
+"""Micro-batches: whole epochs, zero-weight padding, unreadable images replaced, and a late start that costs nothing."""
+
+import errno
 
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def test_a_part_of_a_slice_brings_at_most_the_two_partners_beyond_its_ends(digit
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Digits of which one in twenty is overwritten inside the shard."""
+    """Return digits of which every twentieth is overwritten inside the shard."""
     folder = tmp_path / "digits"
     shard("digits", folder, val_fraction=0.2, progress=False)
     split = ShardSet.open(folder).split("train")
@@ -60,7 +62,7 @@ def damaged(tmp_path):
     return ShardSet.open(folder)
 
 
-def test_an_unreadable_photograph_is_named_and_replaced_the_same_way_everywhere(damaged, recipe):
+def test_an_unreadable_image_is_named_and_replaced_the_same_way_everywhere(damaged, recipe):
     split = damaged.split("train")
     whole = MicroBatches(split, recipe, 0, 64)[(0, 0)]
     halves = [MicroBatches(split, recipe, first, 32)[(0, 0)] for first in (0, 32)]
@@ -82,6 +84,33 @@ def test_a_damaged_validation_image_is_an_error_that_names_it(tmp_path, recipe):
         list(load_evaluation(EvalBatches(split, recipe, 0, len(split), 32), workers=0, pin=False))
 
 
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            r"\.jpg in train-000000.tar cannot be read \(too many open files\)",
+        ),
+        (OSError(errno.ENOENT, "No such file or directory"), "no such file or directory.*bring the shard back"),
+        (MemoryError(), r"\(cannot allocate memory\): give fewer --workers, or more memory"),
+    ],
+    ids=["files", "gone", "memory"],
+)
+def test_an_image_is_not_replaced_for_what_the_machine_lacks(digits, recipe, monkeypatch, error, message):
+    """Another image in its place would be another run, and nobody would know."""
+
+    def fail(_sample):
+        raise error
+
+    for split, ask in (
+        (digits.split("train"), lambda split: MicroBatches(split, recipe, 0, 4)[(0, 0)]),
+        (digits.split("val"), lambda split: EvalBatches(split, recipe, 0, 4, 4)[0]),
+    ):
+        monkeypatch.setattr(split, "read", fail)
+        with pytest.raises(UserError, match=message.replace("train-", split.name + "-")):
+            ask(split)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_evaluation_counts_every_image_once(digits, recipe, world_size):
     split = digits.split("val")
@@ -94,7 +123,7 @@ def test_evaluation_counts_every_image_once(digits, recipe, world_size):
 
 
 def test_the_next_batch_is_on_its_way_while_one_is_computed_with(digits, recipe):
-    """On a GPU on a stream of its own; the order of events is the same here."""
+    """On a GPU the copy runs on a stream of its own; the order of events is the same on a CPU."""
     dataset, asked = MicroBatches(digits.split("train"), recipe, 0, 64), []
 
     def loaded():
@@ -113,7 +142,7 @@ def test_the_next_batch_is_on_its_way_while_one_is_computed_with(digits, recipe)
 
 
 class _Imagenet:
-    """1.28 million rows that all point at the same few photographs: the index of a large data set, without the data."""
+    """The index of a large data set without its data: 1.28 million rows that point at the same few images."""
 
     def __init__(self, split, folder, samples=1_281_167):
         rows = np.resize(split.index, samples).astype(INDEX_DTYPE)

@@ -12,6 +12,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def few_files():
 
     def limit(more: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        used = {int(name) for name in os.listdir("/proc/self/fd")}
+        used = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
         free = (number for number in range(before[0]) if number not in used)
         *_, last = itertools.islice(free, more)
         resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1, before[1]))
@@ -181,7 +182,7 @@ def test_a_system_that_allows_no_more_processes_is_one_sentence(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a file system of its own")
 @pytest.mark.parametrize("size, works", [("64k", True), ("8k", False)])
 def test_a_full_dev_shm_is_enough_or_is_one_sentence(size, works):
-    """64 KiB, a thousandth of what Docker gives, hold the locks of two workers; batches of any size need nothing there."""
+    """64 KiB, a thousandth of what Docker gives, hold the locks of two workers; batches need no room there."""
     program = textwrap.dedent(
         """
         from tests.data.test_loader import Numbers, loaded
@@ -197,11 +198,9 @@ def test_a_full_dev_shm_is_enough_or_is_one_sentence(size, works):
     if works:
         assert result.stdout.split() == ["None", "40"], result.stderr
     else:
-        sentence = r"no file can be created in /dev/shm (No space left on device): make room there"
-        assert (
-            sentence in result.stdout
-            and f"UserError: worker processes cannot start, because {sentence}" in result.stderr
-        )
+        sentence = "because no file can be created in /dev/shm (No space left on device): make room there"
+        assert sentence in result.stdout
+        assert f"UserError: worker processes cannot start, {sentence}" in result.stderr
 
 
 def _trainer(workers, dataset: Numbers) -> None:
@@ -227,10 +226,10 @@ def test_workers_end_when_their_trainer_is_killed():
 
 def _is_alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(") ", 1)[1][0] != "Z"  # a zombie waits for a parent that may not look
-    except FileNotFoundError:
+        status = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1]
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    return status[0] != "Z"  # a zombie waits for a parent that may not look
 
 
 def test_the_cause_of_a_death_is_that_of_the_first_and_not_of_those_ended_with_it():
