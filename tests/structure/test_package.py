@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,8 @@ def test_the_wheel_trains_from_another_folder(distributions, tmp_path):
         programs / "python", "-c", "import launcher, data; print(launcher.__file__, data.__file__)", folder=work
     )
     assert all(Path(file).is_relative_to(tmp_path / "venv") for file in place.split())
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert version in run(bigbatch, "--version", folder=work)
     assert "convnext_tiny_in1k" in run(bigbatch, "recipes", folder=work)
     run(bigbatch, "shard", "digits", "shards/digits", "--val-fraction", "0.2", folder=work)
     two_steps = ["model.name=test_convnext", "batch.global=512", "schedule.epochs=1", "schedule.warmup_epochs=0"]
