@@ -41,9 +41,12 @@ class BlockCache:
         try:
             for part in ("blocks", "locks"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
+            with file_lock(self._lock_path("used")):  # another user's cache has the folders, but refuses this
+                pass
         except OSError as error:
             raise UserError(
-                f"the cache folder {folder} cannot be written ({error.strerror}): choose another data.cache"
+                f"the cache folder {folder} cannot be written ({error.strerror}), perhaps since it is another user's: "
+                f"choose another data.cache"
             ) from None
 
     def read(self, path: str, block: int, start: int, stop: int, fetch: Callable[[], bytes]) -> bytes:

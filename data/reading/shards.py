@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.names import printable
 from data.reading.block_cache import BlockCache
 from data.reading.manifest import FORMAT, Manifest, ShardRecord, SplitRecord, contents_digest, read_manifest
 from data.reading.sampled_checksum import sampled_checksum
@@ -90,7 +91,7 @@ class Split:
         file, offset, _ = self._place(i)
         header = self.folder.read(file, offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
-        return f"{member} in {PurePosixPath(file).name}"
+        return printable(f"{member} in {PurePosixPath(file).name}")
 
     def _place(self, i: int) -> tuple[str, int, int]:
         """Return the shard file of sample `i`, and the offset and size of its image there, in bytes."""
@@ -130,10 +131,10 @@ class ShardSet:
         Raises:
             UserError: the folder, its manifest, an index or a shard is missing, or a file has another size.
         """
-        folder = RemoteFolder(str(path)) if is_url(path) else LocalFolder(Path(path))
+        folder = RemoteFolder(str(path)) if is_url(path) else LocalFolder(Path(path).expanduser())
         manifest = read_manifest(folder)
         if cache is not None and isinstance(folder, RemoteFolder):
-            folder.cache = BlockCache(Path(cache), cache_bytes, contents_digest(manifest))
+            folder.cache = BlockCache(Path(cache).expanduser(), cache_bytes, contents_digest(manifest))
         opened = cls(folder, manifest)
         _at_once(lambda shard: _check_size(folder, shard["file"], shard["bytes"]), opened._shards, folder)
         for name, split in opened.splits.items():

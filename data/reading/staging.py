@@ -28,6 +28,7 @@ def stage(source: Path, folder: Path) -> Path:
     Raises:
         UserError: the disk is too small or cannot be written, or a file differs from its manifest.
     """
+    source, folder = source.expanduser(), folder.expanduser()
     shards = ShardSet.open(source)
     staged = folder / f"bigbatch-{shards.digest[:16]}"
     try:

@@ -163,6 +163,11 @@ class RemoteFolder:
 
         def fetch(files: "AbstractFileSystem") -> bytes:
             found = bytes(files.cat_file(path, start=offset, end=offset + size))
+            if len(found) > size:
+                raise UserError(
+                    f"the server of {path} does not answer ranged reads, which training needs: use another server, "
+                    f"or copy the shards to a local disk"
+                )
             if len(found) < expected:
                 raise ConnectionError(f"{len(found)} of {expected} bytes arrived")
             return found
@@ -201,7 +206,7 @@ class _Connection:
                 raise self.failure
             try:
                 return read(self.files)
-            except FileNotFoundError:
+            except (FileNotFoundError, UserError):
                 raise
             except Exception as error:  # the libraries behind fsspec have no common exception for a lost connection
                 if isinstance(error, PermissionError) or getattr(error, "status", None) in _REFUSED:

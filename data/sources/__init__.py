@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.names import printable
 from data.sources.base import Source
 from data.sources.cats_dogs import cats_dogs, inner_archive
 from data.sources.cifar10 import cifar10
 from data.sources.class_folders import class_folders
 from data.sources.class_map import MappedSource, read_class_map
 from data.sources.digits import Digits
-from data.sources.files import TAR_ENDINGS, open_files
 from data.sources.imagenet import TRAIN_TAR, imagenet
 from data.sources.imagenet_22k import class_tars, imagenet_22k
 from data.sources.imagenet_kaggle import imagenet_kaggle
+from data.sources.opening import TAR_ENDINGS, open_files
 from data.sources.table_labels import offered_table, table_labels
 from data.sources.torchvision_sets import PREFIX, TorchvisionSet
 from data.sources.webdataset_shards import WebDatasetShards, webdataset_shards
@@ -104,5 +105,6 @@ def _name(path: Path) -> str:
     name = path.resolve().name
     for ending in (".zip", *sorted(TAR_ENDINGS, key=len, reverse=True)):
         if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
+            name = name[: -len(ending)]
+            break
+    return printable(name)

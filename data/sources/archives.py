@@ -20,6 +20,17 @@ from typing_extensions import Buffer
 
 from recipes.errors import UserError
 
+_MAGIC = {
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",  # an empty one
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!": "rar",
+}
+
 
 class Archive:
     """A file or a section of one, read by position. Each process opens the file itself when it first reads."""
@@ -85,18 +96,40 @@ class UnpackedArchive(Archive):
         return unpacked
 
     def _decompress(self, unpacked: IO[bytes]) -> None:
-        name = self.path.name.lower()
+        kind = archive_kind(self.path)
+        if kind == "zstd":
+            return _unpack_zstandard(self.path, unpacked)
+        opener: dict[str | None, Callable[[Path], io.BufferedIOBase]] = {"bz2": bz2.BZ2File, "xz": lzma.LZMAFile}
         try:
-            with _opener(name)(self.path) as packed:
+            with opener.get(kind, gzip.GzipFile)(self.path) as packed:
                 _copy(packed, unpacked)
         except lzma.LZMAError as error:
             raise OSError(str(error)) from None
 
 
-def _opener(name: str) -> Callable[[Path], io.BufferedIOBase]:
-    if name.endswith("bz2"):
-        return bz2.BZ2File
-    return lzma.LZMAFile if name.endswith("xz") else gzip.GzipFile
+def archive_kind(path: Path) -> str | None:
+    """Return what kind of archive a file is, or None, by its contents: the ending of its name is often wrong.
+
+    The kinds are "zip", "tar", "gzip", "bz2", "xz", "zstd", "7z" and "rar".
+    """
+    with path.open("rb") as stream:
+        start = stream.read(512)
+    for magic, kind in _MAGIC.items():
+        if start.startswith(magic):
+            return kind
+    return "tar" if start[257:262] == b"ustar" else None
+
+
+def _unpack_zstandard(path: Path, unpacked: IO[bytes]) -> None:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(f"{path} is compressed with Zstandard: `pip install zstandard`, or unpack it first") from None
+    try:
+        with path.open("rb") as packed:
+            zstandard.ZstdDecompressor().copy_stream(packed, unpacked)
+    except zstandard.ZstdError as error:
+        raise OSError(str(error)) from None
 
 
 def _copy(packed: IO[bytes] | io.BufferedIOBase, unpacked: IO[bytes]) -> None:

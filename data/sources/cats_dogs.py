@@ -11,8 +11,9 @@ import numpy as np
 
 from data.sources.base import Listing, Names, Source
 from data.sources.class_folders import FileSource
-from data.sources.files import Files, FolderFiles, ZipFiles, hidden
+from data.sources.files import Files, FolderFiles, hidden
 from data.sources.splits import hold_out
+from data.sources.zip_files import ZipFiles
 
 CLASSES = ["cat", "dog"]
 _LABELLED = re.compile(r"(?:(.*)/)?(cat|dog)\.\d+\.jpg", re.IGNORECASE)

@@ -12,7 +12,8 @@ from data.image_formats import IMAGE_ENDINGS
 from data.parallel import Worker, for_each
 from data.sources.archives import Archive
 from data.sources.base import Names
-from data.sources.files import Files, hidden, tar_files
+from data.sources.files import Files, hidden
+from data.sources.tar_files import tar_files
 
 
 @dataclass(frozen=True)

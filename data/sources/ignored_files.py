@@ -9,6 +9,8 @@ from data.names import printable
 from data.sources.files import Files, hidden
 from recipes.errors import UserError
 
+_ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
 
 def ignored_notes(files: Files) -> list[str]:
     """Return sentences that count the files without an image's ending by their endings, and name empty folders."""
@@ -19,6 +21,8 @@ def ignored_notes(files: Files) -> list[str]:
         more = f" and {len(counts) - 8} other endings" if len(counts) > 8 else ""
         notes.append(f"ignored {counts.total():,} files that are not images by their ending: {listed}{more}")
         for ending in counts:
+            if ending in _ARCHIVE_ENDINGS:
+                notes.append(f"the {ending} files inside are not read: unpack them, or give one of them as the source")
             if ending in PICTURE_ENDINGS:
                 notes.append(f"the {ending} files are pictures, but of a format that is not read: {advice(ending)}")
     if files.empty_folders:

@@ -13,8 +13,8 @@ from data.sources.archives import Archive
 from data.sources.base import Listing, Source, require_classes
 from data.sources.class_folders import FileSource
 from data.sources.class_tars import ClassTar, TarImages
-from data.sources.files import TarFiles, tar_files
 from data.sources.splits import TRAIN, VAL, hold_out
+from data.sources.tar_files import TarFiles, tar_files
 from recipes.errors import UserError
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"

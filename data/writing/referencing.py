@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from data.atomic_io import write_durably
 from data.images.inspection import Unreadable, inspect
+from data.names import printable
 from data.parallel import Worker, for_each
 from data.reading.manifest import ShardRecord
 from data.reading.sampled_checksum import sampled_checksum
@@ -94,7 +95,7 @@ def _index_shard(worker: Worker, number: int) -> None:
             for sample in tar_samples(path):
                 worker.advance(0)
                 unused.update(sample.unused)
-                name = f"{sample.image or sample.key} in {path.name}"
+                name = printable(f"{sample.image or sample.key} in {path.name}")
                 text = label_text(sample)
                 stream.seek(sample.offset)
                 try:

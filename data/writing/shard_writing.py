@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from data.atomic_io import flush, rename_durably, write_durably
 from data.images.inspection import Unreadable, inspect
 from data.images.size_limit import SizeLimit
+from data.names import printable
 from data.parallel import Worker
 from data.reading.sampled_checksum import sampled_checksum
 from data.reading.shards import INDEX_DTYPE
@@ -86,7 +87,7 @@ def _write_samples(worker: Worker, plan: ShardPlan, writer: "TarWriter") -> dict
         try:
             image = inspect(_read(source, sample, name), limit)
         except Unreadable as damage:
-            skipped.append({"name": name, "reason": damage.reason})
+            skipped.append({"name": printable(name), "reason": damage.reason})
             odd.update(damage.odd)
         else:
             odd.update(image.odd)
@@ -100,7 +101,7 @@ def _write_samples(worker: Worker, plan: ShardPlan, writer: "TarWriter") -> dict
 def sample_key(place: int, name: str) -> str:
     """Return a sample's WebDataset key: its position in the split, and the image's name without dots."""
     stem = os.path.splitext(name)[0]  # noqa: PTH122  pathlib treats names such as "a..jpg" differently
-    plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in stem)
+    plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in printable(stem))
     return f"{place:08d}-" + plain.encode()[-_NAME_BYTES:].decode(errors="ignore")
 
 

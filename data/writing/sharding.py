@@ -20,7 +20,7 @@ from data.parallel import for_each
 from data.progress import say
 from data.reading.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, SplitRecord, read_manifest
 from data.reading.shards import ShardSet
-from data.reading.storage import LocalFolder
+from data.reading.storage import LocalFolder, is_url
 from data.sources import LabelTables, open_source
 from data.sources.base import Listing
 from data.sources.splits import SPLITS
@@ -38,7 +38,7 @@ SHARD_SIZE = 256 * 2**20
 
 def shard(
     source: str,
-    dest: Path,
+    folder: str | Path,
     *,
     val_fraction: float = 0.1,
     shard_size: int = SHARD_SIZE,
@@ -50,13 +50,14 @@ def shard(
     workers: int | None = None,
     progress: bool = True,
 ) -> ShardSet:
-    """Write the images of `source` as a data set into the folder `dest`, or finish what an earlier call began.
+    """Write the images of `source` as a data set into a folder, or finish what an earlier call began.
 
     Images are stored unchanged, in an order that mixes the classes; only those above a size limit are encoded again.
     Images that cannot be decoded are left out and named in the manifest.
 
     Args:
         source: a path or name in the form that `data.sources.open_source` describes.
+        folder: of the data set; created if it is missing.
         val_fraction: fraction of each class to hold out for validation if the source has no validation images.
         shard_size: bytes of images, as stored in the source, after which the next shard begins.
         shortest_side, longest_side: limits in pixels, above which an image is made smaller.
@@ -67,12 +68,19 @@ def shard(
         progress: show progress and a summary on standard error.
 
     Raises:
-        UserError: the source is missing, damaged or of no known kind; `dest` cannot be written or holds something else.
+        UserError: the source is missing, damaged or of no known kind; the folder cannot be written or holds something
+            else.
     """
     if shard_size < 1:
         raise UserError(f"a shard size of {shard_size} bytes is not possible: give e.g. {SHARD_SIZE}")
     limit = SizeLimit(shortest_side, longest_side, quality)
-    dest = Path(dest)
+    if is_url(folder):
+        raise UserError(
+            f"shards are written to a local folder, not to {folder}: write them to a disk, then upload them"
+        )
+    if is_url(source):
+        raise UserError(f"a source has to be on a local disk, and {source} is a URL: download it first")
+    dest = Path(folder).expanduser()
     try:
         opened = open_source(source, val_fraction, class_map, workers, progress, labels)
         options = {"val_fraction": val_fraction, "shard_size": shard_size, "limit": asdict(limit)}

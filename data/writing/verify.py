@@ -2,6 +2,7 @@
 
 import hashlib
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.images.inspection import Unreadable, inspect
+from data.names import printable
 from data.parallel import Worker, for_each
 from data.reading.manifest import ShardRecord, SplitRecord, read_manifest
 from data.reading.shards import INDEX_DTYPE
-from data.reading.storage import LocalFolder
+from data.reading.storage import LocalFolder, RemoteFolder, is_url
 from data.reading.tar_samples import TarSample, tar_samples
 from data.sources.webdataset_shards import label_text
 
@@ -23,7 +25,8 @@ class Check:
     """One shard to read, for one split.
 
     Attributes:
-        path: of the tar.
+        path: of the tar; of a URL's, in messages only.
+        url: of the tar; None: it is on a local disk.
         record: its record in the manifest.
         rows: its part of the index; None if the index cannot be read.
         classes: number of classes.
@@ -31,6 +34,7 @@ class Check:
     """
 
     path: Path
+    url: str | None
     record: ShardRecord
     rows: NDArray[np.void] | None
     classes: int
@@ -38,25 +42,37 @@ class Check:
 
 
 def verify(path: str | Path, progress: bool = True, workers: int | None = None) -> list[str]:
-    """Return the problems of the data set in a folder, one sentence each that names the file; none if it is undamaged.
+    """Return the problems of the data set in a folder or at a URL, a sentence each that names the file.
 
     It compares checksums, tar structure, index, labels and counts, and decodes every image.
 
     Raises:
         UserError: there is no folder, or no manifest that can be read.
     """
-    root = Path(path)
-    manifest = read_manifest(LocalFolder(root))
+    if is_url(path):
+        with tempfile.TemporaryDirectory(prefix="bigbatch-verify-") as copy:
+            return _problems(RemoteFolder(str(path)), Path(copy), progress, workers)
+    root = Path(path).expanduser()
+    return _problems(LocalFolder(root), root, progress, workers)
+
+
+def _problems(folder: LocalFolder | RemoteFolder, root: Path, progress: bool, workers: int | None) -> list[str]:
+    """Return the problems of a data set; `root` holds the files, or gets copies of the remote ones, one by one."""
+    manifest = read_manifest(folder)
+    url = None if isinstance(folder, LocalFolder) else folder.root
     problems: list[str] = []
     checks: list[Check] = []
     for record in manifest["splits"].values():
+        if url is not None:
+            (root / record["index"]).write_bytes(folder.read_whole(record["index"]))
         index = _index(root / record["index"], record, problems)
         if index is not None:
             problems += _counts(root / record["index"], index, record, len(manifest["classes"]))
         labels, shards = manifest.get("labels"), record["shards"]
         by_shard = [None] * len(shards) if index is None else _by_shard(index, len(shards))
         for shard, rows in zip(shards, by_shard):
-            checks.append(Check(root / shard["file"], shard, rows, len(manifest["classes"]), labels))
+            place = None if url is None else f"{url}/{shard['file']}"
+            checks.append(Check(root / shard["file"], place, shard, rows, len(manifest["classes"]), labels))
     total = sum(check.record["samples"] for check in checks)
     tasks, what = list(enumerate(checks)), f"verifying {manifest['name']}"
     found = dict(for_each(_check_shard, tasks, None, workers, what, total, "images", progress))
@@ -64,7 +80,17 @@ def verify(path: str | Path, progress: bool = True, workers: int | None = None) 
 
 
 def _check_shard(worker: Worker, task: tuple[int, Check]) -> tuple[int, list[str]]:
-    return task[0], _shard_problems(worker, task[1])
+    number, check = task
+    if check.url is None:
+        return number, _shard_problems(worker, check)
+    url, _, file = check.url.rpartition("/")
+    try:
+        check.path.write_bytes(RemoteFolder(url).read_whole(file))  # a shard at a time, since tarfile needs to seek
+        return number, _shard_problems(worker, check)
+    except FileNotFoundError:
+        return number, [f"shard {file} cannot be read: there is no {check.url}"]
+    finally:
+        check.path.unlink(missing_ok=True)
 
 
 def _shard_problems(worker: Worker, check: Check) -> list[str]:
@@ -96,7 +122,7 @@ def _sample_problems(worker: Worker, check: Check) -> list[str]:
                 worker.advance()
                 seen += 1
                 stream.seek(sample.offset)
-                name = f"sample {sample.image or sample.key} in {path.name}"
+                name = printable(f"sample {sample.image or sample.key} in {path.name}")
                 problems += [
                     f"{name} {problem}" for problem in _problems_of(sample, stream.read(sample.size), row, check)
                 ]

@@ -22,7 +22,7 @@ def shard(
             "which scikit-learn contains."
         ),
     ],
-    destination: Annotated[Path, typer.Argument(help="The folder to write.")],
+    destination: Annotated[str, typer.Argument(help="The folder to write.")],
     val_fraction: Annotated[
         float,
         typer.Option(help="Share of the images for validation, if the source has no validation split.", min=0, max=1),
@@ -78,7 +78,7 @@ def shard(
 
 
 @data.command(epilog="Example: bigbatch verify shards/digits", rich_help_panel=_PANEL)
-def verify(folder: Annotated[Path, typer.Argument(help="A folder that `bigbatch shard` wrote.")]) -> None:
+def verify(folder: Annotated[str, typer.Argument(help="A folder or URL of what `bigbatch shard` wrote.")]) -> None:
     """Read every shard and print what is damaged. The exit code is 1 if anything is."""
     from data.writing.verify import verify as find_problems
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from data.names import printable
 from launcher.cli.options import DataOption, Overrides, Workers, with_data
 from recipes.errors import UserError
 
@@ -56,12 +57,12 @@ def predict(
     unreadable = [prediction for prediction in predictions if prediction.error is not None]
     for prediction in predictions:
         if as_json:
-            print(json.dumps(prediction.to_dict(), ensure_ascii=False))
+            print(_json_line(prediction.to_dict()))
         elif prediction.error is None:
             label, probability = prediction.likeliest[0]
-            print(f"{probability:7.2%}  {label}  {prediction.image}")
+            print(f"{probability:7.2%}  {label}  {printable(str(prediction.image))}")
     for prediction in unreadable:
-        print(f"unreadable: {prediction.image} ({prediction.error})", file=sys.stderr)
+        print(f"unreadable: {printable(str(prediction.image))} ({prediction.error})", file=sys.stderr)
     if unreadable:
         print(f"{len(unreadable):,} of {len(predictions):,} images could not be read", file=sys.stderr)
     raise typer.Exit(1 if unreadable else 0)
@@ -105,3 +106,17 @@ def _check_exists(weights: Path) -> None:
         raise UserError(
             f"there is no run or weights file {weights}: give a run directory, or a file from `bigbatch export`"
         )
+
+
+def _json_line(value: dict[str, object]) -> str:
+    """Return a JSON object in one line; in ASCII if a file name in it is not valid Unicode, which JSON can escape."""
+    line = json.dumps(value, ensure_ascii=False)
+    return line if _is_unicode(line) else json.dumps(value)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,35 @@
+"""Opens a folder or an archive as files, whatever the ending of its name says."""
+
+from pathlib import Path
+
+from data.sources.archives import archive_kind
+from data.sources.files import Files, FolderFiles
+from data.sources.tar_files import TarFiles
+from data.sources.zip_files import ZipFiles
+from recipes.errors import UserError
+
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tzst")
+
+
+def open_files(path: Path) -> Files:
+    """Return the files of a folder, a zip or a tar, compressed or not.
+
+    Raises:
+        UserError: there is no such path, it is none of these kinds, or it is damaged.
+    """
+    try:
+        if path.is_dir():
+            return FolderFiles(path)
+        if not path.exists():
+            raise UserError(f"there is no {path}: give a folder, a zip or a tar of images, or the word `digits`")
+        kind, name = archive_kind(path), path.name.lower()
+        # A file that begins as none of these and has an ending of theirs is damaged, which opening it says.
+        if kind == "zip" or (kind is None and name.endswith(".zip")):
+            return ZipFiles(path)
+        if kind in ("tar", "gzip", "bz2", "xz", "zstd") or (kind is None and name.endswith(TAR_ENDINGS)):
+            return TarFiles(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
+    if kind is not None:
+        raise UserError(f"{path} is a {kind} archive, which is not read: unpack it and give the folder")
+    raise UserError(f"{path} is no folder, zip or tar: sources of other kinds are not known")
