@@ -2,7 +2,6 @@
 
 import ast
 from collections import defaultdict
-from pathlib import Path
 
 from tests.structure.test_imports import MODULES, ROOT
 
@@ -28,8 +27,7 @@ def test_no_two_public_classes_or_functions_share_a_name():
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 homes[node.name].append(module)
-    # `attach` is what both models.batch_norm and models.stochastic_depth do to a model, and is called by the module's
-    # name.
+    # `attach` belongs to models.batch_norm and to models.stochastic_depth; callers write the module's name before it.
     shared = {name: found for name, found in homes.items() if len(found) > 1 and name not in ("attach", "main")}
     assert not shared
 
@@ -40,4 +38,4 @@ def test_tests_mirror_the_rooms():
         if folder.parts[0] in ("benchmarks", "structure", "compatibility", "protocols"):
             continue
         assert (ROOT / folder).is_dir(), f"{path.relative_to(ROOT)} has no room {folder}"
-    assert not [path for path in Path(ROOT / "launcher").rglob("utils.py")]
+    assert not list((ROOT / "launcher").rglob("utils.py"))

@@ -1,4 +1,4 @@
-"""Which room may import which: every import of every module, lazy ones too, points downward, and none closes a circle."""
+"""Which room may import which: every import, lazy ones too, points downward, and none closes a circle."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("recipes", "models", "data", "slurm", "launcher")
 
-# From the roof to the ground. A module imports its own room and those on lines below; rooms on one line leave each other alone.
+# From top to bottom. A module imports its own room and lower ones. Rooms on one line do not import each other.
 FLOORS = [
     ["launcher.__main__", "launcher.train", "launcher.job"],
     ["launcher.cli"],
@@ -35,7 +35,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the five packages by its dotted name; a package is named as its folder."""
+    """Return every module of the five packages by its dotted name; a package has the name of its folder."""
     found = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -48,7 +48,7 @@ MODULES = modules()
 
 
 def imports_of(name: str) -> set[str]:
-    """The modules of ours that a module names in an import, at its top or inside a function."""
+    """Return our modules that a module imports, at its top or inside a function."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
@@ -64,7 +64,7 @@ IMPORTS = {name: imports_of(name) for name in MODULES}
 
 
 def room_of(module: str) -> str:
-    """The longest name of a room that the module lies in."""
+    """Return the innermost room that a module lies in."""
     parts = module.split(".")
     return next(".".join(parts[:count]) for count in range(len(parts), 0, -1) if ".".join(parts[:count]) in FLOOR)
 
@@ -77,7 +77,7 @@ def test_a_module_imports_its_own_room_and_lower_ones_only(module):
 
 
 def test_no_circle_of_imports():
-    """A module of a package counts as importing nothing of its package's `__init__`, which only has a docstring here."""
+    """Importing a module does not count as importing its package: an `__init__` here only has a docstring."""
     state: dict[str, int] = {}
 
     def visit(module: str, path: tuple[str, ...]) -> None:
@@ -93,7 +93,7 @@ def test_no_circle_of_imports():
 
 
 def test_no_top_level_import_of_torch_where_the_command_line_must_be_fast():
-    """`recipes` and the help of every command come without torch, which takes seconds to import."""
+    """Importing torch takes seconds, so `recipes` and the help of every command do without it."""
     for module in MODULES:
         if not module.startswith(("recipes", "launcher.cli")):
             continue
