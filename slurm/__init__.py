@@ -1,1 +1,1 @@
-"""Where a run happens on a cluster: jobs, profiles, submit, requeue, chain and watch. Knows recipes, nothing of training."""
+"""Jobs on a cluster: profiles, submission, requeueing, states. This package knows recipes, and nothing of training."""

@@ -1,4 +1,4 @@
-"""A job in plain terms: a program, what it asks of the cluster, and where its records are kept. All of it survives as JSON."""
+"""A job: a program, the resources it asks for, and the folder of its records. All of it is saved as JSON."""
 
 import math
 import re
@@ -8,23 +8,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from recipes.errors import UserError
 
-# What the exit code of a job's program means, on every rank.
+# Exit codes of a job's program, on every rank.
 FINISHED = 0
-USER_ERROR = 2  # the same start would fail the same way again: the user must change something
-BAD_NODE = 76  # a node cannot be used: the ranks on it say why, the others say nothing
-STOPPED = 130  # was asked to stop, has saved, and can go on
+USER_ERROR = 2  # the same start would fail in the same way: the user must change something first
+BAD_NODE = 76  # a node cannot be used; only the ranks on that node say why
+STOPPED = 130  # the program was told to stop, has saved, and can resume
 
 
-class _Plain(BaseModel):
+class _Saved(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Resources(_Plain):
-    """What a job asks of the cluster. One task per GPU; one per node where there are none."""
+class Resources(_Saved):
+    """What a job asks of the cluster. One task runs per GPU, and one per node where there are no GPUs."""
 
     min_nodes: int = Field(1, ge=1)
     max_nodes: int = Field(1, ge=1)
     gpus_per_node: int = Field(1, ge=0)
+    gpu_type: str | None = None
     cpus_per_task: int = Field(1, ge=1)
     partition: str | None = None
     minutes: int | None = Field(None, ge=1)
@@ -35,18 +36,21 @@ class Resources(_Plain):
 
     @property
     def nodes(self) -> str:
+        """The nodes in the notation of ``sbatch --nodes``."""
         return str(self.min_nodes) if self.min_nodes == self.max_nodes else f"{self.min_nodes}-{self.max_nodes}"
 
 
-class Job(_Plain):
-    """A program to run on every rank, and where it leaves word of itself.
+class Job(_Saved):
+    """A program that runs on every rank, and where it keeps its records.
 
     Attributes:
-        name: what people call it.
-        folder: of its records (`slurm.ledger`), on a file system that all nodes share.
-        module, arguments: the program is ``python -m module arguments``; arguments are data, no shell sees them. It exits with
-            `FINISHED`, `STOPPED`, `USER_ERROR`, `BAD_NODE` or, if it failed, anything else; SIGTERM asks it to save and stop.
-        progress: a folder in which the program makes a new entry, later in the alphabet, whenever it can resume later than before.
+        name: the name that people see.
+        folder: the folder of the job's records (`slurm.ledger`), on a file system that all nodes share.
+        module, arguments: the program is ``python -m module arguments``; no shell sees the arguments. It exits with
+            `FINISHED`, `STOPPED`, `USER_ERROR`, `BAD_NODE`, or anything else if it failed. SIGTERM tells it to save
+            and stop.
+        progress: a folder in which the program makes a new entry, last in the alphabet, whenever it could resume later
+            than before.
     """
 
     name: str
@@ -56,23 +60,23 @@ class Job(_Plain):
     progress: Path
 
 
-class Submission(_Plain):
-    """Where a job was submitted, as written beside its records."""
+class Submission(_Saved):
+    """Where a job was submitted; saved beside its records."""
 
-    job_id: str  # of an array's task: `array_index`
+    job_id: str  # of an array's task: ARRAY_TASK
     cluster: str
     submitted: float  # seconds since 1970
     resources: Resources
     folder: Path  # of the logs, the script and the code
-    host: str | None = None  # the machine, where there is no SLURM
+    host: str | None = None  # the machine of a local job
     after: str | None = None  # id of the job that must succeed first
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
-    """Return the least and most nodes of ``4`` or ``2-8``.
+    """Return the least and the most nodes of ``4`` or ``2-8``.
 
     Raises:
-        UserError: it is neither.
+        UserError: the text is neither a number nor a range.
     """
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
@@ -85,7 +89,7 @@ def parse_minutes(text: str) -> int:
     """Return a time limit in whole minutes, rounded up, from SLURM's notation: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
 
     Raises:
-        UserError: it is none of these, or zero.
+        UserError: the text is in none of these forms, or means zero.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match:
@@ -102,6 +106,6 @@ def parse_minutes(text: str) -> int:
 
 
 def show_minutes(minutes: int) -> str:
-    """A time limit as SLURM writes it."""
+    """Return a time limit in SLURM's notation."""
     days, rest = divmod(minutes, 1440)
     return (f"{days}-" if days else "") + f"{rest // 60:02}:{rest % 60:02}:00"

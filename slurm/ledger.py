@@ -1,19 +1,22 @@
-"""What a job leaves word of in its folder: starts, ends, failures, who owns it, and a sign of life.
+"""A job's records in its folder: starts, ends, failures, the attempt that owns the job, and a heartbeat.
 
-Everything that a person or the next start needs to know can be read here without asking SLURM.
+Everything that a person or the next start of the job needs can be read here without asking SLURM.
 """
 
 import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from data.atomic_io import write_atomically
+
+Event = dict[str, Any]  # one line of events.jsonl
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a job: its id, and how often SLURM had started it before."""
+    """One start of a job: the job's id, and how often SLURM had restarted it before."""
 
     job_id: str
     restart: int
@@ -24,19 +27,19 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Failure:
-    """How one rank of an attempt ended that should not have."""
+    """How one rank of an attempt failed."""
 
     time: float  # seconds since 1970
     rank: int
     node: str
     code: int  # exit code; negative: the signal that killed it
-    message: str  # its last words, empty if it had none
+    message: str  # the last error message it printed, empty if there was none
 
     def __str__(self) -> str:
         if self.message:
             reason = self.message
         elif self.code == -9:
-            reason = "killed by signal 9, often for want of memory"
+            reason = "killed by signal 9, often because memory ran out"
         else:
             reason = f"killed by signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
         return f"rank {self.rank} on {self.node}: {reason}"
@@ -52,15 +55,21 @@ class Ledger:
         self.alive_file = folder / "alive"
         self.failures_folder = folder / "failures"
 
-    def log(self, event: str, attempt: Attempt | None = None, **values) -> None:
+    def log(self, event: str, attempt: Attempt | None = None, **values: object) -> None:
         """Append one event."""
         where = {"job": attempt.job_id, "restart": attempt.restart} if attempt else {}
         with self.events_file.open("a") as file:
             file.write(json.dumps({"event": event, "time": round(time.time(), 3), **where, **values}) + "\n")
 
-    def events(self, *kinds: str) -> list[dict]:
-        """All events, or those of some kinds, oldest first; a line torn by a kill is left out."""
-        found = []
+    def take_back(self, event: str) -> None:
+        """Remove the last event if it is of this kind. Only for a job outside of the queue: nobody else may write."""
+        lines = self.events_file.read_text().splitlines(keepends=True) if self.events_file.is_file() else []
+        if lines and json.loads(lines[-1])["event"] == event:
+            write_atomically(self.events_file, "".join(lines[:-1]).encode())
+
+    def events(self, *kinds: str) -> list[Event]:
+        """Return all events, or those of some kinds, oldest first; a line torn by a kill is left out."""
+        found: list[Event] = []
         for line in self.events_file.read_text().splitlines() if self.events_file.is_file() else ():
             try:
                 found.append(json.loads(line))
@@ -68,35 +77,46 @@ class Ledger:
                 continue
         return [event for event in found if not kinds or event["event"] in kinds]
 
-    def of(self, attempt: Attempt, *kinds: str) -> list[dict]:
-        """Events of one attempt."""
+    def events_since_submit(self) -> list[Event]:
+        """Return the last submission's event and all later ones."""
+        events = self.events()
+        submits = [number for number, event in enumerate(events) if event["event"] == "submit"]
+        return events[submits[-1] :] if submits else events
+
+    def events_of(self, attempt: Attempt, *kinds: str) -> list[Event]:
+        """Return the events of one attempt."""
         return [e for e in self.events(*kinds) if (e.get("job"), e.get("restart")) == (attempt.job_id, attempt.restart)]
 
-    def fail(self, attempt: Attempt, failure: Failure) -> None:
-        """Record how a rank failed; every rank has a file of its own, so none can spoil another's."""
+    def record_failure(self, attempt: Attempt, failure: Failure) -> None:
+        """Save how a rank failed. Every rank has its own file, so that ranks that fail together do not mix lines."""
         self.failures_folder.mkdir(exist_ok=True)
         write_atomically(self.failures_folder / f"{attempt}.{failure.rank}.json", json.dumps(asdict(failure)).encode())
 
     def failures(self, attempt: Attempt) -> list[Failure]:
-        """Failures of one attempt: those with a message first, then by time."""
+        """Return the failures of one attempt, the likeliest cause first.
+
+        Those with a message or a signal come first, then the earliest: a rank that lost its peer often has neither.
+        """
         found = [Failure(**json.loads(file.read_text())) for file in self.failures_folder.glob(f"{attempt}.*.json")]
         return sorted(found, key=lambda failure: (not failure.message and failure.code >= 0, failure.time))
 
     def claim(self, attempt: Attempt) -> None:
-        """Make this attempt the one that may write; any other one's tasks end when they see it."""
+        """Make this attempt the owner of the job; ranks of any other attempt end as soon as they see it."""
         write_atomically(self.owner_file, json.dumps(asdict(attempt)).encode())
 
     def owner(self) -> Attempt | None:
+        """Return the attempt that owns the job, or None before the first start."""
         try:
             return Attempt(**json.loads(self.owner_file.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
     def heartbeat(self) -> None:
+        """Record that the job is alive now."""
         self.alive_file.touch()
 
     def seconds_since_heartbeat(self) -> float | None:
-        """Time since the last sign of life; None if there never was one."""
+        """Return the seconds since the last heartbeat; None if there never was one."""
         try:
             return max(0.0, time.time() - self.alive_file.stat().st_mtime)
         except OSError:

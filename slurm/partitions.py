@@ -1,15 +1,17 @@
-"""What a partition can give, asked from SLURM, so that a job that could never start is refused and not queued."""
+"""What a partition offers, asked from SLURM, so that a job that could never start is refused instead of queued."""
 
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 
 from recipes.errors import UserError
 from slurm.cluster import Cluster
+from slurm.commands import ask
 from slurm.job import Resources, parse_minutes, show_minutes
+from slurm.node_names import node_names
 
-_FIELDS = "%P|%a|%l|%s|%D|%G|%c|%m"  # partition, up, time limit, nodes per job, nodes, GPUs, CPUs, MB; one line per kind of node
+# Partition, state, time limit, nodes of a job, nodes, GPUs, CPUs, MB, names of the nodes; one line per kind of node.
+_FIELDS = "%P|%a|%l|%s|%D|%G|%c|%m|%N"
 
 
 @dataclass(frozen=True)
@@ -17,28 +19,46 @@ class NodeKind:
     """Nodes of a partition that are alike."""
 
     count: int
-    gpus: int
+    gpus: dict[str, int]  # of one node, by SLURM's name of the type; empty for GPUs without a type
     cpus: int
     memory_mb: int
+    names: list[str]
+
+    def gpus_of_type(self, gpu_type: str | None) -> int:
+        """Return the number of GPUs of a node, of one type or of all."""
+        return sum(self.gpus.values()) if gpu_type is None else self.gpus.get(gpu_type, 0)
 
 
 @dataclass(frozen=True)
 class Partition:
+    """A partition and its limits.
+
+    Attributes:
+        state: SLURM's word; only partitions that are "up" start jobs.
+        minutes: the longest time limit of a job; None: no limit.
+        least_nodes, most_nodes: limits of one job; None: no limit.
+    """
+
     name: str
     is_default: bool
-    up: bool
-    minutes: int | None  # longest job; None: no limit
-    most_nodes: int | None  # of one job; None: no limit
+    state: str
+    minutes: int | None
+    least_nodes: int | None
+    most_nodes: int | None
     kinds: list[NodeKind]
 
     def cpus_per_task(self, resources: Resources) -> int:
-        """A task's fair share of a node's CPUs: all divided by its GPUs, or all where it has none."""
-        shares = [kind.cpus // max(1, kind.gpus) for kind in self.kinds if kind.gpus >= resources.gpus_per_node]
+        """Return a task's fair share of a node's CPUs: all divided by its GPUs, or all where there are none."""
+        shares = [
+            kind.cpus // max(1, kind.gpus_of_type(None))
+            for kind in self.kinds
+            if kind.gpus_of_type(resources.gpu_type) >= resources.gpus_per_node
+        ]
         return max(1, min(shares))
 
 
 def read_partitions() -> list[Partition]:
-    """Ask SLURM for its partitions.
+    """Ask SLURM for its partitions, hidden ones too: some centres hide what their users may use.
 
     Raises:
         UserError: there is no SLURM here, or it does not answer.
@@ -47,27 +67,24 @@ def read_partitions() -> list[Partition]:
         raise UserError(
             "SLURM's commands (sinfo, sbatch) are not here: submit from a login node, or use --cluster local"
         )
-    try:
-        done = subprocess.run(["sinfo", "--noheader", "-o", _FIELDS], capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        raise UserError("SLURM does not answer (sinfo took over a minute): try again later") from None
-    if done.returncode:
-        raise UserError(f"SLURM does not answer: {(done.stderr.strip().splitlines() or ['sinfo failed'])[-1]}")
-    return parse_partitions(done.stdout)
+    return parse_partitions(ask(["sinfo", "--all", "--noheader", "--noconvert", "-o", _FIELDS]))
 
 
 def parse_partitions(text: str) -> list[Partition]:
-    """Read the lines of ``sinfo -o`` with the fields above."""
+    """Read the lines that ``sinfo -o`` prints with the fields above."""
     found: dict[str, Partition] = {}
     for line in text.splitlines():
-        name, up, limit, per_job, count, gres, cpus, memory = line.strip().split("|")
-        kind = NodeKind(int(count), _gpus(gres), _number(cpus), _number(memory))
-        most = per_job.rpartition("-")[2]
+        if "|" not in line:  # with several clusters, sinfo names each in a line of its own
+            continue
+        name, state, limit, per_job, count, gres, cpus, memory, names = line.strip().split("|")
+        kind = NodeKind(int(count), gpus_of(gres), int(cpus.rstrip("+")), int(memory.rstrip("+")), node_names(names))
+        least, _, most = per_job.rpartition("-")
         partition = Partition(
             name.rstrip("*"),
             name.endswith("*"),
-            up == "up",
+            state,
             parse_minutes(limit) if limit[:1].isdigit() else None,
+            int(least) if least.isdigit() else None,
             int(most) if most.isdigit() else None,
             [],
         )
@@ -75,46 +92,107 @@ def parse_partitions(text: str) -> list[Partition]:
     return list(found.values())
 
 
-def check_fits(resources: Resources, cluster: Cluster, partitions: list[Partition]) -> Partition:
-    """Return the partition that a job would go to, or refuse what it cannot give.
+def gpus_of(gres: str) -> dict[str, int]:
+    """Return a node's GPUs by type from SLURM's list of resources, e.g. ``gpu:a100:8(S:0-1),shard:16``."""
+    gpus: dict[str, int] = {}
+    for match in re.finditer(r"(?:^|,)gpu(?::([^:,(]*[A-Za-z_][^:,(]*))?:(\d+)", gres):
+        gpus[match[1] or ""] = gpus.get(match[1] or "", 0) + int(match[2])
+    return gpus
+
+
+def fitting_partitions(resources: Resources, cluster: Cluster, partitions: list[Partition]) -> list[Partition]:
+    """Return those of the partitions asked for that can run the job.
 
     Raises:
-        UserError: no such partition, it is down, too many nodes, GPUs, CPUs or too much memory, or too long.
+        UserError: none can; with the reason of the first one.
     """
-    partition = _find(resources.partition or cluster.partition, partitions)
-    if not partition.up:
-        raise UserError(f"partition {partition.name} takes no jobs now (its state is down): choose another --partition")
+    asked = resources.partition or cluster.partition
+    names: list[str | None] = [*asked.split(",")] if asked else [None]
+    found, refusals = [], []
+    for name in names:
+        partition = _find(name, partitions)  # a wrong name is an error also where another partition fits
+        try:
+            check_fits(resources, cluster, partition)
+            found.append(partition)
+        except UserError as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return found
+
+
+def check_fits(resources: Resources, cluster: Cluster, partition: Partition) -> None:
+    """Refuse what a partition cannot give.
+
+    Raises:
+        UserError: the partition is down, or the job asks for too many nodes, GPUs or CPUs, for too much memory or time.
+    """
+    if partition.state != "up":
+        raise UserError(
+            f"partition {partition.name} takes no jobs now (its state is {partition.state}): choose another --partition"
+        )
+    _check_limits(resources, partition)
+    usable = _usable_nodes(resources, cluster, partition)
+    asked, per_task = resources.min_nodes, resources.cpus_per_task
+    cpus, memory = resources.tasks_per_node * per_task, (cluster.memory_gb or 0) * 1024
+    if sum(kind.count for kind in usable if kind.cpus >= cpus) < asked:
+        most = max(kind.cpus for kind in usable)
+        raise UserError(
+            f"a node of partition {partition.name} has {most} CPUs and the job asks for {cpus} "
+            f"({resources.tasks_per_node} tasks): lower cpus_per_task in the cluster's profile, or --gpus-per-node"
+        )
+    if sum(kind.count for kind in usable if kind.memory_mb >= memory) < asked:
+        most = max(kind.memory_mb for kind in usable) // 1024
+        raise UserError(
+            f"a node of partition {partition.name} has {most} GB and the job asks for {cluster.memory_gb}: "
+            f"lower memory_gb in the profile"
+        )
+
+
+def _check_limits(resources: Resources, partition: Partition) -> None:
+    """Refuse a time limit or a number of nodes that the partition does not allow."""
     minutes = resources.minutes
     if minutes and partition.minutes and minutes > partition.minutes:
         raise UserError(
-            f"--time {show_minutes(minutes)} is over the limit of partition {partition.name}, {show_minutes(partition.minutes)}: ask for "
-            f"less, the run saves before its time is up and queues again"
+            f"--time {show_minutes(minutes)} is over the limit of partition {partition.name}, "
+            f"{show_minutes(partition.minutes)}: ask for less, the run saves before its time is up and queues again"
         )
-    asked, per_node = resources.min_nodes, resources.gpus_per_node
-    if partition.most_nodes and asked > partition.most_nodes:
+    # SLURM queues a range of nodes whose upper end is over the limit, and never starts it.
+    if partition.most_nodes and resources.max_nodes > partition.most_nodes:
         raise UserError(
-            f"a job in partition {partition.name} may have {_plural(partition.most_nodes, 'node')}, not {asked}"
+            f"a job in partition {partition.name} may have {_plural(partition.most_nodes, 'node')}, "
+            f"not {resources.max_nodes}: lower --nodes"
         )
-    fitting = [kind for kind in partition.kinds if kind.gpus >= per_node]
-    total = sum(kind.count for kind in fitting)
-    if asked > total:
-        have = f" with {_plural(per_node, 'GPU')}" if per_node else ""
+    if partition.least_nodes and resources.min_nodes < partition.least_nodes:
         raise UserError(
-            f"partition {partition.name} has {_plural(total, 'node')}{have} and the job asks for {asked}: lower --nodes"
+            f"a job in partition {partition.name} needs at least {_plural(partition.least_nodes, 'node')}, "
+            f"not {resources.min_nodes}: raise --nodes"
         )
-    cpus, memory = resources.tasks_per_node * resources.cpus_per_task, (cluster.memory_gb or 0) * 1024
-    if sum(kind.count for kind in fitting if kind.cpus >= cpus) < asked:
-        most = max(kind.cpus for kind in fitting)
-        raise UserError(
-            f"a node of partition {partition.name} has {most} CPUs and the job asks for {cpus} ({resources.tasks_per_node} tasks): "
-            f"lower cpus_per_task in the cluster's profile, or --gpus-per-node"
-        )
-    if sum(kind.count for kind in fitting if kind.memory_mb >= memory) < asked:
-        most = max(kind.memory_mb for kind in fitting) // 1024
-        raise UserError(
-            f"a node of partition {partition.name} has {most} GB and the job asks for {cluster.memory_gb}: lower memory_gb in the profile"
-        )
-    return partition
+
+
+def _usable_nodes(resources: Resources, cluster: Cluster, partition: Partition) -> list[NodeKind]:
+    """Return the kinds of nodes with enough GPUs, without excluded nodes; refuse if they are too few."""
+    per_node, gpu_type, asked = resources.gpus_per_node, resources.gpu_type, resources.min_nodes
+    excluded = set(node_names(cluster.exclude))
+    usable = []
+    for kind in partition.kinds:
+        count = kind.count - len(excluded & set(kind.names))
+        if kind.gpus_of_type(gpu_type) >= per_node and count:
+            usable.append(NodeKind(count, kind.gpus, kind.cpus, kind.memory_mb, kind.names))
+    total = sum(kind.count for kind in usable)
+    if asked <= total:
+        return usable
+    gpus = f"{gpu_type} GPU" if gpu_type else "GPU"
+    have = f" with {_plural(per_node, gpus)}" if per_node else ""
+    without = f" besides {cluster.exclude}, which the profile excludes" if excluded else ""
+    refusal = f"partition {partition.name} has {_plural(total, 'node')}{have}{without} and the job asks for {asked}"
+    types = sorted({name for kind in partition.kinds for name in kind.gpus if name})
+    if gpu_type and gpu_type not in types:
+        raise UserError(f"{refusal}: its types of GPUs are {', '.join(types) or 'not named'}, choose with --gpu-type")
+    if not total and not excluded:
+        most = max((kind.gpus_of_type(gpu_type) for kind in partition.kinds), default=0)
+        raise UserError(f"{refusal}: lower --gpus-per-node, its nodes have at most {most}")
+    raise UserError(f"{refusal}: lower --nodes")
 
 
 def _find(name: str | None, partitions: list[Partition]) -> Partition:
@@ -125,15 +203,6 @@ def _find(name: str | None, partitions: list[Partition]) -> Partition:
     if name is None:
         raise UserError(f"this cluster has no default partition: choose one with --partition, it has {known}")
     raise UserError(f"there is no partition {name!r} on this cluster, only {known}")
-
-
-def _gpus(gres: str) -> int:
-    """GPUs of a node from SLURM's list of resources, e.g. ``gpu:a100:8(S:0-1),shard:16``."""
-    return sum(int(match[1]) for match in re.finditer(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres))
-
-
-def _number(text: str) -> int:
-    return int(text.rstrip("+"))
 
 
 def _plural(count: int, what: str) -> str:

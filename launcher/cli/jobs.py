@@ -34,7 +34,11 @@ def submit(
         typer.Option(help="The run directory; for several runs the folder that holds theirs. Default: runs/RECIPE."),
     ] = None,
     array: Annotated[
-        str | None, typer.Option(help="Submit a sweep as a job array, e.g. optimizer.lr=1e-3,2e-3,4e-3.")
+        str | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE,...[%N]",
+            help="Submit a sweep as a job array, e.g. optimizer.lr=1e-3,2e-3,4e-3%2: all three, two at a time.",
+        ),
     ] = None,
     after: Annotated[str | None, typer.Option(metavar="JOB", help="Start only after this job has succeeded.")] = None,
     dry_run: Annotated[
@@ -64,8 +68,19 @@ def submit(
             rich_help_panel=_RESOURCES,
         ),
     ] = None,
+    gpu_type: Annotated[
+        str | None,
+        typer.Option(
+            help="SLURM's name of a type of GPU, e.g. a100. Default: as in the profile, or any.",
+            rich_help_panel=_RESOURCES,
+        ),
+    ] = None,
     partition: Annotated[
-        str | None, typer.Option(help="Default: as in the profile, or SLURM's.", rich_help_panel=_RESOURCES)
+        str | None,
+        typer.Option(
+            help="A partition, or several with commas: the first that is free. Default: as in the profile, or SLURM's.",
+            rich_help_panel=_RESOURCES,
+        ),
     ] = None,
     time: Annotated[
         str | None,
@@ -76,10 +91,23 @@ def submit(
     ] = None,
 ) -> None:
     """Submit runs to SLURM. They save and requeue themselves at the time limit, when preempted and after failures."""
-    from launcher.jobs.planned_runs import Options
-    from launcher.jobs.submission import submit as submit_runs
+    from launcher.jobs.planned_runs import SubmitOptions
+    from launcher.jobs.submit import submit as submit_runs
 
-    options = Options(data, run_dir, cluster, nodes, gpus_per_node, partition, time, array, after, micro_batch, workers)
+    options = SubmitOptions(
+        data=data,
+        run_dir=run_dir,
+        cluster=cluster,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        gpu_type=gpu_type,
+        partition=partition,
+        time=time,
+        sweep=array,
+        after=after,
+        micro_batch=micro_batch,
+        workers=workers,
+    )
     submit_runs(recipes, options, dry_run)
 
 
@@ -108,7 +136,7 @@ def logs(
 @jobs.command(epilog="Example: bigbatch cancel runs/convnext_tiny_in1k", rich_help_panel=_PANEL)
 def cancel(run: RunArgument) -> None:
     """Cancel the job of a submitted run. Its checkpoints stay, and `bigbatch resume` continues from them."""
-    from launcher.jobs.control import cancel_run
+    from launcher.jobs.cancel_resume import cancel_run
 
     cancel_run(run)
 
@@ -116,7 +144,7 @@ def cancel(run: RunArgument) -> None:
 @jobs.command(epilog="Example: bigbatch resume runs/convnext_tiny_in1k", rich_help_panel=_PANEL)
 def resume(run: RunArgument) -> None:
     """Submit a run again that was cancelled, failed or lost. Code and recipe stay, and it resumes at the exact step."""
-    from launcher.jobs.control import resume_run
+    from launcher.jobs.cancel_resume import resume_run
 
     resume_run(run)
 
@@ -127,6 +155,6 @@ def doctor(
     run_dir: Annotated[Path, typer.Option(help="A folder for runs, whose disk is measured.")] = Path("runs"),
 ) -> None:
     """Check this machine's GPUs, memory, shards, disk and SLURM. Jobs check their nodes likewise before they train."""
-    from launcher.jobs.doctor import examine_here
+    from launcher.jobs.doctor import print_machine
 
-    raise typer.Exit(0 if examine_here(data, run_dir) else 1)
+    raise typer.Exit(0 if print_machine(data, run_dir) else 1)

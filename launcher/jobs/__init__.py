@@ -1,1 +1,1 @@
-"""Runs on a cluster: submit, watch, cancel and resume them, and what each rank of a job does."""
+"""Runs on a cluster, a module per command: submit, logs, cancel and resume, doctor; and what every rank does."""

@@ -1,8 +1,9 @@
-"""Which runs a `bigbatch submit` is about: one, a chain of recipes, or a sweep over one recipe."""
+"""Which runs a `bigbatch submit` asks for: a single one, a chain of recipes, or a sweep over one recipe."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.reading.storage import is_url
 from launcher.runs.run_directory import RunDirectory
@@ -11,58 +12,75 @@ from recipes.load import load
 from recipes.schema import Recipe
 from slurm.submit import plain_word
 
-WEIGHTS = "weights.safetensors"  # what a finished job exports into its run directory
+WEIGHTS = "weights.safetensors"  # the file that a finished job exports into its run directory
 
 
 @dataclass(frozen=True)
-class Options:
-    """What goes for all recipes of one `bigbatch submit`."""
+class SubmitOptions:
+    """The options of one `bigbatch submit`; they apply to all of its recipes."""
 
     data: str | None = None
     run_dir: Path | None = None
     cluster: str | None = None
     nodes: str = "1"
     gpus_per_node: int | None = None
+    gpu_type: str | None = None
     partition: str | None = None
     time: str | None = None
-    sweep: str | None = None
+    sweep: str | None = None  # KEY=VALUE,VALUE,... or the same with %N: at most N runs at a time
     after: str | None = None
     micro_batch: int | None = None
     workers: int | None = None
 
+    @property
+    def at_once(self) -> int | None:
+        """How many runs of the sweep may train at the same time; None: all."""
+        limit = re.search(r"%(\d+)$", self.sweep or "")
+        return int(limit[1]) if limit else None
+
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run that will be submitted."""
+    """A run that is about to be submitted."""
 
     recipe: Recipe
     directory: RunDirectory
 
     @property
     def job_folder(self) -> Path:
+        """The folder of the job's records inside the run directory."""
         return self.directory.path / "job"
 
 
-def plan(arguments: list[str], options: Options) -> list[list[PlannedRun]]:
-    """The runs to submit: the outer list is a chain, an inner one a sweep.
+def plan_runs(arguments: list[str], options: SubmitOptions) -> list[list[PlannedRun]]:
+    """Return the runs to submit: the outer list is a chain, each inner list a sweep.
+
+    Args:
+        arguments: recipes, each followed by its overrides.
 
     Raises:
         UserError: a recipe or an override is wrong, or a sweep is asked of a chain.
     """
     named = _recipes_with_overrides(arguments)
-    if options.sweep and len(named) > 1:
+    if not options.sweep:
+        return _chain(named, options)
+    if len(named) > 1:
         raise UserError(
-            "--array sweeps over one recipe and there are several: submit the recipes that follow once the best is known"
+            "--array sweeps over one recipe, and several are given: "
+            "submit the recipes that follow once the best run is known"
         )
-    if options.sweep:
-        (name, overrides), (key, values) = named[0], _sweep(options.sweep)
-        parent = options.run_dir or Path("runs") / f"{load(name, overrides).name}-{key}"
-        return [
-            [
-                _run(load(name, [*overrides, f"{key}={v}"]), parent / plain_word(f"{key}={v}"), options.data)
-                for v in values
-            ]
+    (name, overrides), (key, values) = named[0], _parse_sweep(options.sweep)
+    parent = options.run_dir or Path("runs") / f"{load(name, overrides).name}-{key}"
+    return [
+        [
+            _planned(load(name, [*overrides, f"{key}={value}"]), parent / plain_word(f"{key}={value}"), options.data)
+            for value in values
         ]
+    ]
+
+
+def _chain(named: list[tuple[str, list[str]]], options: SubmitOptions) -> list[list[PlannedRun]]:
+    """Each recipe after the first starts from the weights of the one before, unless its overrides name others."""
     chain: list[list[PlannedRun]] = []
     for name, overrides in named:
         recipe = load(name, overrides)
@@ -73,11 +91,11 @@ def plan(arguments: list[str], options: Options) -> list[list[PlannedRun]]:
         if chain and not any(text.startswith("model.weights=") for text in overrides):
             weights = chain[-1][0].directory.path / WEIGHTS
             recipe = recipe.variant(model={"weights": str(weights)})
-        chain.append([_run(recipe, path, options.data)])
+        chain.append([_planned(recipe, path, options.data)])
     paths = [run.directory.path for runs in chain for run in runs]
     if len(set(paths)) < len(paths):
         raise UserError(
-            "two recipes of the chain have one name and would share a run directory: give one of them name=OTHER"
+            "two recipes of the chain have the same name and would share a run directory: give one of them name=OTHER"
         )
     return chain
 
@@ -96,25 +114,27 @@ def _recipes_with_overrides(arguments: list[str]) -> list[tuple[str, list[str]]]
     return named
 
 
-def _sweep(text: str) -> tuple[str, list[str]]:
-    """Key and values of ``key=v1,v2``; a comma inside brackets does not divide."""
-    key, equals, rest = text.partition("=")
+def _parse_sweep(text: str) -> tuple[str, list[str]]:
+    """Return the key and the values of ``key=v1,v2%N``; a comma inside brackets belongs to a value."""
+    key, equals, rest = re.sub(r"%\d+$", "", text).partition("=")
     values = re.findall(r"(?:\[[^\]]*\]|[^,\[])+", rest)
+    if text.endswith("%0"):
+        raise UserError(f"--array {text!r} lets no run start: give the number that may run at once, e.g. %2")
     if not equals or len(values) < 2 or len(set(values)) < len(values):
         raise UserError(
-            f"--array {text!r} is not a sweep: give a key and two or more different values, e.g. optimizer.lr=1e-3,2e-3,4e-3"
+            f"--array {text!r} is not a sweep: give a key and two or more different values, "
+            f"e.g. optimizer.lr=1e-3,2e-3,4e-3"
         )
     return key, values
 
 
-def _run(recipe: Recipe, path: Path, data: str | None) -> PlannedRun:
-    """The run with all paths absolute: the job starts in another folder."""
-    where = data or recipe.data.path
+def _planned(recipe: Recipe, path: Path, data: str | None) -> PlannedRun:
+    """Return the run with absolute paths, because its job works in another folder."""
+    shards = data or recipe.data.path
     weights = recipe.model.weights
-    changes = {}
-    if where is not None:
-        where = where if is_url(where) else str(Path(where).absolute())
-        changes["data"] = {"path": where}
+    changes: dict[str, Any] = {}
+    if shards is not None:
+        changes["data"] = {"path": shards if is_url(shards) else str(Path(shards).absolute())}
     if weights not in (None, "timm"):
         changes["model"] = {"weights": str(Path(weights).absolute())}
     return PlannedRun(recipe.variant(**changes), RunDirectory(path.absolute()))

@@ -1,6 +1,6 @@
-"""What every rank of a submitted job does: check the node, copy the shards near, train, export.
+"""What every rank of a submitted job does: check its node, stage the shards, train, export.
 
-The recipe is the one that was saved in ``RUN/job/recipe.yaml`` when the job was submitted.
+The recipe is the one that `bigbatch submit` saved as ``RUN/job/recipe.yaml``.
 """
 
 import os
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from recipes.errors import UserError
 from slurm.job import FINISHED, STOPPED
 
 
@@ -18,9 +19,10 @@ def run_rank(
     workers: Annotated[int | None, typer.Option()] = None,
     stage: Annotated[str | None, typer.Option()] = None,
 ) -> None:
-    """Train the run's recipe; exit as `slurm.job` says."""
+    """Train the run's recipe; exit with one of the codes of `slurm.job`."""
+    # Imported here so that a mistake in the arguments shows before torch is loaded, which takes seconds.
     from launcher.evaluation.saved_weights import export
-    from launcher.jobs.doctor import preflight
+    from launcher.jobs.node_checks import check_all_nodes
     from launcher.jobs.planned_runs import WEIGHTS
     from launcher.runs.run_directory import RunDirectory
     from launcher.training.train import train
@@ -28,10 +30,12 @@ def run_rank(
     from launcher.world import this_process
 
     recipe = RunDirectory(run / "job").recipe()
-    near = preflight(recipe.data.path, run, Path(os.path.expandvars(stage)) if stage else None)
+    if recipe.data.path is None:
+        raise UserError(f"{run}/job/recipe.yaml names no shards: submit the run again with --data")
+    staged = check_all_nodes(recipe.data.path, run, Path(os.path.expandvars(stage)) if stage else None)
     if workers is None and "SLURM_CPUS_PER_TASK" in os.environ:
         workers = loader_processes(int(os.environ["SLURM_CPUS_PER_TASK"]))
-    finished = train(recipe, run, micro_batch, workers, shards_at=near, submitted=True)
+    finished = train(recipe, run, micro_batch, workers, shards_at=staged, submitted=True)
     if finished and this_process().is_main:
         export(run, run / WEIGHTS, averaged=True)
     raise typer.Exit(FINISHED if finished else STOPPED)

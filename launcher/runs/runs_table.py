@@ -153,7 +153,7 @@ def _without_job(events: list[dict], step: int | None, total: int | None) -> Job
     if total is not None and step == total:
         return JobState("COMPLETED", "")
     fresh = bool(events) and time.time() - events[-1]["time"] < _FRESH
-    return JobState("RUNNING" if fresh else "STOPPED", "")
+    return JobState("RUNNING" if fresh else "STOPPED", "", is_active=fresh)
 
 
 def _median(values: list[float]) -> float | None:

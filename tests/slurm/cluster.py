@@ -1,7 +1,7 @@
 """A real SLURM cluster on this machine: three nodes with two make-believe GPUs each, accounting included.
 
-Several slurmd run side by side under names of their own, and "GPUs" are any files. Everything lives in one folder, and `stop`
-ends every daemon. Needs root and Debian's packages (`make test` installs them).
+Several slurmd run side by side under names of their own, and "GPUs" are any files. Everything lives in one folder,
+and `stop` ends every daemon. Needs root and Debian's packages (`make test` installs them).
 """
 
 import os
@@ -42,7 +42,7 @@ def why_not_here() -> str | None:
 
 
 class TestCluster:
-    """The cluster in `folder`. Partitions: `gpu` (default), `urgent`, which pre-empts it, and `short` (10 minutes, 2 nodes a job)."""
+    """The cluster in `folder`. Partitions: `gpu` (default), `urgent` (preempts it), `short` (10 min, 2 nodes a job)."""
 
     __test__ = False  # not a class of tests, whatever pytest thinks of the name
 
@@ -114,7 +114,7 @@ class TestCluster:
         self._slurmd[node].wait()
 
     def occupy_a_node(self) -> str:
-        """Submit a job that needs a whole node and pre-empts; return its id."""
+        """Submit a job that needs a whole node and preempts; return its id."""
         script = [
             "--parsable",
             "-p",
@@ -183,7 +183,8 @@ class TestCluster:
         for number in (0, 1):
             (folder / f"gpu{number}").touch()
         nodes = [
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 60 + number} CPUs=4 RealMemory=4000 Gres=gpu:2"
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 60 + number} "
+            "CPUs=4 RealMemory=4000 Gres=gpu:2"
             for number, node in enumerate(self.nodes)
         ]
         where = {"folder": folder, "host": host, "port": port, "dbd_port": port + 50}

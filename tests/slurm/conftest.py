@@ -111,11 +111,12 @@ def wait_for_end(run: Path, seconds: float = PATIENCE) -> RunStatus:
 def slow_down(run: Path, cluster: TestCluster) -> Path:
     """Let a held job go, each of its steps taking as many seconds longer as the returned file says, while it exists.
 
-    A tiny model would be done before anything could happen to it. The code of the job is changed where it is kept for it.
+    A tiny model would be done before anything could happen to it. The code of the job is changed where it is kept for
+    it.
     """
     slow = run / "slow"
     slow.write_text("1")
-    with (run / "job" / "code" / "launcher" / "loop.py").open("a") as code:
+    with (run / "job" / "code" / "launcher" / "training" / "loop.py").open("a") as code:
         code.write(_SLOW_STEP.format(slow=str(slow)))
     cluster.run("scontrol", "release", job_id(run))
     return slow

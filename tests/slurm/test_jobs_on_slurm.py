@@ -45,7 +45,7 @@ def test_two_nodes_by_two_tasks_give_the_curve_of_one_process(submitted, bigbatc
 
 
 def test_a_run_survives_everything(submitted, cluster, reference, tmp_path):
-    """Pre-empted, out of time, requeued, a rank killed, a node lost: 3 nodes, then 2, then 1. Same curve, every restart counted."""
+    """Preempted, out of time, requeued, a rank killed, a node lost, on 3 nodes, then 2, then 1: the same curve."""
     run = tmp_path / "run"
     (tmp_path / "clusters.toml").write_text("[test.sbatch]\nhold = true\n")
     submitted("demo", *SHORT, "--nodes", "1-3", "--time", 10, "--run-dir", run)
@@ -141,7 +141,8 @@ def test_a_run_that_fails_says_why_and_does_not_come_back(submitted, bigbatch, t
     submitted("demo", *SHORT, "--nodes", 2, "--time", 10, "--run-dir", bug)
     code = bug / "job" / "code" / "launcher" / "job.py"  # the snapshot is what runs, so this is where a bug has to be
     code.write_text(
-        "import os\nif os.environ['RANK'] == '1': raise RuntimeError('a bug of rank 1')\nelse: import time; time.sleep(600)\n"
+        "import os\nif os.environ['RANK'] == '1': raise RuntimeError('a bug of rank 1')\n"
+        "else: import time; time.sleep(600)\n"
     )
     for run in (nan, bug):
         with pytest.raises(AssertionError, match="state='FAILED'"):

@@ -5,46 +5,46 @@ import pytest
 from recipes.errors import UserError
 from slurm.cluster import Cluster, load_cluster
 from slurm.job import Resources, parse_minutes, parse_nodes, show_minutes
-from slurm.partitions import check_fits, parse_partitions
+from slurm.partitions import fitting_partitions, parse_partitions
 
 SINFO = """\
-gpu*|up|2-00:00:00|1-infinite|12|gpu:a100:8(S:0-1),shard:16|96|1031000
-gpu*|up|2-00:00:00|1-infinite|4|gpu:v100:4|40+|380000
-cpu|up|infinite|1-8|100|(null)|128|512000
-old|down|30:00|1-infinite|2|gpu:2|16|64000
+gpu*|up|2-00:00:00|1-infinite|12|gpu:a100:8(S:0-1),shard:16|96|1031000|a[1-12]
+gpu*|up|2-00:00:00|1-infinite|4|gpu:v100:4|40+|380000|v[01-04]
+cpu|up|infinite|1-8|100|(null)|128|512000|c[001-100]
+old|down|30:00|1-infinite|2|gpu:2|16|64000|old1,old2
 """
 
 
 def test_partitions_are_read():
     gpu, cpu, old = parse_partitions(SINFO)
     assert (gpu.name, gpu.is_default, gpu.minutes, gpu.most_nodes) == ("gpu", True, 2880, None)
-    assert [(kind.count, kind.gpus, kind.cpus) for kind in gpu.kinds] == [(12, 8, 96), (4, 4, 40)]
-    assert (cpu.minutes, cpu.most_nodes, cpu.kinds[0].gpus) == (None, 8, 0)
-    assert (old.up, old.minutes, old.kinds[0].gpus) == (False, 30, 2)
+    assert [(kind.count, kind.gpus, kind.cpus) for kind in gpu.kinds] == [(12, {"a100": 8}, 96), (4, {"v100": 4}, 40)]
+    assert (cpu.minutes, cpu.most_nodes, cpu.kinds[0].gpus) == (None, 8, {})
+    assert (old.state, old.minutes, old.kinds[0].gpus) == ("down", 30, {"": 2})
 
 
 USER_ERROR = {
     "unknown partition": (
-        dict(partition="gpus"),
+        {"partition": "gpus"},
         {},
         "there is no partition 'gpus' on this cluster, only gpu, cpu, old",
     ),
     "too many nodes": (
-        dict(min_nodes=13, max_nodes=13, gpus_per_node=8),
+        {"min_nodes": 13, "max_nodes": 13, "gpus_per_node": 8},
         {},
         "has 12 nodes with 8 GPUs and the job asks for 13",
     ),
-    "too many GPUs": (dict(gpus_per_node=16), {}, "0 nodes with 16 GPUs"),
-    "GPUs where there are none": (dict(partition="cpu", gpus_per_node=1), {}, "partition cpu has 0 nodes with 1 GPU"),
-    "too long": (dict(minutes=2881), {}, "--time 2-00:01:00 is over the limit of partition gpu, 2-00:00:00"),
+    "too many GPUs": ({"gpus_per_node": 16}, {}, "0 nodes with 16 GPUs"),
+    "GPUs where there are none": ({"partition": "cpu", "gpus_per_node": 1}, {}, "partition cpu has 0 nodes with 1 GPU"),
+    "too long": ({"minutes": 2881}, {}, "--time 2-00:01:00 is over the limit of partition gpu, 2-00:00:00"),
     "too many nodes a job": (
-        dict(partition="cpu", min_nodes=9, max_nodes=9, gpus_per_node=0),
+        {"partition": "cpu", "min_nodes": 9, "max_nodes": 9, "gpus_per_node": 0},
         {},
         "may have 8 nodes, not 9",
     ),
-    "down": (dict(partition="old"), {}, "takes no jobs now"),
-    "too many CPUs": (dict(gpus_per_node=8, cpus_per_task=16), {}, "has 96 CPUs and the job asks for 128"),
-    "too much memory": (dict(), dict(memory_gb=2000), "has 1006 GB and the job asks for 2000"),
+    "down": ({"partition": "old"}, {}, "takes no jobs now"),
+    "too many CPUs": ({"gpus_per_node": 8, "cpus_per_task": 16}, {}, "has 96 CPUs and the job asks for 128"),
+    "too much memory": ({}, {"memory_gb": 2000}, "has 1006 GB and the job asks for 2000"),
 }
 
 
@@ -52,7 +52,7 @@ USER_ERROR = {
 def test_what_a_partition_cannot_give_is_refused(case):
     asked, profile, part = USER_ERROR[case]
     with pytest.raises(UserError) as refusal:
-        check_fits(Resources(**asked), Cluster(**profile), parse_partitions(SINFO))
+        fitting_partitions(Resources(**asked), Cluster(**profile), parse_partitions(SINFO))
     assert part in str(refusal.value)
 
 
@@ -67,10 +67,8 @@ def test_a_task_gets_its_gpus_share_of_the_cpus():
 
 
 def test_a_range_of_nodes_fits_if_its_least_does():
-    assert (
-        check_fits(Resources(min_nodes=2, max_nodes=64, gpus_per_node=8), Cluster(), parse_partitions(SINFO)).name
-        == "gpu"
-    )
+    asked = Resources(min_nodes=2, max_nodes=64, gpus_per_node=8)
+    assert [one.name for one in fitting_partitions(asked, Cluster(), parse_partitions(SINFO))] == ["gpu"]
 
 
 @pytest.mark.parametrize(

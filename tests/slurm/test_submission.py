@@ -1,4 +1,5 @@
 """What is refused before anything is submitted, and what a dry run shows."""
+# ruff: noqa: E501 (a table with one case a line)
 
 import os
 import sys
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.jobs.planned_runs import Options, plan
+from launcher.jobs.planned_runs import SubmitOptions, plan_runs
 from recipes.errors import UserError
 from tests.launcher.conftest import SMALL
 from tests.slurm.conftest import SHORT
@@ -33,18 +34,39 @@ REFUSALS = {  # arguments, what the sentence must say
     "a sweep of one": (["demo", *SHORT, "--array", "optimizer.lr=1"], "is not a sweep"),
     "a sweep of a wrong value": (["demo", *SHORT, "--array", "optimizer.lr=1,fast"], "optimizer.lr='fast' is not possible"),
     "a % in the run directory": (["demo", *SHORT, "--run-dir", "100%j"], "replaces what follows a %"),
-    "what only SLURM knows": (["demo", *SHORT, "--after", "nothing"], "SLURM refuses the job: "),
+    "what only SLURM knows": (["demo", *SHORT, "--cluster", "stranger"], "SLURM refuses the job: Batch job submission failed: "),
+    "an option that sbatch does not have": (["demo", *SHORT, "--cluster", "typing"], "SLURM refuses the job: unrecognized option '--foo=x'"),
+    "an option of bigbatch's own": (["demo", *SHORT, "--cluster", "own"], "use the key memory_gb instead"),
+    "waiting for no job": (["demo", *SHORT, "--after", "nothing"], "--after nothing is not a job"),
+    "waiting for an unknown job": (["demo", *SHORT, "--after", "999999"], "SLURM knows no job 999999"),
+    "a range of nodes over the limit": (["demo", *SHORT, "--nodes", "1-3", "--partition", "short"], "may have 2 nodes, not 3: lower --nodes"),
+    "a GPU type that is not there": (["demo", *SHORT, "--gpu-type", "b300"], "its types of GPUs are not named"),
+    "two partitions that are both too short": (["demo", *SHORT, "--time", "11", "--partition", "short,short"], "over the limit"),
+    "too few nodes besides the excluded ones": (["demo", *SHORT, "--nodes", "3", "--cluster", "fewer"], "which the profile excludes and the job asks for 3"),
 }  # fmt: skip
+
+PROFILES = """
+[stranger.sbatch]
+reservation = "nowhere"
+[typing.sbatch]
+foo = "x"
+[own.sbatch]
+mem = "1G"
+[fewer]
+exclude = "{node}"
+"""
 
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_mistake_is_refused_in_one_sentence_and_nothing_is_submitted(bigbatch, cluster, digits, case):
     arguments, part = REFUSALS[case]
+    Path("clusters.toml").write_text(PROFILES.format(node=cluster.nodes[0]) if "--cluster" in arguments else "")
     before = cluster.run("squeue", "-h", "-t", "all", "-o", "%i")
     code, _, errors = bigbatch("submit", "--data", digits, *arguments)
     assert code == 2 and errors.startswith("error: ") and part in errors, errors
     assert len(errors.strip().splitlines()) == 1
     assert cluster.run("squeue", "-h", "-t", "all", "-o", "%i") == before
+    assert not list(Path().rglob("recipe.yaml")), "a refused submission left a run behind"
 
 
 def test_a_recipe_that_does_not_fit_is_refused_and_one_that_does_is_not(bigbatch, cluster, digits, tmp_path):
@@ -88,13 +110,13 @@ def test_a_dry_run_shows_script_cut_and_plan_and_leaves_nothing(bigbatch, cluste
 def test_overrides_are_data(tmp_path, digits):
     """Whatever is in a value, the recipe that is put aside for the job has it as it is."""
     text = "'\"$(touch pwned)`id`\\\n#SBATCH --nodes=9 %j é"
-    [[run]] = plan(["demo", f"data.name={text}", "seed=3"], Options(data=digits, run_dir=tmp_path))
+    [[run]] = plan_runs(["demo", f"data.name={text}", "seed=3"], SubmitOptions(data=digits, run_dir=tmp_path))
     assert run.recipe.data.name == text and run.recipe.seed == 3
 
 
 def test_each_recipe_of_a_chain_has_its_own_overrides(tmp_path, digits):
-    [first], [second] = plan(
-        ["demo", "seed=1", "name=a", "demo", "seed=2", "name=b"], Options(data=digits, run_dir=tmp_path)
+    [first], [second] = plan_runs(
+        ["demo", "seed=1", "name=a", "demo", "seed=2", "name=b"], SubmitOptions(data=digits, run_dir=tmp_path)
     )
     assert (first.recipe.seed, second.recipe.seed) == (1, 2)
     assert (first.recipe.model.weights, second.recipe.model.weights) == (
@@ -104,7 +126,9 @@ def test_each_recipe_of_a_chain_has_its_own_overrides(tmp_path, digits):
 
 
 def test_a_sweep_divides_values_outside_of_brackets(tmp_path, digits):
-    [runs] = plan(["demo"], Options(data=digits, run_dir=tmp_path, sweep="optimizer.betas=[0.9,0.99],[0.8,0.9]"))
+    [runs] = plan_runs(
+        ["demo"], SubmitOptions(data=digits, run_dir=tmp_path, sweep="optimizer.betas=[0.9,0.99],[0.8,0.9]")
+    )
     assert [run.recipe.optimizer.betas for run in runs] == [(0.9, 0.99), (0.8, 0.9)]
     with pytest.raises(UserError, match="submit the recipes that follow"):
-        plan(["demo", "demo", "name=b"], Options(data=digits, sweep="seed=1,2"))
+        plan_runs(["demo", "demo", "name=b"], SubmitOptions(data=digits, sweep="seed=1,2"))

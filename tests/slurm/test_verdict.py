@@ -7,10 +7,10 @@ import time
 import pytest
 
 from launcher.runs.runs_table import run_statuses
-from slurm.job import BAD_NODE, USER_ERROR, Job
+from slurm.job import BAD_NODE, USER_ERROR, Job, Resources
 from slurm.ledger import Attempt, Failure, Ledger
-from slurm.state import Queued, resolve_state
-from slurm.verdict import REQUEUE, decide_requeue, main, write_jobs
+from slurm.state import SlurmState, resolve_state
+from slurm.verdict import decide_requeue, main, write_jobs
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_job_that_stopped_goes_on_as_often_as_it_gains_something(ledger):
 def test_failures_without_progress_are_tried_again_but_not_for_ever(ledger):
     for restart, again in enumerate([True, True, False]):
         now = attempt(restart, ledger, "step-1")
-        ledger.fail(now, died(1))
+        ledger.record_failure(now, died(1))
         verdict = decide_requeue(ledger, now, 1, "step-1", retries=2)
         assert verdict.requeue is again
     assert "rank 1 on n1: RuntimeError: lost; given up: 3 starts" in verdict.reason and verdict.code == 1
@@ -55,7 +55,7 @@ def test_failures_without_progress_are_tried_again_but_not_for_ever(ledger):
 def test_progress_and_a_new_submission_give_all_retries_back(ledger):
     for restart, progress in enumerate(["step-1", "step-1", "step-2", "step-2"]):  # the third start gained a step
         now = attempt(restart, ledger, "step-1" if restart < 3 else "step-2")
-        ledger.fail(now, died(0))
+        ledger.record_failure(now, died(0))
         assert decide_requeue(ledger, now, 1, progress, retries=2).requeue
     ledger.log("submit")
     assert decide_requeue(ledger, attempt(4, ledger, "step-2"), 1, "step-2", retries=0).requeue is False
@@ -65,8 +65,8 @@ def test_progress_and_a_new_submission_give_all_retries_back(ledger):
 
 def test_a_program_that_refuses_is_not_started_again(ledger):
     now = attempt(0, ledger)
-    ledger.fail(now, died(1, USER_ERROR, ""))
-    ledger.fail(now, died(0, USER_ERROR, "error: the loss of step 3 is nan"))
+    ledger.record_failure(now, died(1, USER_ERROR, ""))
+    ledger.record_failure(now, died(0, USER_ERROR, "error: the loss of step 3 is nan"))
     verdict = decide_requeue(ledger, now, 2, "step-9", retries=9)
     assert (verdict.requeue, verdict.code) == (False, USER_ERROR) and "the loss of step 3" in verdict.reason
 
@@ -74,55 +74,52 @@ def test_a_program_that_refuses_is_not_started_again(ledger):
 def test_the_first_failure_counts_not_those_it_caused(ledger):
     """Killed without a word, and a peer that complained later."""
     now = attempt(0, ledger)
-    ledger.fail(now, Failure(100.0, 3, "n2", -9, ""))
-    ledger.fail(now, Failure(101.0, 0, "n1", 1, "RuntimeError: Connection closed by peer"))
-    ledger.fail(now, Failure(99.0, 1, "n1", 1, ""))
+    ledger.record_failure(now, Failure(100.0, 3, "n2", -9, ""))
+    ledger.record_failure(now, Failure(101.0, 0, "n1", 1, "RuntimeError: Connection closed by peer"))
+    ledger.record_failure(now, Failure(99.0, 1, "n1", 1, ""))
     assert decide_requeue(ledger, now, 137, "", retries=1).reason.startswith("rank 3 on n2: killed by signal 9")
 
 
-def test_bad_nodes_are_named_with_those_of_before_and_of_the_profile(ledger, tmp_path, monkeypatch, capsys):
+def test_bad_nodes_are_named_with_those_of_before_and_of_the_profile(ledger, tmp_path):
+    answers = []
     job = Job(name="x", folder=tmp_path, module="x", arguments=[], progress=tmp_path / "none")
-    write_jobs(tmp_path, [job], retries=3, exclude="broken[1-3]")
+    write_jobs(tmp_path, [job], retries=3, exclude="broken[1-3]", resources=Resources())
     for restart, rank in ((0, 1), (1, 2)):
         now = attempt(restart, ledger)
-        ledger.fail(now, died(0, BAD_NODE, ""))
-        ledger.fail(now, died(rank, BAD_NODE, f"error: node n{rank} cannot be used"))
-        monkeypatch.setenv("SLURM_JOB_ID", "7")
-        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
-        assert main(str(tmp_path), "76") == REQUEUE
-    assert capsys.readouterr().out.splitlines() == ["broken[1-3],n1", "broken[1-3],n1,n2"]
+        ledger.record_failure(now, died(0, BAD_NODE, ""))
+        ledger.record_failure(now, died(rank, BAD_NODE, f"error: node n{rank} cannot be used"))
+        answers.append(main(tmp_path, "7", restart, 76, "", "", []))
+    assert answers == ["requeue:broken[1-3],n1", "requeue:broken[1-3],n1,n2"]
 
 
-def test_a_start_that_was_given_up_decides_nothing(ledger, tmp_path, monkeypatch):
+def test_a_start_that_another_one_has_replaced_decides_nothing(ledger, tmp_path):
     job = Job(name="x", folder=tmp_path, module="x", arguments=[], progress=tmp_path / "none")
-    write_jobs(tmp_path, [job], retries=3, exclude=None)
+    write_jobs(tmp_path, [job], retries=3, exclude=None, resources=Resources())
     attempt(1, ledger)
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
-    assert main(str(tmp_path), "1") == 1
+    assert main(tmp_path, "7", 0, 1, "", "", []) == "end:1"
     assert not ledger.events("verdict")
 
 
 STATES = {  # what SLURM says, what the ledger has, what is shown
-    "waits": (Queued("PENDING", "Priority", None), [], ("PENDING", "Priority")),
-    "waits again": (Queued("PENDING", "BeginTime", None), ["start"], ("REQUEUED", "BeginTime")),
-    "runs": (Queued("RUNNING", "", 2), ["start", "alive"], ("RUNNING", "")),
-    "says it runs but gives no sign": (
-        Queued("RUNNING", "", 2),
+    "waits": (SlurmState("PENDING", "Priority", None), [], ("PENDING", "Priority")),
+    "waits again": (SlurmState("PENDING", "BeginTime", None), ["start"], ("REQUEUED", "BeginTime")),
+    "runs": (SlurmState("RUNNING", "", 2), ["start", "alive"], ("RUNNING", "")),
+    "says it runs but has no heartbeat": (
+        SlurmState("RUNNING", "", 2),
         ["start", "silent"],
-        ("RUNNING", "no sign of life for 60 min"),
+        ("RUNNING", "no heartbeat for 60 min"),
     ),
-    "timed out": (Queued("TIMEOUT", "TimeLimit", None), ["start"], ("TIMEOUT", "")),
-    "failed": (Queued("FAILED", "NonZeroExitCode", None), ["start", "verdict"], ("FAILED", "a reason")),
+    "timed out": (SlurmState("TIMEOUT", "TimeLimit", None), ["start"], ("TIMEOUT", "")),
+    "failed": (SlurmState("FAILED", "NonZeroExitCode", None), ["start", "verdict"], ("FAILED", "a reason")),
     "forgotten, finished": (None, ["start", "finished"], ("COMPLETED", "")),
     "forgotten, cancelled": (None, ["start", "stopped", "cancel"], ("CANCELLED", "")),
     "forgotten, failed": (None, ["start", "verdict"], ("FAILED", "a reason")),
     "forgotten, no end": (
         None,
         ["start", "silent"],
-        ("LOST", "SLURM does not know it any more, last sign of life 60 min ago"),
+        ("LOST", "SLURM does not know it any more, its last heartbeat was 60 min ago"),
     ),
-    "forgotten, no start": (None, [], ("LOST", "SLURM does not know it any more, never started")),
+    "forgotten, no start": (None, [], ("LOST", "SLURM does not know it any more, it never started")),
 }
 
 

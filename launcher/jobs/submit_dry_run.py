@@ -1,24 +1,25 @@
-"""`bigbatch submit --dry-run`: what would be submitted."""
+"""`bigbatch submit --dry-run`: prints the batch script, the cut of the batch and the plan, and submits nothing."""
 
 import re
 import statistics
 
-from launcher.jobs.planned_runs import Options, PlannedRun
-from launcher.jobs.submission_checks import choices
+from launcher.jobs.planned_runs import PlannedRun, SubmitOptions
+from launcher.jobs.submit_checks import choices_by_nodes
 from launcher.planning.auto_engine import EngineChoice
 from launcher.recipe_shards import open_shards
 from launcher.runs.history import History
 from recipes.errors import UserError
 from recipes.schedule import StepSchedule
+from slurm.batch_script import batch_script
 from slurm.cluster import LOCAL, Cluster
 from slurm.job import Resources, show_minutes
-from slurm.submit import script
+from slurm.submit import check_slurm_is_here, plain_word
 
-_SHOWN_SIZES = 4  # cuts printed of a range of nodes
+_MOST_CUTS = 4  # cuts that are printed of a range of nodes
 
 
-def print_preview(
-    steps: list[list[PlannedRun]], resources: Resources, cluster_name: str, cluster: Cluster, options: Options
+def print_submission(
+    steps: list[list[PlannedRun]], resources: Resources, cluster_name: str, cluster: Cluster, options: SubmitOptions
 ) -> None:
     """Print the batch script, the cut and the plan of each job."""
     after = options.after
@@ -26,22 +27,23 @@ def print_preview(
         first = runs[0]
         classes = len(open_shards(first.recipe).classes)
         if cluster_name != LOCAL:
-            print(script(resources, cluster, first.recipe.name, len(runs), after).rstrip())
-            print()
+            check_slurm_is_here()
+            name = plain_word(first.recipe.name)
+            print(batch_script(resources, cluster, name, len(runs), after, options.at_once))
         for run in runs:
             schedule = StepSchedule(run.recipe, len(open_shards(run.recipe).split("train")))
             print(f"# run        {run.directory.path}")
-            what = f"{schedule.total_steps:,} steps of {run.recipe.batch.global_} images"
-            print(f"# recipe     {run.recipe.name}: {run.recipe.model.name}, {what}")
+            size = f"{schedule.total_steps:,} steps of {run.recipe.batch.global_} images"
+            print(f"# recipe     {run.recipe.name}: {run.recipe.model.name}, {size}")
             for warning in schedule.warnings():
                 print(f"# warning    {warning}")
         if number:
             print(f"# starts     after {steps[number - 1][0].recipe.name} has succeeded, from the weights it exports")
-        possible = choices(first.recipe, resources, options.micro_batch, classes, cluster)
-        _print_cuts(possible, resources)
+        choices = choices_by_nodes(first.recipe, resources, options.micro_batch, classes, cluster)
+        _print_cuts(choices, resources)
         without = "none" if cluster_name == LOCAL else "the partition's"
         limit = show_minutes(resources.minutes) if resources.minutes else without
-        print(f"# time       limit {limit}; {_estimate(first, possible, cluster)}")
+        print(f"# time       limit {limit}; {_training_time(first, choices, cluster)}")
         limit = f"gives up after {1 + cluster.retries} starts without a new checkpoint"
         again = "starts itself again" if cluster_name == LOCAL else "requeues itself"
         print(f"# survives   {again} before the limit and after failures; {limit}")
@@ -49,41 +51,42 @@ def print_preview(
     print("# nothing was submitted")
 
 
-def _print_cuts(possible: list[EngineChoice], resources: Resources) -> None:
-    sized = list(enumerate(possible, resources.min_nodes))
-    shown = sized if len(sized) <= _SHOWN_SIZES else [*sized[: _SHOWN_SIZES - 1], sized[-1]]
-    said = None
+def _print_cuts(choices: list[EngineChoice], resources: Resources) -> None:
+    by_nodes = list(enumerate(choices, resources.min_nodes))
+    shown = by_nodes if len(by_nodes) <= _MOST_CUTS else [*by_nodes[: _MOST_CUTS - 1], by_nodes[-1]]
+    last_reason = None
     for nodes, choice in shown:
         print(f"# cut        {nodes} node{'s' if nodes > 1 else ''}: {choice.cut}")
-        if choice.reason and choice.reason != said:
+        if choice.reason and choice.reason != last_reason:
             print(f"#            {choice.reason}")
-            said = choice.reason
+            last_reason = choice.reason
 
 
-def _estimate(run: PlannedRun, possible: list[EngineChoice], cluster: Cluster) -> str:
-    """Training time at the speed per process that earlier runs of this model had; if there are none, as the plan predicts."""
+def _training_time(run: PlannedRun, choices: list[EngineChoice], cluster: Cluster) -> str:
+    """Return how long training takes: at the speed of earlier runs of this model, else as the plan predicts."""
     schedule = StepSchedule(run.recipe, len(open_shards(run.recipe).split("train")))
     speeds = []
     for other in sorted(run.directory.path.parent.glob("*/run.json")):
         try:
             history = History(other.parent)
-            processes = int(re.search(r"(\d+) process", history.starts[-1]["cut"])[1])
+            if not (match := re.search(r"(\d+) process", history.starts[-1]["cut"])):
+                continue
         except (UserError, TypeError, KeyError, IndexError):
-            continue
+            continue  # a run that another version wrote, or that has not trained yet, has no speed to offer
         if (history.recipe.model.name, history.recipe.input.size) == (run.recipe.model.name, run.recipe.input.size):
-            speeds.append((history.images_per_second / processes, history.starts[-1]["device"]))
+            speeds.append((history.images_per_second / int(match[1]), history.starts[-1]["device"]))
     if speeds:
         speed, device = statistics.median(s for s, _ in speeds), speeds[-1][1]
         images = schedule.total_steps * run.recipe.batch.global_
-        span = _hours([images / speed / choice.cut.world_size for choice in possible])
-        return f"about {span} of training at the {speed:,.0f} images/s a process of earlier runs ({device})"
-    planned = [schedule.total_steps * choice.step_seconds for choice in possible if choice.step_seconds]
+        hours = _hours([images / speed / choice.cut.world_size for choice in choices])
+        return f"about {hours} of training at the {speed:,.0f} images/s a process of earlier runs ({device})"
+    planned = [schedule.total_steps * choice.step_seconds for choice in choices if choice.step_seconds]
     if cluster.gpu is None or not planned:
-        return "no run of this model beside this one tells how fast it is"
+        return "training time unknown: there is no earlier run of this model beside this one to measure its speed"
     return f"about {_hours(planned)} of training as planned for {cluster.gpu}; `bigbatch plan` says what that rests on"
 
 
 def _hours(seconds: list[float]) -> str:
-    """What the fewest and the most nodes need, the shorter first."""
+    """Return the range of hours, the shortest first."""
     least, most = (f"{value / 3600:.1f}" for value in (min(seconds), max(seconds)))
     return f"{least} h" if least == most else f"{least} to {most} h"

@@ -1,0 +1,31 @@
+"""Asks SLURM when a job would start, without submitting it."""
+
+import re
+import subprocess
+import tempfile
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from slurm.commands import clean_environment, reason_of
+
+_STARTS = re.compile(r"to start at (\S+)")
+_NO_ESTIMATE = timedelta(days=366)  # SLURM names a date far away where a running job has no time limit
+
+
+def estimated_start(script: str) -> datetime | str:
+    """Return when SLURM expects the job of a batch script to start; where it has no estimate, its reason."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "script.sh"
+        file.write_text(script)
+        command = ["sbatch", "--test-only", str(file)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment())
+        except subprocess.TimeoutExpired:
+            return "SLURM did not answer"
+    match = _STARTS.search(done.stderr)
+    if match is None:
+        return reason_of(done.stderr) or "SLURM gives no estimate"
+    start = datetime.fromisoformat(match[1])
+    return (
+        start if start - datetime.now() < _NO_ESTIMATE else "SLURM gives no estimate: running jobs have no time limit"
+    )

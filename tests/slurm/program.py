@@ -1,0 +1,40 @@
+"""Stands for a training in the tests of jobs: leaves numbered entries in a folder, and stops after some or when told.
+
+    python -m program FOLDER ENTRIES [PER_START]
+
+Every rank records when it ran, so that a test sees whether two starts of a job ever ran at once.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def main(folder: Path, entries: int, per_start: int) -> int:
+    rank, progress = int(os.environ["RANK"]), folder / "progress"
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+    started, made = time.time(), 0
+    (folder / "ran").mkdir(exist_ok=True)
+    record = folder / "ran" / f"{os.environ['SLURM_JOB_ID']}-{os.getpid()}.json"
+    while True:
+        seen = {"rank": rank, "world": int(os.environ["WORLD_SIZE"]), "node": os.environ["SLURMD_NODENAME"]}
+        record.write_text(json.dumps({**seen, "from": started, "to": time.time()}))
+        done = len(list(progress.glob("[!.]*")))
+        if done >= entries:
+            return 0
+        if told or made >= per_start:
+            return 130
+        if rank == 0:
+            (progress / f"entry-{done:04}").touch()
+        made += 1
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    _folder, _entries, *_rest = sys.argv[1:]
+    Path(_folder, "progress").mkdir(exist_ok=True)
+    sys.exit(main(Path(_folder), int(_entries), int(*_rest or ["1000000"])))
