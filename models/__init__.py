@@ -1,1 +1,1 @@
-"""What learns: models by name, their initialisation, parameter groups and keyed stochastic depth."""
+"""What learns: models by name, their initialisation, parameter groups and keyed random layers."""

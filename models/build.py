@@ -2,12 +2,14 @@
 
 import difflib
 from collections import Counter
+from typing import Any, cast
 
 import timm
 import torch
 from torch import nn
 
-from models import roadmap  # noqa: F401  its import makes the steps of the road timm models
+from models import roadmap  # noqa: F401  importing it registers the steps of the road as timm models
+from models.parameter_groups import layer_of_parameters
 from recipes.errors import UserError
 from recipes.randomness import random_key
 from recipes.schema import Recipe
@@ -16,11 +18,11 @@ from recipes.schema import Recipe
 def build(recipe: Recipe, classes: int) -> nn.Module:
     """Return the recipe's model with `classes` outputs, on the CPU (or the default device, e.g. meta), float32.
 
-    Its weights are a pure function of the recipe's seed and of each parameter's name.
+    The initial weights are a pure function of the recipe's seed and of each parameter's name.
 
     Raises:
-        UserError: timm has no model of that name, or the model cannot have the recipe's layer scale, stochastic depth or
-            input size.
+        UserError: timm has no model of that name, or the model does not support the recipe's layer scale, stochastic
+            depth or input size; names every key to change.
     """
     wanted = recipe.model
     if not timm.is_model(wanted.name):
@@ -28,27 +30,20 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
         raise UserError(f"model.name={wanted.name!r} is not a timm model; did you mean {near[0]!r}?")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_key(recipe.seed, "init"))
-        try:
-            model = timm.create_model(wanted.name, num_classes=classes, **_options(recipe))
-        except (
-            TypeError,
-            AssertionError,
-            ValueError,
-        ) as error:  # what timm's models raise for options they do not know
-            raise UserError(_refusal(recipe, error)) from None
+        model = _create(recipe, classes)
     if wanted.init_std is not None:
         _truncated_normal(model, wanted.init_std, recipe.seed)
     return model
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Let `model` compute the activations inside its blocks again in the backward pass instead of keeping them.
+    """Let `model` recompute the activations inside its blocks in the backward pass instead of storing them.
 
     Raises:
-        UserError: the model does not offer it.
+        UserError: the model does not support it.
     """
     try:
-        model.set_grad_checkpointing(True)
+        cast(Any, model).set_grad_checkpointing(True)
     except (AttributeError, AssertionError):
         raise UserError(
             f"{type(model).__name__} cannot checkpoint activations: add engine.checkpoint_activations=false"
@@ -58,8 +53,9 @@ def checkpoint_activations(model: nn.Module) -> None:
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Module]:
     """Let torch compile each block of `model`, in place, when it is first used; return the blocks.
 
-    Blocks are the parts of the model's sequences of which there are several of one class, e.g. ConvNeXtBlock or Bottleneck. Those of
-    one shape share their code, so this takes a fraction of the time of compiling the model as one; names and state stay as they are.
+    Blocks are the members of the model's sequences whose class occurs more than once, e.g. ConvNeXtBlock or Bottleneck.
+    Blocks of the same shape share their code, so this takes a fraction of the time of compiling the whole model. Names
+    and state of the model do not change.
 
     Raises:
         UserError: the model has no such blocks.
@@ -73,7 +69,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Modul
     ]  # the innermost
     if not blocks:
         raise UserError(f"{type(model).__name__} has no repeated blocks to compile: add engine.compile=false")
-    # One function compiled for every width, for training and for evaluation: more versions than torch expects of one.
+    # One function is compiled for every width, for training and for evaluation: more versions than torch allows.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
     for block in blocks:
         block.compile(backend=backend, dynamic=False)
@@ -83,12 +79,12 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Modul
 def scale_head(model: nn.Module, factor: float) -> None:
     """Multiply the classifier's weight and bias by `factor`.
 
-    To be called after weights are loaded: ConvNeXt's code does it before, which has no effect on a loaded head.
+    Call it after weights are loaded. ConvNeXt's code does it before, which has no effect on a loaded head.
 
     Raises:
         UserError: the model's classifier is not one linear layer.
     """
-    head = model.get_classifier()
+    head = cast(Any, model).get_classifier()
     if not isinstance(head, nn.Linear | nn.Conv2d):
         raise UserError(
             f"the classifier of {type(model).__name__} is not one layer to be scaled: add model.head_init_scale=null"
@@ -99,29 +95,53 @@ def scale_head(model: nn.Module, factor: float) -> None:
             head.bias.mul_(factor)
 
 
-def _options(recipe: Recipe) -> dict:
-    """What timm's model is told beside the number of classes; only what the recipe asks for."""
-    wanted, options = recipe.model, {}
-    if wanted.drop_path > 0:
-        options["drop_path_rate"] = wanted.drop_path
+def _create(recipe: Recipe, classes: int) -> nn.Module:
+    wanted, options, unsupported = recipe.model, dict[str, Any](), dict[str, str]()
     if timm.models.get_pretrained_cfg_value(wanted.name, "fixed_input_size"):
         options["img_size"] = recipe.input.size
+    if wanted.drop_path > 0:
+        options["drop_path_rate"] = wanted.drop_path
     if wanted.layer_scale is not None:
-        if not timm.models.is_model_in_modules(wanted.name, ["convnext", "roadmap"]):
-            raise UserError(f"model {wanted.name} has no layer scale: add model.layer_scale=null")
-        options["ls_init_value"] = wanted.layer_scale
-    return options
+        if timm.models.is_model_in_modules(wanted.name, ["convnext", "roadmap"]):
+            options["ls_init_value"] = wanted.layer_scale
+        else:
+            unsupported["model.layer_scale=null"] = "layer scale"
+    try:
+        model = timm.create_model(wanted.name, num_classes=classes, **options)
+    except (TypeError, AssertionError, ValueError) as error:  # what timm's models raise for unknown options
+        if "drop_path_rate" not in str(error):
+            raise UserError(
+                f"timm cannot build {wanted.name} for {recipe.input.size} pixels ({' '.join(str(error).split())}): "
+                f"choose another model.name or input.size"
+            ) from None
+        unsupported["model.drop_path=0"] = "stochastic depth"
+    if unsupported:
+        # The keys that would be refused only later are named as well, so that one attempt more is enough.
+        unsupported |= _unsupported_elsewhere(recipe, classes)
+        missing = " and no ".join(unsupported.values())
+        raise UserError(f"model {wanted.name} has no {missing}: add {' '.join(unsupported)}")
+    return model
 
 
-def _refusal(recipe: Recipe, error: Exception) -> str:
-    name = recipe.model.name
-    if "drop_path_rate" in str(error):
-        return f"model {name} has no stochastic depth: add model.drop_path=0"
-    return f"timm cannot build {name} for {recipe.input.size} pixels ({' '.join(str(error).split())}): choose another model.name or input.size"
+def _unsupported_elsewhere(recipe: Recipe, classes: int) -> dict[str, str]:
+    """Return overrides for what the recipe asks for, the model lacks, and other functions refuse; with its name."""
+    found = {}
+    with torch.device("meta"):
+        model = timm.create_model(recipe.model.name, num_classes=classes)
+    if recipe.optimizer.layer_decay is not None:
+        try:
+            layer_of_parameters(model)
+        except UserError:
+            found["optimizer.layer_decay=null"] = "layer-wise learning rates"
+    if recipe.model.head_init_scale is not None and not isinstance(
+        cast(Any, model).get_classifier(), nn.Linear | nn.Conv2d
+    ):
+        found["model.head_init_scale=null"] = "classifier of one layer"
+    return found
 
 
 def _truncated_normal(model: nn.Module, std: float, seed: int) -> None:
-    """Weights of convolutions and linear layers ~ N(0, std) cut at +-2, biases 0 (ConvNeXt's code)."""
+    """Draw weights of convolutions and linear layers from N(0, std) cut at ±2, and set biases to 0 (as ConvNeXt)."""
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue

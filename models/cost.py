@@ -1,4 +1,4 @@
-"""What one image costs a model: multiply-adds, counted by torch on shapes alone."""
+"""The multiply-adds that a model needs for one image, counted by torch from shapes alone."""
 
 import torch
 from torch import nn
@@ -8,11 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 def multiply_adds(model: nn.Module, size: int) -> int:
     """Return the multiply-adds of one forward pass over one image of `size` pixels a side.
 
-    Convolutions, linear layers and attention's matrix products are counted; norms, activations and sums are not. That is
-    how the papers of ResNet, Swin and ConvNeXt count, and what they call FLOPs.
+    Convolutions, linear layers and the matrix products of attention are counted; norms, activations and sums are not.
+    The papers of ResNet, Swin and ConvNeXt count in the same way and call the result FLOPs.
 
     Args:
-        model: on the meta device: nothing is computed.
+        model: on the meta device, so that nothing is computed.
     """
     was_training = model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -9,15 +9,15 @@ def mixed_cross_entropy(
 ) -> Tensor:
     """Return the loss of each image, float32 ``[n]``.
 
-    The target is ``lam`` of the image's own label and ``1 - lam`` of its partner's, smoothed to ``smoothing / classes``
-    everywhere: the numbers of timm's `mixup_target`, without writing the target out.
+    The target has ``lam`` at the image's own label and ``1 - lam`` at its partner's, and is then smoothed with
+    ``smoothing``. This gives the values of timm's `mixup_target` without building the dense target.
 
     Args:
         logits: ``[n, classes]``, any float dtype.
         labels: int64 ``[n]``.
-        partner_labels: int64 ``[n]``, of the image that each is mixed with.
-        lam: float32 ``[n]``, share of the own label, 0 to 1.
-        weights: float32 ``[n]``, factor on each loss; 0 for padding.
+        partner_labels: int64 ``[n]``, labels of the images that they are mixed with.
+        lam: float32 ``[n]``, weight of the own label, 0 to 1.
+        weights: float32 ``[n]``, factors on the losses; 0 for padding.
         smoothing: label smoothing, 0 to below 1.
     """
     log_probabilities = F.log_softmax(logits.float(), dim=-1)

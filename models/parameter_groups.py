@@ -1,10 +1,10 @@
-"""Which weight decay and which share of the learning rate each parameter gets, decided by its name and shape.
+"""Parameter groups: the weight decay and the learning-rate factor of each parameter, from its name and shape.
 
-Layer-wise decay numbers the layers from the stem, 0, to the head; a parameter of layer ``l`` learns at
-``decay ** (last - l)`` times the rate. ConvNeXt's numbering is that of its code: the blocks of the third stage in groups of
-three, which gives S, B, L and XL the paper's 12 groups between stem and head. That code refuses T; here the same rule
-runs on without a gap, so T (9 blocks in the third stage) has 6 groups, and any other depth works too: the steps on the
-road from ResNet-50 (`models.roadmap`) are numbered by it.
+Layer-wise decay numbers the layers from the stem, 0, to the head. A parameter of layer ``l`` has ``decay ** (last -
+l)`` times the learning rate. ConvNeXt's numbering is that of its code: the blocks of the third stage form groups of
+three, which gives S, B, L and XL the paper's 12 groups between stem and head. That code refuses T. Here the same rule
+is applied to any depth without gaps in the numbers, so T (9 blocks in the third stage) has 6 groups. The steps on the
+road from ResNet-50 (`models.roadmap`) are numbered in the same way.
 """
 
 import re
@@ -28,16 +28,16 @@ class ParameterGroup:
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[ParameterGroup]:
     """Return the groups of all trainable parameters, from stem to head; every parameter is in exactly one.
 
-    Biases and other 1-d parameters (norms, layer scale) get no weight decay, nor what the model itself excludes (Swin's
-    relative position biases).
+    Biases and other 1-d parameters (norms, layer scale) have no weight decay, and neither have parameters that the
+    model itself excludes (e.g. Swin's relative position biases).
 
     Raises:
-        UserError: layer-wise decay is asked of a model family whose layers are not numbered here.
+        UserError: the recipe asks for layer-wise decay, and the layers of this model family are not numbered here.
     """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = layer_of_parameters(model) if settings.layer_decay is not None else dict.fromkeys(shapes, 0)
     last = max(layers.values())
-    undecayed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    undecayed: set[str] = getattr(model, "no_weight_decay", set)()
     members: dict[tuple[int, bool], list[str]] = {}
     for name, shape in shapes.items():
         decays = len(shape) > 1 and not name.endswith(".bias") and name not in undecayed
@@ -56,21 +56,25 @@ def layer_of_parameters(model: nn.Module) -> dict[str, int]:
     """Return each parameter's layer number, 0 for the stem and the largest for the head.
 
     Raises:
-        UserError: not a ConvNeXt, a step on the road to it, a ResNet, ResNeXt or Swin.
+        UserError: the model is not a ConvNeXt, a step on the road to it, a ResNet, ResNeXt or Swin.
     """
     names = [name for name, _ in model.named_parameters()]
     if hasattr(model, "stages") and hasattr(model, "stem"):
-        return {name: _convnext_layer(name, [len(stage.blocks) for stage in model.stages]) for name in names}
+        return {name: _convnext_layer(name, _block_counts(model.get_submodule("stages"))) for name in names}
     if hasattr(model, "layer4"):
-        depths = [len(getattr(model, f"layer{stage}")) for stage in range(1, 5)]
+        depths = [len(list(model.get_submodule(f"layer{stage}").children())) for stage in range(1, 5)]
         return {name: _block_layer(name, depths, r"layer(\d)\.(\d+)\.", first_stage=1) for name in names}
     if hasattr(model, "patch_embed") and hasattr(model, "layers"):
-        depths = [len(stage.blocks) for stage in model.layers]
+        depths = _block_counts(model.get_submodule("layers"))
         return {
             name: _block_layer(name, depths, r"layers\.(\d)\.(?:blocks\.(\d+)|downsample)\.", first_stage=0)
             for name in names
         }
     raise UserError(f"layer-wise decay is not defined for {type(model).__name__}: add optimizer.layer_decay=null")
+
+
+def _block_counts(stages: nn.Module) -> list[int]:
+    return [len(list(stage.get_submodule("blocks").children())) for stage in stages.children()]
 
 
 def _convnext_layer(name: str, depths: list[int]) -> int:
@@ -88,7 +92,7 @@ def _convnext_layer(name: str, depths: list[int]) -> int:
 
 
 def _block_layer(name: str, depths: list[int], pattern: str, first_stage: int) -> int:
-    """One layer per residual block; a stage's downsampling goes with its first block."""
+    """Return a layer number per residual block; the downsampling of a stage has the number of its first block."""
     place = re.match(pattern, name)
     if place:
         return 1 + sum(depths[: int(place[1]) - first_stage]) + int(place[2] or 0)

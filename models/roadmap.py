@@ -1,11 +1,11 @@
 """The road from ResNet-50 to ConvNeXt-T (ConvNeXt paper, section 2), as one network with one change a step.
 
-`ROAD` names every step; each differs from the one before it in one line. All are timm models once this module is imported,
-e.g. ``timm.create_model("roadmap_02_patchify")``. The last step is ConvNeXt-T under timm's parameter names, so weights go
-either way; the first is ResNet-50 as timm and torchvision have it, plus layer scale.
+`ROAD` names every step; each differs from the one before it in one line. All are timm models once this module is
+imported, e.g. ``timm.create_model("roadmap_02_patchify")``. The first step is ResNet-50 as in timm and torchvision,
+plus layer scale. The last step is ConvNeXt-T with timm's parameter names, so each loads the other's weights.
 
-Top-1 on ImageNet-1K and billions of multiply-adds at 224 pixels, from the paper's table 10 (three seeds, the recipe of its
-table 5 without EMA), beside what torch counts for these networks (convolutions and linear layers, `models.cost`):
+The table shows top-1 on ImageNet-1K and billions of multiply-adds at 224 pixels, from the paper's table 10 (three
+seeds, the recipe of its table 5 without EMA). The last column is what `models.cost` counts for these networks:
 
     step                          top-1   paper   counted
     roadmap_00_resnet50           78.82    4.09      4.09     76.13 with the classic recipe
@@ -17,43 +17,44 @@ table 5 without EMA), beside what torch counts for these networks (convolutions 
     roadmap_06_depthwise_first    79.92    4.07      4.07
     roadmap_07_kernel_5           80.35    4.10      4.10
     roadmap_08_kernel_7           80.57    4.15      4.15
-    roadmap_09_kernel_9           80.57    4.21      4.21     a side road
-    roadmap_10_kernel_11          80.47    4.29      4.29     a side road
-    roadmap_11_gelu               80.62    4.15      4.15     from kernel 7 on
+    roadmap_09_kernel_9           80.57    4.21      4.21     a side branch
+    roadmap_10_kernel_11          80.47    4.29      4.29     a side branch
+    roadmap_11_gelu               80.62    4.15      4.15     continues from kernel 7
     roadmap_12_one_activation     81.27    4.15      4.15
     roadmap_13_one_norm           81.41    4.15      4.15
     roadmap_14_layer_norm         81.47    4.46      4.15
     roadmap_15_convnext_tiny      81.97    4.49      4.46
 
-The paper's 4.46 for LayerNorm is a slip: replacing a norm changes no convolution, its own figure 2 prints 4.2 at that step,
-and its table 11 (the same road from ResNet-200) has 14.81 before and after it. 4.46 is what the *next* step counts. That one
-is printed as 4.49 there, 0.8% more, while table 11 has 15.35 for ConvNeXt-B, which is what convolutions and linear layers
-alone give; so 4.46 follows the paper's own way of counting and 4.49 does not.
+The paper's 4.46 for LayerNorm is a slip. Replacing a norm changes no convolution, the paper's figure 2 prints 4.2 at
+that step, and its table 11 (the same road from ResNet-200) has 14.81 before and after it. 4.46 is the count of the
+*next* step. The paper prints 4.49 there, 0.8% more. Its table 11 has 15.35 for ConvNeXt-B, which is the count of
+convolutions and linear layers alone. So 4.46 follows the paper's own way of counting and 4.49 does not.
 
-Where the paper leaves it open: the stem keeps ResNet's norm and activation until the steps that leave one of each in a
-block, and gets its norm back with the separate downsampling; projection shortcuts lose their norm with the block;
-convolutions have a bias from the step on where not every one is followed by a norm.
+The paper leaves some details open; these are the choices made here. The stem keeps ResNet's norm and activation until
+the steps that reduce a block to one of each, and has a norm again from the separate downsampling on. Projection
+shortcuts lose their norm together with the block. Convolutions have a bias from the step on at which not every one is
+followed by a norm.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models.convnext import checkpoint_filter_fn  # noqa: F401  the last step loads ConvNeXt's own weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
 class Design:
-    """Everything that changes on the road; as it stands, ResNet-50."""
+    """Everything that changes on the road; the defaults give ResNet-50."""
 
     depths: tuple[int, int, int, int] = (3, 4, 6, 3)  # blocks per stage
     patchify: bool = False  # stem of 4x4, stride 4 instead of 7x7, stride 2, and 3x3 max pooling
-    depthwise: bool = False  # the spatial convolution takes each channel by itself
+    depthwise: bool = False  # the spatial convolution treats each channel separately
     width: int = 64  # channels of the stem, doubled from stage to stage
-    inverted: bool = False  # a block is wide in the middle instead of at its ends
+    inverted: bool = False  # the middle of a block is wider than its ends, instead of narrower
     depthwise_first: bool = False  # the spatial convolution is a block's first layer instead of its middle one
     kernel: int = 3  # of the spatial convolution
     activation: type[nn.Module] = nn.ReLU
@@ -63,7 +64,7 @@ class Design:
     separate_downsampling: bool = False  # norm and 2x2 convolution between stages; norms after the stem and the pooling
 
     def stage_width(self, stage: int) -> int:
-        """Channels between the blocks of a stage."""
+        """Return the number of channels between the blocks of a stage."""
         return self.width * 2**stage * (1 if self.inverted else 4)
 
 
@@ -105,9 +106,10 @@ ROAD: dict[str, Design] = {
 
 
 class RoadmapNet(nn.Module):
-    """The network of one step; images float32 ``[n, 3, size, size]`` to logits ``[n, num_classes]``.
+    """The network of one step: maps images, float32 ``[n, 3, size, size]``, to logits, ``[n, num_classes]``.
 
-    Parameters are named as in timm's ConvNeXt. All weights ~ N(0, 0.02) cut, all biases 0, as in ConvNeXt's code.
+    Parameters are named as in timm's ConvNeXt. Weights are initialised from a truncated normal with std 0.02 and biases
+    with 0, as in ConvNeXt's code.
     """
 
     def __init__(
@@ -118,11 +120,14 @@ class RoadmapNet(nn.Module):
         drop_path_rate: float = 0.0,
         ls_init_value: float | None = 1e-6,
     ):
-        """Build it; the arguments after `design` are those of timm's ConvNeXt."""
+        """Build the network; the arguments after `design` are those of timm's ConvNeXt."""
         super().__init__()
         self.num_classes = num_classes
         self.stem = _stem(design, in_chans)
-        rates = calculate_drop_path_rates(drop_path_rate, design.depths, stagewise=True)
+        rates = [
+            stage if isinstance(stage, list) else [stage]
+            for stage in calculate_drop_path_rates(drop_path_rate, list(design.depths), stagewise=True)
+        ]
         widths = [design.width, *map(design.stage_width, range(4))]
         self.stages = nn.Sequential(
             *(Stage(design, stage, widths[stage], widths[stage + 1], rates[stage], ls_init_value) for stage in range(4))
@@ -145,20 +150,21 @@ class RoadmapNet(nn.Module):
         return self.head.fc
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the activations inside blocks again in the backward pass instead of keeping them."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        """Recompute the activations inside blocks in the backward pass instead of storing them."""
+        for stage in self.stages.children():
+            if isinstance(stage, Stage):
+                stage.grad_checkpointing = enable
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution; from the second stage on it is halved, by the first block or by a layer before it."""
+    """The blocks of one resolution. From the second stage on, the first block or the layer before it halves it."""
 
     def __init__(
         self, design: Design, stage: int, in_width: int, width: int, drop_paths: list[float], layer_scale: float | None
     ):
         super().__init__()
         stride = 2 if stage > 0 else 1
-        self.downsample = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if design.separate_downsampling and stride > 1:
             self.downsample = nn.Sequential(design.norm(in_width), nn.Conv2d(in_width, width, 2, stride))
             in_width, stride = width, 1
@@ -191,27 +197,28 @@ class Block(nn.Module):
         self.conv_dw = nn.Conv2d(spatial, spatial, design.kernel, stride, design.kernel // 2, groups=groups, bias=bias)
         self.norm = design.norm(spatial)
         self.act = every_activation()
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                fc1=PointwiseConv(in_width, middle, bias),
-                norm1=every_norm(middle),
-                act=design.activation(),
-                fc2=PointwiseConv(middle, width, bias),
-                norm2=every_norm(width),
-            )
+        # A dictionary of layers, because their names are those of timm's ConvNeXt and `forward` takes them one by one.
+        self.mlp = nn.ModuleDict(
+            {
+                "fc1": PointwiseConv(in_width, middle, bias),
+                "norm1": every_norm(middle),
+                "act": design.activation(),
+                "fc2": PointwiseConv(middle, width, bias),
+                "norm2": every_norm(width),
+            }
         )
         self.gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale is not None else None
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_width != width:
             self.shortcut = nn.Sequential(nn.Conv2d(in_width, width, 1, stride, bias=bias), every_norm(width))
         self.act_after_sum = every_activation()
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self._spatial(x) if self.depthwise_first else x
-        branch = self.mlp.act(self.mlp.norm1(self.mlp.fc1(branch)))
+        branch = self.mlp["act"](self.mlp["norm1"](self.mlp["fc1"](branch)))
         branch = branch if self.depthwise_first else self._spatial(branch)
-        branch = self.mlp.norm2(self.mlp.fc2(branch))
+        branch = self.mlp["norm2"](self.mlp["fc2"](branch))
         if self.gamma is not None:
             branch = branch * self.gamma.view(1, -1, 1, 1)
         return self.act_after_sum(self.shortcut(x) + self.drop_path(branch))
@@ -221,7 +228,7 @@ class Block(nn.Module):
 
 
 class PointwiseConv(nn.Linear):
-    """A 1x1 convolution whose weight is ``[out, in]``, as timm's ConvNeXt keeps it."""
+    """A 1x1 convolution whose weight is ``[out, in]``, as in timm's ConvNeXt."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight[:, :, None, None], self.bias)
@@ -229,8 +236,8 @@ class PointwiseConv(nn.Linear):
 
 def _stem(design: Design, in_chans: int) -> nn.Sequential:
     has_norm = not design.one_norm or design.separate_downsampling
-    shape = {"kernel_size": 4, "stride": 4} if design.patchify else {"kernel_size": 7, "stride": 2, "padding": 3}
-    layers = [nn.Conv2d(in_chans, design.width, **shape, bias=design.one_norm)]
+    kernel, stride, padding = (4, 4, 0) if design.patchify else (7, 2, 3)
+    layers: list[nn.Module] = [nn.Conv2d(in_chans, design.width, kernel, stride, padding, bias=design.one_norm)]
     if has_norm:
         layers.append(design.norm(design.width))
     if not design.one_activation:
@@ -247,7 +254,7 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-default_cfgs = generate_default_cfgs(  # where timm's registry looks for it
+default_cfgs = generate_default_cfgs(  # timm's registry looks for this name in the module
     {
         name: {
             "num_classes": 1000,

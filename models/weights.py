@@ -1,104 +1,221 @@
 """Weights from files: read without executing anything, renamed to timm's names, fitted to a model."""
 
-import logging
+import argparse
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import safetensors
 import safetensors.torch
-import timm
 import torch
 from torch import Tensor, nn
 
 from recipes.errors import UserError
 
+# Where training scripts put weights in their files. EMA weights come first, as in timm's own loader.
+_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# What wrappers put before the names: DDP, torch.compile, Lightning modules, and models of backbone and head.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder as the hub lays it out, the preferred one first
+_OF_A_RESOLUTION = ("pos_embed", "relative_position", "rel_pos", "attn_mask")  # their shapes depend on the image size
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the weights in a ``.safetensors`` file or in a ``.pth`` file of timm's or ConvNeXt's training code.
+# timm's and ConvNeXt's training scripts also save their arguments and metrics, the latter as NumPy scalars. None of
+# these classes executes anything when it is read. Files written with NumPy 1 know `scalar` under the second name.
+_SCALAR = np.float64(0).__reduce__()[0]
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    *(type(np.dtype(kind)) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")),
+]
 
-    In a ``.pth`` the weights may lie under `model`, `model_ema` or `state_dict` and carry a ``module.`` prefix. It is read
-    with ``weights_only=True``: tensors only, nothing in it runs.
+
+class FileWeights(dict[str, Tensor]):
+    """Weights by name, as a file has them.
+
+    Attributes:
+        note: a sentence that says which weights were chosen where the file holds several; else None.
+    """
+
+    note: str | None = None
+
+
+def is_hub_folder(path: Path) -> bool:
+    """Return whether `path` is a folder with a model as the hub lays it out: ``config.json`` beside a weights file."""
+    return (path / "config.json").is_file() and any((path / name).is_file() for name in _HUB_FILES)
+
+
+def read_weights(path: Path, key: str | None = None) -> FileWeights:
+    """Return the weights in a ``.safetensors`` file, a file of ``torch.save``, or a folder in the hub's layout.
+
+    Files of timm's and ConvNeXt's training scripts hold several things under keys, often raw and EMA weights. All are
+    read with ``weights_only=True``: tensors and plain values only, nothing in the file is executed.
+
+    Args:
+        path: the file or folder.
+        key: which weights to take; None for the EMA weights if the file has them, else the only ones.
 
     Raises:
-        UserError: no such file, or not a file of weights.
+        UserError: there is no such file, it holds no weights, or none or several that could be meant.
     """
-    if not path.is_file():
+    if path.is_dir():
+        path = next((path / name for name in _HUB_FILES if (path / name).is_file()), path)
+    if not path.exists():
         raise UserError(f"there is no weights file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as weights ({_first_line(error)}): it is damaged or of another kind"
-        ) from None
-    except Exception as error:  # torch.load raises pickle errors of several kinds
-        raise UserError(f"{path} holds more than weights and is not opened ({_first_line(error)})") from None
-    for wrapper in ("model", "model_ema", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    weights = {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not weights:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder without {' or '.join(_HUB_FILES)}: give a weights file")
+    content = _read(path)
+    several = {name: value for name, value in content.items() if _holds_weights(value)}
+    if key is not None:
+        if key not in several:
+            reason = (
+                f"its weights are under {_listed(several)}" if several else "it holds one set, so leave the key out"
+            )
+            raise UserError(f"{path} has no weights under model.weights_key={key}: {reason}")
+        return _tensors(several[key])
+    known = [name for name in _KEYS if name in several]
+    if not known and any(isinstance(value, Tensor) for value in content.values()):
+        return _tensors(content)
+    if not known and len(several) > 1:
+        raise UserError(f"{path} holds weights under {_listed(several)}: choose one with model.weights_key=KEY")
+    if not several:
         raise UserError(f"{path} holds no weights")
+    chosen, *others = known or list(several)
+    weights = _tensors(several[chosen])
+    if others:
+        weights.note = (
+            f"{chosen} is taken from {path.name}, which also holds {_listed(others)}; "
+            f"model.weights_key={others[0]} takes the other"
+        )
     return weights
 
 
-def timm_pretrained(name: str) -> dict[str, Tensor]:
-    """Return timm's pretrained weights of model `name`, downloaded or from its cache.
-
-    Raises:
-        UserError: there are none, or they cannot be had from here.
-    """
-    logger = logging.getLogger("huggingface_hub")  # warns of every attempt; one sentence at the end says it all
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:
-        raise UserError(
-            f"timm's pretrained weights of {name} cannot be had here ({_first_line(error)}): download them elsewhere and give "
-            f"the file as model.weights=FILE"
-        ) from None
-    finally:
-        logger.setLevel(level)
-
-
 def fit_weights(model: nn.Module, weights: dict[str, Tensor], origin: str, new_head: bool = True) -> list[str]:
-    """Load `weights` into `model`; return a note for each thing that was not loaded.
+    """Load `weights` into `model`; return a sentence for each choice that was made and each weight that was not loaded.
 
-    Parameter names of ConvNeXt's own code are renamed to timm's. With `new_head`, a head for another number of classes is
-    left as it is initialised; everything else must be there in the right shape.
+    Prefixes of wrappers are removed. Names of the architecture's original code are renamed to timm's, and tensors whose
+    shape depends on the resolution are resized, both by timm's own filter for the architecture. With `new_head`, a head
+    that is missing or is for another number of classes stays as it is initialised. Everything else must fit.
 
     Raises:
         UserError: a weight is missing or of the wrong shape; names the first one.
     """
-    if any(name.startswith("downsample_layers.") for name in weights):
-        weights = timm.models.convnext.checkpoint_filter_fn(weights, model)
+    notes = [weights.note] if isinstance(weights, FileWeights) and weights.note else []
     own = model.state_dict()
-    head = model.default_cfg["classifier"]
-    notes = []
-    for name in (f"{head}.weight", f"{head}.bias"):
-        if new_head and name in weights and weights[name].shape[0] != own[name].shape[0]:
-            notes.append(
-                f"{name}: {weights[name].shape[0]} classes in {origin}, {own[name].shape[0]} here; a new head is trained"
-            )
-            weights = {other: value for other, value in weights.items() if other != name} | {name: own[name]}
+    head = [name for name in own if name.startswith(tuple(f"{layer}." for layer in _classifiers(model)))]
+    given = _without_prefixes(weights, own)
+    if not _fits(given, own, but=head):
+        given, resized = _adapted(model, given, own)
+        notes += resized
+    fitted = {name: given[name] for name in own if name in given}
     for name, value in own.items():
-        if name not in weights:
+        if name.endswith("num_batches_tracked"):
+            fitted.setdefault(name, value)  # files older than PyTorch 0.4.1 lack this counter, which nothing here reads
+        elif new_head and name in head and name not in given:
+            notes.append(f"{name}: not in {origin}; a new head is trained")
+            fitted[name] = value
+        elif new_head and name in head and given[name].shape[0] != value.shape[0]:
+            there, here = given[name].shape[0], value.shape[0]
+            notes.append(f"{name}: {there} classes in {origin}, {here} here; a new head is trained")
+            fitted[name] = value
+    for name, value in own.items():
+        if name not in fitted:
             raise UserError(f"{origin} has no {name}: these are not weights of this model")
-        if weights[name].shape != value.shape:
-            raise UserError(
-                f"{origin} does not fit this model: {name} is {_shape(weights[name])} there and {_shape(value)} here; "
-                f"is model.name the model it was trained with?"
-            )
-    notes += [f"{name}: not part of this model" for name in weights if name not in own]
-    model.load_state_dict({name: weights[name] for name in own})
+        if fitted[name].shape != value.shape:
+            raise UserError(_misfit(name, fitted[name], value, origin))
+    notes += [f"{name}: not part of this model" for name in given if name not in own]
+    model.load_state_dict(fitted)
     return notes
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as weights ({first_line(error)}): it is damaged or of another kind"
+        ) from None
+    except Exception as error:  # torch.load raises errors of several kinds for a pickle that it does not accept
+        raise UserError(f"{path} holds more than weights and is not opened ({first_line(error)})") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _holds_weights(value: object) -> bool:
+    return isinstance(value, dict) and any(isinstance(one, Tensor) for one in value.values())
+
+
+def _tensors(values: dict[Any, Any]) -> FileWeights:
+    return FileWeights({str(name): value for name, value in values.items() if isinstance(value, Tensor)})
+
+
+def _classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the model's classifier layers; distilled models have two."""
+    names = cast(dict[str, Any], model.default_cfg)["classifier"]
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _without_prefixes(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights without the prefixes of wrappers, in whatever order these were nested."""
+    for prefix in _PREFIXES:
+        wrapped = sum(name.startswith(prefix) for name in weights)
+        # Other parts may lie beside a wrapped model, e.g. a loss or a counter, so not every name has the prefix.
+        if 2 * wrapped > len(weights) and not any(name.startswith(prefix) for name in own):
+            return _without_prefixes({name.removeprefix(prefix): value for name, value in weights.items()}, own)
+    return dict(weights)
+
+
+def _fits(weights: dict[str, Tensor], own: dict[str, Tensor], but: Iterable[str]) -> bool:
+    return all(name in weights and weights[name].shape == own[name].shape for name in own.keys() - set(but))
+
+
+def _adapted(
+    model: nn.Module, weights: dict[str, Tensor], own: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights as timm's filter for the architecture changes them, and a note if it resized some."""
+    module = sys.modules[type(model).__module__]
+    adapt: Callable[..., dict[str, Tensor]] | None = getattr(module, "checkpoint_filter_fn", None)
+    if adapt is None:
+        return weights, []
+    try:
+        adapted = adapt(dict(weights), model)
+    except Exception:  # weights of another architecture; the caller names the first one that does not fit
+        return weights, []
+    resized = [
+        name
+        for name, value in own.items()
+        if name in weights and name in adapted and weights[name].shape != value.shape == adapted[name].shape
+    ]
+    if not resized:
+        return adapted, []
+    more = f" and {len(resized) - 1} more" if len(resized) > 1 else ""
+    change = f"from {_shape(weights[resized[0]])} to {_shape(own[resized[0]])}"
+    return adapted, [f"{resized[0]}{more}: resized {change} for another resolution"]
+
+
+def _misfit(name: str, there: Tensor, here: Tensor, origin: str) -> str:
+    shapes = f"{name} is {_shape(there)} there and {_shape(here)} here"
+    if any(part in name for part in _OF_A_RESOLUTION):
+        return (
+            f"{origin} was trained at another resolution ({shapes}), and timm cannot resize it for this model: "
+            f"set input.size to the resolution of the weights"
+        )
+    return f"{origin} does not fit this model: {shapes}; is model.name the model it was trained with?"
 
 
 def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "one number"
 
 
-def _first_line(error: Exception) -> str:
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(str, names))
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, shortened, or its class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,6 +1,7 @@
 """Weights by what a user calls them: a run, a file, or timm's pretrained ones; and the way out, to a safetensors file."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
@@ -12,13 +13,14 @@ from launcher.checkpoints import checkpoint
 from launcher.engines.base import BUFFERS, BUFFERS_EMA, WEIGHTS
 from launcher.engines.optimizer import EMA
 from launcher.runs.run_directory import RunDirectory
-from models.weights import fit_weights, read_weights, timm_pretrained
+from models.pretrained import timm_pretrained
+from models.weights import fit_weights, is_hub_folder, read_weights
 from recipes.errors import UserError
 from recipes.load import load, override, validate
 from recipes.schema import Recipe
 
 
-def load_weights(model: nn.Module, recipe: Recipe) -> list[str]:
+def load_weights(model: nn.Module, recipe: Recipe, say: Callable[[str], None] = print) -> list[str]:
     """Load what `model.weights` names into the model; return a note for each thing that was not loaded.
 
     Raises:
@@ -26,11 +28,11 @@ def load_weights(model: nn.Module, recipe: Recipe) -> list[str]:
     """
     origin = recipe.model.weights
     if origin == "timm":
-        weights = timm_pretrained(recipe.model.name)
-    elif Path(origin).is_dir():
+        weights = timm_pretrained(recipe.model.name, say)
+    elif Path(origin).is_dir() and not is_hub_folder(Path(origin)):
         weights = run_weights(RunDirectory(Path(origin)), averaged=True)
     else:
-        weights = read_weights(Path(origin))
+        weights = read_weights(Path(origin), recipe.model.weights_key)
     return fit_weights(model, weights, origin)
 
 

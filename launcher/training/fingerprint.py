@@ -22,7 +22,7 @@ def fingerprints(
     """Yield (step, digest) as the processes of that cut would be fed, one after another in this process.
 
     The digest covers, position by position of the global batch: sample, label, partner's label, lambda, the bits of
-    the finished float32 pixels, and the scale of every residual branch. Padding is left out: it has no weight.
+    the finished float32 pixels, and what stochastic depth and dropout draw. Padding is left out: it has no weight.
 
     Raises:
         UserError: shards are missing or the cut is impossible.
@@ -53,8 +53,9 @@ def fingerprints(
 
 def _add(digest, batch, preprocessor: DevicePreprocessor, drop_path: StochasticDepth, global_batch: int) -> None:
     images = preprocessor.images(batch)
-    scales = drop_path.draw(batch.step, batch.positions)
+    drop_path.draw(batch.step, batch.positions)
     facts = torch.stack([batch.positions, batch.samples, batch.labels, batch.partner_labels], dim=1).numpy()
     for row in range(int((batch.positions < global_batch).sum())):
-        for part in (facts[row], batch.lam[row].numpy(), images[row].numpy(), scales[:, row].numpy()):
+        drawn = [one.numpy() for one in drop_path.drawn_for(row)]
+        for part in (facts[row], batch.lam[row].numpy(), images[row].numpy(), *drawn):
             digest.update(np.ascontiguousarray(part).tobytes())

@@ -156,7 +156,7 @@ def train(
 
 def _load_given_weights(model: nn.Module, recipe: Recipe, say) -> None:
     if recipe.model.weights:
-        for note in load_weights(model, recipe):
+        for note in load_weights(model, recipe, say):
             say(f"weights: {note}")
     if recipe.model.head_init_scale is not None:
         scale_head(model, recipe.model.head_init_scale)

@@ -74,3 +74,10 @@ def test_a_cut_that_would_change_the_statistics_is_refused():
 def test_a_kind_of_batch_norm_that_cannot_be_replaced_is_refused():
     with pytest.raises(UserError, match="statistics"):
         batch_norm.attach(timm.create_model("test_efficientnet"), statistics_size=8)
+
+
+def test_fewer_than_two_images_for_the_statistics_are_refused_with_the_keys_to_change():
+    with pytest.raises(UserError, match="at least 2 images .* batch.statistics to 2 or more") as caught:
+        batch_norm.attach(timm.create_model("test_resnet"), statistics_size=1)
+    assert "\n" not in str(caught.value)
+    assert batch_norm.attach(timm.create_model("test_convnext"), statistics_size=1) is None  # it has no BatchNorm

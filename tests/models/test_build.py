@@ -6,6 +6,7 @@ import torch
 
 from models import batch_norm, stochastic_depth
 from models.build import build, compile_blocks, scale_head
+from models.parameter_groups import parameter_groups
 from models.weights import fit_weights
 from recipes.errors import UserError
 from recipes.load import load
@@ -25,6 +26,11 @@ def meta(*changes):
     [
         (["model.name=vgg11", "model.drop_path=0.1"], "model.drop_path=0"),
         (["model.name=resnet18", "model.layer_scale=1e-6"], "model.layer_scale=null"),
+        (
+            ["model.name=vgg11", "model.drop_path=0.1", "model.layer_scale=1e-6", "optimizer.layer_decay=0.8"],
+            "no layer scale and no stochastic depth and no layer-wise learning rates: "
+            "add model.layer_scale=null model.drop_path=0 optimizer.layer_decay=null",
+        ),
         (["model.name=roadmap_02_patchfy"], "'roadmap_02_patchify'"),
     ],
 )
@@ -32,6 +38,27 @@ def test_what_a_model_cannot_have_is_refused_with_the_key_to_change(changes, par
     with pytest.raises(UserError, match=part) as caught:
         meta(*changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vgg11", "levit_128s", "test_resnet"])
+def test_the_advice_for_a_models_missing_options_works_at_once(name):
+    """A fine-tuning recipe of ConvNeXt with another model; then with the advice of the sentence, and nothing else."""
+    changes = [
+        "model.layer_scale=1e-6",
+        "model.drop_path=0.1",
+        "model.head_init_scale=0.001",
+        "optimizer.layer_decay=0.8",
+    ]
+    with pytest.raises(UserError) as caught:
+        meta(f"model.name={name}", *changes)
+    message = str(caught.value)
+    assert "choose another" not in message
+    advice = message.rpartition(": add ")[2].split()
+    model = meta(f"model.name={name}", *changes, *advice)
+    asked = recipe(f"model.name={name}", *changes, *advice)
+    parameter_groups(model, asked.optimizer)
+    if asked.model.head_init_scale is not None:
+        scale_head(build(asked, 10), asked.model.head_init_scale)
 
 
 def test_models_without_stochastic_depth_or_layer_scale_are_built_where_none_is_asked_for():
@@ -73,7 +100,7 @@ def _convnexts_name(name: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name, blocks", [("test_convnext", "ConvNeXtBlock"), ("test_resnet", "BasicBlock")])
 def test_blocks_are_compiled_once_and_compute_the_same(name, blocks):
-    """Blocks of one shape share their code, and no later step, whatever its masks, compiles again. (aot_eager: dynamo and autograd, no C++.)"""
+    """Blocks of one shape share their code, and no later step compiles again (aot_eager needs no C++ compiler)."""
     outputs = []
     for compiled in (False, True):
         torch.manual_seed(0)

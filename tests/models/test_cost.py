@@ -18,7 +18,8 @@ ROWS = [
 
 # Published: ConvNeXt paper (C = 96 ... 256), torchvision and Swin.
 KNOWN = {
-    "convnext_tiny": 28.6, "convnext_small": 50.2, "convnext_base": 88.6, "convnext_large": 197.8, "convnext_xlarge": 350.2,
+    "convnext_tiny": 28.6, "convnext_small": 50.2, "convnext_base": 88.6, "convnext_large": 197.8,
+    "convnext_xlarge": 350.2,
     "resnet50": 25.6, "resnet152": 60.2, "resnext50_32x4d": 25.0, "swin_tiny_patch4_window7_224": 28.3,
 }  # fmt: skip
 

@@ -86,8 +86,10 @@ def test_the_first_step_is_resnet_50():
 
 def _resnets_name(name: str) -> str:
     for ours, theirs in [
-        ("stem.0.", "conv1."), ("stem.1.", "bn1."), ("head.fc.", "fc."), (".blocks.", "."), ("shortcut.", "downsample."),
-        ("mlp.fc1.", "conv1."), ("mlp.norm1.", "bn1."), ("conv_dw.", "conv2."), (".norm.", ".bn2."), ("mlp.fc2.", "conv3."),
+        ("stem.0.", "conv1."), ("stem.1.", "bn1."), ("head.fc.", "fc."), (".blocks.", "."),
+        ("shortcut.", "downsample."),
+        ("mlp.fc1.", "conv1."), ("mlp.norm1.", "bn1."), ("conv_dw.", "conv2."), (".norm.", ".bn2."),
+        ("mlp.fc2.", "conv3."),
         ("mlp.norm2.", "bn3."), *((f"stages.{stage}.", f"layer{stage + 1}.") for stage in range(4)),
     ]:  # fmt: skip
         name = name.replace(ours, theirs)
@@ -96,7 +98,7 @@ def _resnets_name(name: str) -> str:
 
 @pytest.mark.parametrize("name", [FIRST, "roadmap_08_kernel_7", "roadmap_13_one_norm", LAST])
 def test_every_ingredient_of_the_recipe_works(name):
-    """Layer scale, stochastic depth, fixed BatchNorm statistics, layer decay. For all steps: launcher/test_every_recipe.py."""
+    """Layer scale, stochastic depth, BatchNorm statistics, layer decay; for all steps see test_every_recipe.py."""
     model, blocks = meta(name, "model.drop_path=0.3"), sum(ROAD[name].depths)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert sum(parameter.endswith(".gamma") for parameter in dict(model.named_parameters())) == blocks
