@@ -56,7 +56,7 @@ def test_a_step_does_not_depend_on_the_steps_before_it(digest, reference):
 def test_the_digest_notices_when_any_one_key_is_off(digest, reference, monkeypatch, module, purpose):
     """Each ingredient enters the digest: with one bit of one kind of key turned over, every step differs."""
     monkeypatch.setattr(
-        module, "key", lambda seed, what, *numbers: random_key(seed, what, *numbers) ^ (what == purpose)
+        module, "random_key", lambda seed, what, *numbers: random_key(seed, what, *numbers) ^ (what == purpose)
     )
     perturbed = digest()
     assert all(ours != expected for (_, ours), (_, expected) in zip(perturbed, reference))
