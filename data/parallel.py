@@ -85,6 +85,7 @@ def for_each(
                 for future in finished:
                     yield future.result()
     except BrokenProcessPool:
+        pool.shutdown()  # waits until all processes have ended, so that their exit codes are known
         raise UserError(
             f"a worker process {cause_of_death(started) or 'has died'}: give the same command again with fewer "
             f"workers, and it continues where it stopped"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from data.image_formats import IMAGE_ENDINGS
 from data.images.augment import EvalTransform
 from data.images.inspection import Unreadable, inspect
+from data.loader import load_in_order
 from data.on_device import DevicePreprocessor
 from data.progress import progress
-from data.image_formats import IMAGE_ENDINGS
 from data.sources.files import FolderFiles
 from launcher.engines.base import make_accelerator
 from launcher.evaluation.saved_weights import classes_of, recipe_of, run_weights
@@ -70,7 +70,8 @@ def predict(
     if workers is None:
         workers = default_workers() if len(images) > 2 * _BATCH_SIZE else 0
     found: list[Prediction] = []
-    batches = DataLoader(_Photographs(images, recipe), batch_size=None, num_workers=workers)
+    dataset = _Photographs(images, recipe)
+    batches = load_in_order(dataset, range(len(dataset)), workers)
     with progress("predict", len(images), "photographs", shown=len(images) > _BATCH_SIZE) as done:
         with torch.inference_mode(), accelerator.autocast():
             for chunk, pixels, errors in batches:
@@ -117,19 +118,18 @@ def _images(places: list[Path]) -> list[Path]:
     return found
 
 
-class _Photographs(Dataset):
+class _Photographs:
     """Batches of photographs: their numbers, uint8 pixels ``[n, 3, size, size]`` of the readable ones, why others are not."""
 
     def __init__(self, images: list[Path], recipe: Recipe):
         self.images = images
         self.transform = EvalTransform(recipe)
+        self.item_bytes = _BATCH_SIZE * 3 * recipe.input.size**2
 
     def __len__(self) -> int:
         return -(-len(self.images) // _BATCH_SIZE)
 
     def __getitem__(self, batch: int) -> tuple[range, Tensor, dict[int, str]]:
-        if batch >= len(self):
-            raise IndexError(batch)
         chunk = range(batch * _BATCH_SIZE, min((batch + 1) * _BATCH_SIZE, len(self.images)))
         pixels, errors = [], {}
         for number in chunk:

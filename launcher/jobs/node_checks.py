@@ -18,6 +18,7 @@ from torch import distributed
 
 from data.reading import staging
 from data.reading.shards import ShardSet
+from data.worker_processes import shared_memory_problem
 from recipes.errors import UserError
 from slurm.job import BAD_NODE
 
@@ -103,6 +104,8 @@ def check_node(data: str | None, run: Path, stage: Path | None, rank: int, first
             report.shards = staging.stage(Path(data), stage)
     except (UserError, OSError, RuntimeError) as error:
         report.problems.append(str(error))
+    if first_of_node and (problem := shared_memory_problem()):
+        report.problems.append(problem)
     return report
 
 

@@ -22,6 +22,7 @@ from data.loader import load_in_order
 from data.shared_slots import SlotMessage
 from data.worker_processes import CONTEXT, shared_memory_problem
 from recipes.errors import UserError
+from tests.data.processes import is_alive
 
 
 class Numbers:
@@ -218,18 +219,10 @@ def test_workers_end_when_their_trainer_is_killed():
     trainer.kill()
     trainer.join()
     deadline = time.monotonic() + 20
-    while any(_is_alive(pid) for pid in pids):
+    while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert len(pids) == 2
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status[0] != "Z"  # a zombie waits for a parent that may not look
 
 
 def test_the_cause_of_a_death_is_that_of_the_first_and_not_of_those_ended_with_it():
