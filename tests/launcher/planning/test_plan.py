@@ -119,6 +119,7 @@ def plan(monkeypatch, capfd, cache):
     return run
 
 
+@pytest.mark.slow
 def test_the_command_plans_from_a_trace_and_the_second_time_from_its_cache(plan, monkeypatch):
     code, first, errors = plan("--gpus", "16", "--json", "--mtbf-hours", "2000")
     assert code == 0, errors
