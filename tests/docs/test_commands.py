@@ -19,6 +19,7 @@ from typer.main import get_group
 
 from launcher.cli.main import app, main
 from recipes.load import load
+from slurm.cluster import load_cluster
 from tests.docs.pages import PAGES, ROOT, blocks, inline_code, name
 
 COMMANDS = get_group(app).commands
@@ -90,6 +91,16 @@ def test_recipes_in_pages_are_valid(page, tmp_path):
             file = tmp_path / "my.yaml"
             file.write_text(block.text)
             load(str(file))
+
+
+@each_page
+def test_cluster_profiles_in_pages_are_valid(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for block in blocks(page, "toml"):
+        if "cluster" in block.info:
+            Path("clusters.toml").write_text(block.text)
+            load_cluster(None)
 
 
 @pytest.fixture
