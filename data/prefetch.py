@@ -1,13 +1,13 @@
 """Copying micro-batches to their device ahead of time: the next copy runs while the current one is trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 
 from data.batches import MicroBatch
 
 
-def prefetch_to_device(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
+def prefetch_to_device(batches: Iterator[MicroBatch], device: torch.device) -> Generator[MicroBatch, None, None]:
     """Yield `batches` on `device`; the copy of each begins before its predecessor is yielded.
 
     Copies run on a stream of their own. From pinned memory they overlap with computation, and the computing stream

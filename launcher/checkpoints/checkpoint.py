@@ -1,11 +1,10 @@
-"""The format of checkpoints, and reading them.
+"""The format of checkpoints, and reading them. `launcher.checkpoints.writer` describes how one is written.
 
-A checkpoint is a folder ``step-00001234``. It holds one safetensors file per process that wrote it, and
+A checkpoint is a folder ``step-00001234``. It holds one safetensors file per rank that wrote it, and
 ``checkpoint.json`` with the step, the run's identity, and the size and SHA-256 of every file. Tensors are named
-``kind/parameter``, e.g. ``exp_avg/stem.0.weight``. A tensor that is sharded over processes appears as consecutive runs
-of its elements, each named ``kind/parameter@first`` after its first element. So nothing has to be gathered to be saved,
-and a reader need not know how many processes wrote the checkpoint, or which of them held what.
-`launcher.checkpoints.writer` describes how a checkpoint is written.
+``kind/parameter``, e.g. ``exp_avg/stem.0.weight``. A tensor that is sharded over ranks appears as consecutive runs of
+its elements, each named ``kind/parameter@first`` after its first element. So nothing has to be gathered to be saved.
+A reader need not know how many ranks wrote the checkpoint, or which of them held what.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -22,9 +21,9 @@ from torch import Tensor
 
 from recipes.errors import UserError
 
-FORMAT = 1  # raised when an older version could not read what this one writes
+FORMAT = 1  # incremented when older versions cannot read what this one writes
 MANIFEST = "checkpoint.json"
-_START = "@"  # no parameter's name holds it
+_START = "@"  # parameter names are Python identifiers and dots, so they never contain it
 
 
 class TensorShard(NamedTuple):
@@ -54,9 +53,9 @@ class Checkpoint:
     Attributes:
         path: its folder.
         step: optimizer steps finished.
-        scalars: the numbers of the training state that are no tensors, e.g. `updates`.
+        scalars: the parts of the training state that are single numbers, e.g. `updates`.
         shapes: the shape of every parameter, by name.
-        metadata: `identity` of the recipe, and `dataset`, the digest of the shards.
+        metadata: `identity` of the recipe, and `dataset`, the digest of the shards' contents.
         files: names of the safetensors files.
     """
 
@@ -68,20 +67,21 @@ class Checkpoint:
     files: tuple[str, ...]
 
     def reader(self) -> "CheckpointReader":
-        """Open its files."""
+        """Return a reader of its tensors."""
         return CheckpointReader(self)
 
 
 class CheckpointReader:
-    """The tensors of a checkpoint by kind and name, however they were sharded; each is read when it is asked for."""
+    """Reads tensors of a checkpoint by kind and name, however they were sharded, one at a time."""
 
     def __init__(self, checkpoint: Checkpoint):
         self.scalars = checkpoint.scalars
         self._shapes = checkpoint.shapes
-        self._shards: dict[tuple[str, str], list] = {}
+        # For each (kind, name): first element, open file and label of every shard.
+        self._shards: dict[tuple[str, str], list[tuple[int, Any, str]]] = {}
         for part in checkpoint.files:
             file = safetensors.safe_open(checkpoint.path / part, framework="pt")
-            for label in file.keys():  # noqa: SIM118 (it is no dict)
+            for label in file.keys():  # noqa: SIM118  # the file is no dict, and not iterable
                 kind, _, rest = label.partition("/")
                 name, _, start = rest.partition(_START)
                 self._shards.setdefault((kind, name), []).append((int(start or 0), file, label))
@@ -90,26 +90,29 @@ class CheckpointReader:
 
     @property
     def kinds(self) -> set[str]:
+        """The kinds of tensors in the checkpoint."""
         return {kind for kind, _ in self._shards}
 
     def tensors(self, kind: str) -> dict[str, Tensor]:
-        """All tensors of a kind by name, each in its shape, on the CPU."""
+        """Return all tensors of a kind by name, each in its shape, on the CPU."""
         return {name: self.tensor(kind, name) for found, name in self._shards if found == kind}
 
     def tensor(self, kind: str, name: str) -> Tensor:
-        """One tensor in its shape, on the CPU."""
+        """Return one tensor in its shape, on the CPU."""
         shards = self._shards[kind, name]
         if _START not in shards[0][2]:
-            return shards[0][1].get_tensor(shards[0][2])
+            whole: Tensor = shards[0][1].get_tensor(shards[0][2])
+            return whole
         shape = self._shapes[name]
         return self.elements(kind, name, 0, math.prod(shape)).view(shape)
 
     def elements(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements `start` to `stop` of one tensor, flat, on the CPU."""
-        found = []
+        """Return elements `start` to `stop` of one tensor, flat, on the CPU."""
+        found: list[Tensor] = []
         for first, file, label in self._shards[kind, name]:
             if _START not in label:
-                return file.get_tensor(label).flatten()[start:stop]
+                whole: Tensor = file.get_tensor(label)
+                return whole.flatten()[start:stop]
             shard = file.get_slice(label)
             last = first + shard.get_shape()[0]
             if first < stop and last > start:
@@ -118,29 +121,46 @@ class CheckpointReader:
 
 
 def latest_valid(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint in `folder` whose files all match their checksums, or None; warn about damaged ones.
+    """Return the newest checkpoint in `folder` whose files all match their checksums; None for a folder without any.
 
-    Raises:
-        UserError: a newer version of bigbatch wrote the newest one: an older one must not quietly take its place.
+    Warns about damaged ones that are newer than the one returned.
+
+    Raises: UserError: all are damaged. Or a newer version of bigbatch wrote the newest one: an older one must not
+        silently take
+            its place.
     """
-    damaged: set[Path] = set()
-    while remaining := set(folder.glob("step-*")) - damaged:
+    damaged: dict[Path, DamagedCheckpoint] = {}
+    while remaining := set(folder.glob("step-*")) - damaged.keys():
         path = max(remaining)
         try:
-            return open_checkpoint(path)
+            found = open_checkpoint(path)
         except DamagedCheckpoint as error:
-            if path.exists():  # otherwise a training removed it meanwhile, and there is a newer one
-                warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
-                damaged.add(path)
+            if path.exists():  # otherwise a training has removed it since, and there is a newer one
+                damaged[path] = error
+            continue
+        for problem in damaged.values():
+            warnings.warn(f"{problem}; step {found.step} is used instead", stacklevel=2)
+        return found
+    if damaged:
+        # Not None: a training would take it for a new run, and replace what is left of the old one.
+        count = "the only checkpoint" if len(damaged) == 1 else f"each of the {len(damaged)} checkpoints"
+        raise UserError(
+            f"{count} in {folder} is damaged ({damaged[max(damaged)]}): restore one from a backup, or start anew with "
+            f"another --run-dir or after removing {folder.parent}"
+        )
     return None
 
 
 def read_latest(folder: Path) -> tuple[Checkpoint, CheckpointReader] | None:
-    """Return the newest valid checkpoint with its files opened; safe beside a training that removes old checkpoints."""
+    """Return the newest valid checkpoint with its files opened; safe beside a training that removes old checkpoints.
+
+    Raises:
+        UserError: as in `latest_valid`.
+    """
     while latest := latest_valid(folder):
         try:
             return latest, latest.reader()
-        except (OSError, RuntimeError):  # what safetensors raises where there is no file
+        except (OSError, RuntimeError):  # what safetensors raises for a missing file
             if latest.path.exists():
                 raise
             # Removed since it was found, so there is a newer one. Files that are open stay readable.
@@ -148,7 +168,7 @@ def read_latest(folder: Path) -> tuple[Checkpoint, CheckpointReader] | None:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of that step is."""
+    """Return the folder of the checkpoint of that step."""
     return folder / f"step-{step:08d}"
 
 
@@ -158,11 +178,11 @@ def saved_steps(folder: Path) -> dict[int, Path]:
 
 
 class DamagedCheckpoint(UserError):
-    """A file of a checkpoint is missing or does not match its checksum."""
+    """A file of a checkpoint is missing, or does not match its checksum."""
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint in that folder, after comparing every file with its checksum.
+    """Return the checkpoint in that folder after comparing every file with its checksum.
 
     Raises:
         DamagedCheckpoint: a file is missing or damaged.
@@ -175,7 +195,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: its {MANIFEST} cannot be read") from None
     if manifest.get("format", FORMAT) > FORMAT:
         raise UserError(
-            f"checkpoint {path} was written by a newer version of bigbatch (format {manifest['format']}, this version "
+            f"checkpoint {path} was written by a newer version of bigbatch (format {manifest['format']}, this one "
             f"reads up to {FORMAT}): update bigbatch"
         )
     for name, expected in files:
@@ -189,7 +209,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(
         path,
         manifest["step"],
-        manifest["numbers"],
+        manifest["numbers"],  # this key and "about" are older than the names of the attributes
         manifest["shapes"],
         manifest["about"],
         tuple(sorted(manifest["files"])),

@@ -1,16 +1,16 @@
-"""Which checkpoints of a run stay."""
+"""Which checkpoints of a run are kept."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Retention:
-    """The last ones, the one of the best evaluation so far, and one at every so many steps.
+    """Keeps the newest checkpoints, the one of the best evaluation, and milestones.
 
     Attributes:
-        last: how many of the newest stay.
-        every: steps between those that stay for good; None: none do.
-        best: step of the best evaluation so far; None: there was none.
+        last: how many of the newest are kept.
+        every: number of steps between milestones, which are kept for good; None: no milestones.
+        best: step of the best evaluation so far; None: there was none. The training loop changes it.
     """
 
     last: int
@@ -18,7 +18,7 @@ class Retention:
     best: int | None = None
 
     def kept(self, steps: list[int]) -> set[int]:
-        """Of the checkpoints after these steps, the steps of those that stay."""
+        """Return the steps, among those that have a checkpoint, whose checkpoints are kept."""
         newest = sorted(steps)[-self.last :]
         milestones = [step for step in steps if self.every and step % self.every == 0]
         return {*newest, *milestones, *(step for step in steps if step == self.best)}

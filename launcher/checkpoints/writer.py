@@ -1,13 +1,13 @@
 """Writing checkpoints: each is complete or not there at all.
 
-Every process writes its share of the state into a hidden folder, and then a record of it with size and SHA-256. The
-record appears whole, once the share is on the disk, and is the last thing that its process does in the folder: from
+Every rank writes its part of the state into a hidden folder, and then a record of it with size and SHA-256. The
+record appears atomically, once the part is on the disk. It is the last thing that its rank does in the folder: from
 then on the folder belongs to the main process. When all records are there, the main process adds ``checkpoint.json``,
-flushes the names of all files to the disk, and renames the folder. A process that cannot write its share leaves a mark
-instead, so that the main process does not wait for it. A save that is killed half-way therefore never gets a
-checkpoint's name.
+flushes the names of all files to the disk, and renames the folder. A rank that cannot write its part leaves a mark
+instead, so that the main process does not wait for it. So a save that is killed half-way never gets a checkpoint's
+name.
 
-The state is first copied, then written by a thread while training continues; only the copy holds training up.
+The state is copied first and then written by a thread while training continues. Only the copy holds training up.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -28,21 +29,21 @@ from launcher.checkpoints.checkpoint import FORMAT, MANIFEST, TensorShard, check
 from launcher.checkpoints.retention import Retention
 from recipes.errors import UserError
 
-_FAILED = ".failed"  # ends the name of the mark of a process that could not write its share
-_SHARE_TIMEOUT = 1800  # seconds that the main process waits for another one's share
+_FAILED = ".failed"  # suffix of the mark that a rank leaves which could not write its part
+_PART_TIMEOUT = 1800  # seconds that the main process waits for another rank's part: slow storage takes minutes
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run. Every process has one, and all call `save` at the same steps."""
+    """Writes the checkpoints of one run. Every rank has one, and all call `save` at the same steps."""
 
     def __init__(
         self, folder: Path, retention: Retention, rank: int, world_size: int, attempt: str, resumed_step: int | None
     ):
-        """Prepare to write into `folder`; the main process makes it and removes what killed saves left behind.
+        """Prepare to write into `folder`. The main process makes it and removes what killed saves left behind.
 
-        Args:
-            retention: decides which checkpoints are kept.
-            attempt: a name that all processes of this start share and that no other start has (`new_attempt`).
+        Args: retention: decides which checkpoints are kept. attempt: a name that all ranks of this start share and no
+            other start has (`new_attempt`). It keeps ranks of an
+                earlier start that are still alive from writing into this start's folders.
             resumed_step: the step of the checkpoint that this start resumes from, which need not be saved again.
         """
         self.folder = folder
@@ -66,13 +67,13 @@ class CheckpointWriter:
         shapes: dict[str, list[int]],
         metadata: dict[str, str],
     ) -> float | None:
-        """Start to save this process's shards of the state; return the seconds that training was held up.
+        """Start to save this rank's shards of the state; return the seconds for which training was held up.
 
-        Saving a step a second time does nothing and returns None. The arguments after `shards` are those of
-        `launcher.checkpoints.checkpoint.Checkpoint`, and the same in every process.
+        Saving a step a second time does nothing and returns None. The arguments after `shards` become the attributes of
+        `launcher.checkpoints.checkpoint.Checkpoint`, and are the same on every rank.
 
         Raises:
-            UserError: the save before this one failed, e.g. because the disk is full.
+            UserError: the previous save failed, e.g. because the disk is full.
         """
         started = time.perf_counter()
         self.wait()
@@ -80,10 +81,10 @@ class CheckpointWriter:
             return None
         self._saved_step = step
         tensors = {shard.label: shard.values.detach().to("cpu", copy=True).contiguous() for shard in shards}
-        manifest = {  # the keys "numbers" and "about" are older than the names of the arguments
+        manifest = {
             "format": FORMAT,
             "step": step,
-            "numbers": scalars,
+            "numbers": scalars,  # this key and the next are older than the names of the arguments
             "about": metadata,
             "versions": {"torch": torch.__version__},
             "shapes": shapes,
@@ -93,7 +94,7 @@ class CheckpointWriter:
         return time.perf_counter() - started
 
     def wait(self) -> None:
-        """Return when the last save is complete.
+        """Wait until the last save is complete.
 
         Raises:
             UserError: it failed.
@@ -107,19 +108,20 @@ class CheckpointWriter:
                 f"the checkpoint in {self.folder} could not be written: {error}; earlier ones are untouched"
             )
 
-    def _write(self, manifest: dict, tensors: dict[str, Tensor]) -> None:
+    def _write(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Write this rank's part; on the main process, complete the checkpoint. Errors are kept for `wait`."""
         unfinished = self.folder / f".step-{manifest['step']:08d}-{self.attempt}"
         try:
             unfinished.mkdir(exist_ok=True)
-            share = unfinished / f"part-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
-            with replacing(share) as temporary:
+            part = unfinished / f"part-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
+            with replacing(part) as temporary:
                 safetensors.torch.save_file(tensors, temporary)
-            record = {"bytes": share.stat().st_size, "sha256": sha256_of(share)}
-            # Not durably: that would open the folder after the main process may have renamed it.
-            write_atomically(unfinished / f"{share.name}.json", _json(record))
+            record = {"bytes": part.stat().st_size, "sha256": sha256_of(part)}
+            # Not durably: that would open the folder when the main process may have renamed it already.
+            write_atomically(unfinished / f"{part.name}.json", _json(record))
             if self.rank == 0:
                 self._complete(unfinished, manifest)
-        except BaseException as error:
+        except BaseException as error:  # in a thread: what is not kept here is lost
             self._error = error
             if self.rank == 0:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -127,15 +129,15 @@ class CheckpointWriter:
                 with contextlib.suppress(OSError):
                     (unfinished / f"{self.rank}{_FAILED}").touch()
 
-    def _complete(self, unfinished: Path, manifest: dict) -> None:
-        """Wait for the shares of the other processes, name the checkpoint, and remove those that are not kept."""
+    def _complete(self, unfinished: Path, manifest: dict[str, Any]) -> None:
+        """Wait for the other ranks' parts, give the checkpoint its name, and remove those that are not kept."""
         records = self._wait_for_records(unfinished)
         manifest["files"] = {record.name.removesuffix(".json"): json.loads(record.read_text()) for record in records}
         write_durably(unfinished / MANIFEST, _json(manifest))
         for record in records:
             record.unlink()
         final = checkpoint_path(self.folder, manifest["step"])
-        if final.exists():  # a damaged one: training would have resumed from a valid one
+        if final.exists():  # it is damaged: training would have resumed from a valid one
             _remove(final)
         rename_durably(unfinished, final)
         steps = saved_steps(self.folder)
@@ -143,28 +145,28 @@ class CheckpointWriter:
             _remove(steps[step])
 
     def _wait_for_records(self, unfinished: Path) -> list[Path]:
-        deadline = time.monotonic() + _SHARE_TIMEOUT
+        deadline = time.monotonic() + _PART_TIMEOUT
         while len(records := sorted(unfinished.glob("*.safetensors.json"))) < self.world_size:
             if failed := sorted(unfinished.glob(f"*{_FAILED}")):
                 raise OSError(f"rank {failed[0].name.removesuffix(_FAILED)} could not write its part")
             if not unfinished.is_dir():
                 raise OSError("another process removed the folder of its parts")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"only {len(records)} of {self.world_size} processes wrote their part")
+                raise TimeoutError(f"only {len(records)} of {self.world_size} ranks wrote their part")
             time.sleep(0.02)
         return records
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; one whose removal is interrupted no longer has a checkpoint's name."""
+    """Remove a checkpoint. It loses its name first, so an interrupted removal leaves no half checkpoint."""
     with contextlib.suppress(OSError):
         shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}-removed")), ignore_errors=True)
 
 
 def new_attempt() -> str:
-    """Return a name for one start of a run."""
+    """Return a name that no other start of a run has."""
     return uuid.uuid4().hex[:8]
 
 
-def _json(content: dict) -> bytes:
+def _json(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=1).encode()

@@ -122,10 +122,12 @@ def _train_here(
     recipe: Recipe, run_path: Path, micro_batch: int | None, workers: int | None, profile: int | None
 ) -> int:
     """Train in this process and return the exit code."""
+    from launcher.training.train import StartOptions
     from launcher.training.train import train as train_recipe
 
     try:
-        finished = train_recipe(recipe, run_path, micro_batch, workers, profile=profile)
+        options = StartOptions(micro_batch=micro_batch, workers=workers, profile=profile)
+        finished = train_recipe(recipe, run_path, options)
     except KeyboardInterrupt:  # Ctrl-C before the first step, or a second one while the first still waits for the step
         if this_process().is_main:
             print(f"stopped without saving: {_resume_point(run_path)}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""The engine: a model, its optimizer and the processes that train it.
+"""The engine: a model, its optimizer, and the processes that train it.
 
-It knows how to take one micro-batch's gradient, how to update, and what its state is, tensor by tensor under the names of
-the model. What is trained on, and when, is the loop's. `launcher.engines.data_parallel` holds all of the model in every process,
-`launcher.engines.zero` shares it out.
+An engine adds the gradient of a micro-batch, updates the weights, and returns its state tensor by tensor under the
+names of the model. The training loop decides what is trained on, and when. `launcher.engines.data_parallel` keeps the
+whole state on every rank (DDP), `launcher.engines.zero` shards it over the ranks.
 """
 
 import os
@@ -28,21 +28,24 @@ WEIGHTS, BUFFERS, BUFFERS_EMA = "weights", "buffers", "buffers_ema"
 def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerator:
     """Return the Accelerator of this process: its device, its peers and the precision.
 
+    Args:
+        tracking: folder for TensorBoard's curves; None: no curves.
+
     Raises:
-        UserError: the precision cannot be had on this device, or fewer processes found each other than were started.
+        UserError: the device does not have the precision, or fewer processes found each other than were started.
     """
-    # Accelerate asks for the successor of an option that does not do the same yet; DDP's strides differ only in name.
+    # Accelerate recommends the successor of an option that does not do the same yet. DDP warns about strides of
+    # dimensions of size one, which have no effect.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     on_gpu = torch.cuda.is_available()
     if recipe.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = (
-            False  # finds bugs, decides no result, and writes every buffer twice
-        )
+        # Filling finds reads of uninitialized memory. It changes no result, and writes every buffer twice.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # not in torch's stubs
     else:
-        torch.backends.cudnn.benchmark = True  # the fastest of the kernels there are for each convolution
+        torch.backends.cudnn.benchmark = True  # measures the kernels for each convolution and takes the fastest
     world = this_process()
     if world.is_launched:
         os.environ.setdefault("LOCAL_WORLD_SIZE", str(world.local_size))  # Accelerate would set it to 1
@@ -57,15 +60,16 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
         log_with="tensorboard" if tracking else None,
         project_dir=tracking,
     )
-    started = world.size
-    if accelerator.num_processes != started:
+    if accelerator.num_processes != world.size:  # every process would train on the whole batch
         raise UserError(
-            f"{started} processes were started but they do not see each other: start with `bigbatch train --procs {started}`"
+            f"{world.size} processes were started but they do not see each other: start with "
+            f"`bigbatch train --procs {world.size}`"
         )
     return accelerator
 
 
 def _mixed_precision(wanted: str, on_gpu: bool) -> str:
+    """Return Accelerate's word for the recipe's precision."""
     if wanted == "auto":
         wanted = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if wanted == "fp16" and not on_gpu:
@@ -74,11 +78,18 @@ def _mixed_precision(wanted: str, on_gpu: bool) -> str:
 
 
 class Engine(ABC):
-    """Trains one model on all processes, each of which is given its share of every batch."""
+    """Trains one model on all ranks, each of which passes its part of every batch.
+
+    Attributes:
+        title: for logs, e.g. "ZeRO-2, offloaded to the CPU".
+        syncs_on_last_micro_batch_only: no pass of a step but the last communicates with other ranks.
+        names: every parameter's name in the model.
+        updates: how many optimizer steps changed the weights; steps whose fp16 gradient overflowed do not count.
+    """
 
     optimizer: torch.optim.Optimizer
-    title: str  # e.g. "ZeRO-2, off-loaded to the CPU"
-    syncs_on_last_micro_batch_only = False  # all but a step's last pass leave the other processes alone
+    title: str
+    syncs_on_last_micro_batch_only = False
 
     def __init__(self, recipe: Recipe, model: nn.Module, accelerator: Accelerator):
         self.recipe = recipe
@@ -86,122 +97,127 @@ class Engine(ABC):
         self.module = model.to(accelerator.device)
         self.names = {parameter: name for name, parameter in self.module.named_parameters()}
         self.shapes = {name: list(parameter.shape) for parameter, name in self.names.items()}
-        averaged = recipe.ema.decay is not None
-        self.averaged_buffers = {name: b.clone() for name, b in self._running_averages()} if averaged else {}
+        has_ema = recipe.ema.decay is not None
+        self.ema_buffers = {name: buffer.clone() for name, buffer in self._bn_averages()} if has_ema else {}
         self.updates = 0
 
     @property
     def is_main(self) -> bool:
-        return self.accelerator.is_main_process
+        return bool(self.accelerator.is_main_process)
 
     @property
     def micro_batch_weight(self) -> float:
-        """Factor on the summed losses of a micro-batch that makes the step's gradient that of the mean over the global batch.
+        """The factor that turns a micro-batch's summed losses into its part of the global batch's mean loss.
 
-        The processes' gradients are averaged, so their number is multiplied in.
+        DDP and ZeRO average gradients over ranks, so the factor contains the number of ranks.
         """
         return self.accelerator.num_processes / self.recipe.batch.global_
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, on each of them."""
-        return self.accelerator.reduce(tensor, reduction="sum")
+        """Return the sum of a tensor over all ranks, on each of them."""
+        total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        return total
 
     @abstractmethod
     def warm_up_ddp_buckets(self, images: Tensor) -> None:
-        """Do once what the first gradient exchange does differently, with a gradient of zero, so that all later ones are alike.
+        """All-reduce a gradient of zero if the first all-reduce of an engine differs from all later ones.
 
         Args:
             images: any images of a micro-batch's shape, float32 ``[n, 3, size, size]`` on the device.
         """
 
     @abstractmethod
-    def micro_batch(self, last_of_step: bool) -> AbstractContextManager:
-        """The context of a forward and backward pass; gradients are exchanged in the step's last."""
+    def micro_batch(self, last_of_step: bool) -> AbstractContextManager[None]:
+        """Return the context of one forward and backward pass; gradients are all-reduced in the step's last one."""
 
     def all_reduce_gradients(self, images: Tensor) -> None:
-        """Exchange the gradient of a step that was passed without an exchange, adding zero to it.
+        """All-reduce the gradient of a step whose passes did not communicate.
 
         Args:
-            images: as of `warm_up_ddp_buckets`.
+            images: as in `warm_up_ddp_buckets`.
 
         Raises:
-            NotImplementedError: an engine that does not exchange `syncs_on_last_micro_batch_only`.
+            NotImplementedError: the engine communicates in every pass (`syncs_on_last_micro_batch_only` is False).
         """
         raise NotImplementedError
 
     def zero_grad(self) -> None:
-        """Forget the gradient of the step so far; for the same engines."""
+        """Discard the gradient of the step so far; not implemented where `all_reduce_gradients` is not."""
         raise NotImplementedError
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[n, classes]`` of images ``[n, 3, size, size]``, at the engine's precision."""
+        """Return logits ``[n, classes]`` of images ``[n, 3, size, size]``, computed in the engine's precision."""
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss` to that of the step."""
+        """Add the gradient of `loss` to the gradient of the step."""
 
     @abstractmethod
     def apply_gradient(self, lr: float) -> bool:
-        """Update the weights and their average with the accumulated gradient at that learning rate, and forget the gradient.
+        """Update weights and EMA with the accumulated gradient at that learning rate, and discard the gradient.
 
-        Returns whether there was an update: with fp16, a gradient that overflows is dropped and the loss scale lowered.
+        Returns whether there was an update: an fp16 gradient that overflows is dropped and the loss scale lowered.
         """
 
     def update(self, lr: float) -> None:
-        """End an optimizer step; `updates` counts those that changed the weights."""
+        """End an optimizer step. A dropped gradient leaves weights, EMA and `updates` as they are."""
         if not self.apply_gradient(lr):
             return
         self.updates += 1
-        for name, buffer in self._running_averages() if self.averaged_buffers else ():
-            self.averaged_buffers[name].lerp_(buffer, 1 - self.recipe.ema.decay)
+        decay = self.recipe.ema.decay
+        if decay is not None:
+            for name, buffer in self._bn_averages():
+                self.ema_buffers[name].lerp_(buffer, 1 - decay)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights; all processes enter and leave together."""
-        buffers = [(buffer, self.averaged_buffers[name]) for name, buffer in self._running_averages()]
+        """Inside, the model has the EMA weights. All ranks enter and leave together."""
+        buffers = [(buffer, self.ema_buffers[name]) for name, buffer in self._bn_averages()]
         with torch.no_grad(), swapped_in(buffers), self._averaged_parameters():
             yield
 
     @abstractmethod
-    def _averaged_parameters(self) -> AbstractContextManager:
-        """Inside, the parameters have their averaged values."""
+    def _averaged_parameters(self) -> AbstractContextManager[None]:
+        """Inside, the parameters have their EMA values."""
 
     def state(self) -> Iterator[TensorShard]:
-        """This process's part of the state: over all processes, every element of every tensor is yielded exactly once.
+        """Yield this rank's part of the state. Over all ranks, every element of every tensor comes exactly once.
 
-        Kinds: `weights`, `buffers`, `buffers_ema`, and the optimizer's own (`exp_avg`, `exp_avg_sq`, `ema`, ...), all float32
-        (integer buffers excepted).
+        Kinds: `weights`, `buffers`, `buffers_ema`, and the optimizer's own (`exp_avg`, `exp_avg_sq`, `ema`, ...), all
+        float32 except integer buffers.
         """
         yield from self._parameter_state()
         if self.is_main:
             yield from (TensorShard(BUFFERS, name, buffer) for name, buffer in saved_buffers(self.module))
-            yield from (TensorShard(BUFFERS_EMA, name, buffer) for name, buffer in self.averaged_buffers.items())
+            yield from (TensorShard(BUFFERS_EMA, name, buffer) for name, buffer in self.ema_buffers.items())
 
     @abstractmethod
     def _parameter_state(self) -> Iterator[TensorShard]:
-        """This process's part of the weights and of the optimizer's state."""
+        """Yield this rank's part of the weights and of the optimizer's state."""
 
     def scalars(self) -> dict[str, float]:
-        """What else belongs to the state: a few numbers, the same in every process."""
+        """Return the numbers that belong to the state; they are the same on every rank."""
         return {"updates": self.updates}
 
     def load_state(self, saved: CheckpointReader) -> None:
-        """Take over the optimizer's state, the averages and the numbers of a checkpoint; the weights are in the model already."""
+        """Load the optimizer's state, the EMA and the scalars. The weights are in the model already (`load_model`)."""
         self.updates = int(saved.scalars["updates"])
         with torch.no_grad():
             self._load_optimizer_state(saved)
-            for name, buffer in self.averaged_buffers.items():
+            for name, buffer in self.ema_buffers.items():
                 buffer.copy_(saved.tensor(BUFFERS_EMA, name))
 
     @abstractmethod
     def _load_optimizer_state(self, saved: CheckpointReader) -> None:
-        """Take over this process's part of the optimizer's state."""
+        """Load this rank's part of the optimizer's state."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Let go of what outlives the object."""
+        """Release what would outlive this object."""
 
-    def _running_averages(self) -> list[tuple[str, Tensor]]:
+    def _bn_averages(self) -> list[tuple[str, Tensor]]:
+        """Return BatchNorm's running means and variances, which the EMA covers as it covers weights."""
         return [
             (name, buffer)
             for name, buffer in saved_buffers(self.module)
@@ -219,13 +235,13 @@ def load_model(model: nn.Module, saved: CheckpointReader) -> None:
 
 
 def saved_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The buffers that belong to the model's state."""
+    """Return the buffers that belong to the model's state, by name."""
     persistent = model.state_dict(keep_vars=True).keys()
     return [(name, buffer) for name, buffer in model.named_buffers() if name in persistent]
 
 
 def optimizer_kinds(saved: CheckpointReader) -> set[str]:
-    """The kinds of tensors in a checkpoint that are the optimizer's."""
+    """Return the kinds of tensors in a checkpoint that are the optimizer's."""
     return saved.kinds - {WEIGHTS, BUFFERS, BUFFERS_EMA}
 
 

@@ -1,10 +1,11 @@
-"""Plain data parallelism (DDP): every process holds the whole model and optimizer state, and a share of the batch."""
+"""Plain data parallelism (DDP): every rank holds the whole model and optimizer state."""
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
@@ -14,21 +15,31 @@ from recipes.schema import Recipe
 
 
 class DataParallel(Engine):
-    """Through Accelerate: devices, processes, mixed precision and, for fp16, the loss scale are its."""
+    """DDP through Accelerate, which provides devices, processes, autocast and, for fp16, the loss scale."""
 
     title = "DDP"
     syncs_on_last_micro_batch_only = True
+    optimizer: AcceleratedOptimizer
 
     def __init__(self, recipe: Recipe, model: nn.Module, accelerator: Accelerator):
-        # Channels last is what convolutions on a GPU are fastest with, and how images come. (ZeRO lays parameters end to end: it can't.)
+        # Convolutions on a GPU are fastest in channels last, and images come in it. ZeRO cannot use it: it lays
+        # parameters end to end in row-major order.
         super().__init__(recipe, model.to(memory_format=torch.channels_last), accelerator)
         self.model = accelerator.prepare_model(self.module)
-        self.optimizer = accelerator.prepare_optimizer(make_optimizer(self.module, recipe))
+        optimizer = make_optimizer(self.module, recipe)
+        # torch's GradScaler calls `step` of an optimizer with this mark even when a gradient has overflowed, and
+        # leaves it to the kernels to keep the weights. Then nobody learns that the step was dropped: the EMA and
+        # `updates` would move, and SGD's first momentum would be uninitialized memory. Without the mark, GradScaler
+        # does not call `step`. For fp16, that costs one wait for the GPU in each optimizer step.
+        vars(optimizer)["_step_supports_amp_scaling"] = False
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
 
     def warm_up_ddp_buckets(self, images: Tensor) -> None:
-        """After its first exchange DDP arranges its buckets anew, and with three or more processes the arrangement decides in
-        which order gradients are added up. A run that resumes would start with the first arrangement again, and differ in the
-        last bits from one that was not interrupted.
+        """All-reduce a gradient of zero, after which DDP rearranges its buckets for good.
+
+        With three or more ranks, the arrangement decides in which order gradients are added up. A run that resumes
+        would otherwise do one step with the first arrangement again, and differ in the last bits from an
+        uninterrupted one.
         """
         self.all_reduce_gradients(images)
         self.zero_grad()
@@ -38,14 +49,16 @@ class DataParallel(Engine):
             self.accelerator.backward(self.model(images).float().sum() * 0.0)
 
     def zero_grad(self) -> None:
-        # DDP's gradients lie in its buckets, which stay; a gradient that were made anew would be there a second time.
+        # DDP's gradients are views of its buckets, which stay. A gradient allocated anew would take memory a second
+        # time.
         self.optimizer.zero_grad(set_to_none=self.model is self.module)
 
-    def micro_batch(self, last_of_step: bool):
-        return contextlib.nullcontext() if last_of_step else self.accelerator.no_sync(self.model)
+    def micro_batch(self, last_of_step: bool) -> AbstractContextManager[None]:
+        return nullcontext() if last_of_step else self.accelerator.no_sync(self.model)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
+        logits: Tensor = self.model(images)
+        return logits
 
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
@@ -58,14 +71,17 @@ class DataParallel(Engine):
         self.zero_grad()
         return not self.optimizer.step_was_skipped
 
-    def _averaged_parameters(self):
+    def close(self) -> None:
+        """Do nothing: Accelerate ends the process group."""
+
+    def _averaged_parameters(self) -> AbstractContextManager[None]:
         return swapped_in([(p, self.optimizer.state[p][EMA]) for p in self.names if EMA in self.optimizer.state[p]])
 
     def _parameter_state(self) -> Iterator[TensorShard]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         total, before = sum(parameter.numel() for parameter in self.names), 0
         for parameter, name in self.names.items():
-            writer = before * world // total  # consecutive parameters, about the same number of bytes for each process
+            writer = before * world // total  # each rank writes consecutive parameters of about the same total size
             before += parameter.numel()
             if writer != rank:
                 continue
@@ -86,11 +102,12 @@ class DataParallel(Engine):
     def _load_optimizer_state(self, saved: CheckpointReader) -> None:
         device, kinds = self.accelerator.device, optimizer_kinds(saved)
         for parameter, name in self.names.items():
-            # In the parameter's memory format: the fused update goes through all of them in the order of memory.
+            # In the parameter's memory format, because the fused update reads all of them in the order of memory.
             state = {
                 kind: torch.empty_like(parameter, dtype=torch.float32).copy_(saved.tensor(kind, name)) for kind in kinds
             }
             if "exp_avg" in state:
+                # Adam's step is not saved: it equals the number of updates.
                 state["step"] = torch.tensor(float(self.updates), device=device)
             self.optimizer.state[parameter].clear()
             self.optimizer.state[parameter].update(state)

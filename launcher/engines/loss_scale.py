@@ -1,23 +1,28 @@
-"""The factor that keeps fp16 gradients from vanishing: halved when they overflow, doubled after a long time without.
+"""The loss scale of fp16: halved at an overflow, doubled after a long time without one.
 
-The numbers and the rule are those of `torch.amp.GradScaler`, which cannot serve here: of gradients that are shared out it
-would see one process's part, so processes would not agree on a step that overflows.
+Numbers and rule are those of `torch.amp.GradScaler`. It cannot be used with ZeRO: each rank's scaler would see only
+that rank's shard of the gradient, so ranks would disagree on whether a step overflowed.
 """
 
 from dataclasses import dataclass
 
-_GROWTH_INTERVAL = 2000  # steps without overflow
+_GROWTH_INTERVAL = 2000  # steps without overflow until the scale is doubled
 
 
 @dataclass
 class LossScale:
-    """`value` is the factor, `good_steps` the steps since it was changed."""
+    """The scale and its history.
+
+    Attributes:
+        value: the factor on the loss.
+        good_steps: steps without overflow since `value` changed.
+    """
 
     value: float = 2.0**16
     good_steps: int = 0
 
     def update(self, step_was_applied: bool) -> None:
-        """Take account of one step."""
+        """Adapt the scale after one step."""
         if not step_was_applied:
             self.value, self.good_steps = self.value / 2, 0
             return
@@ -26,9 +31,9 @@ class LossScale:
             self.value, self.good_steps = self.value * 2, 0
 
     def scalars(self) -> dict[str, float]:
-        """What a checkpoint keeps of it."""
+        """Return what a checkpoint keeps."""
         return {"loss_scale": self.value, "good_steps": self.good_steps}
 
-    def load(self, numbers: dict[str, float]) -> None:
-        """Go on from what `numbers` returned."""
-        self.value, self.good_steps = numbers["loss_scale"], int(numbers["good_steps"])
+    def load(self, scalars: dict[str, float]) -> None:
+        """Continue from what `scalars` returned."""
+        self.value, self.good_steps = scalars["loss_scale"], int(scalars["good_steps"])

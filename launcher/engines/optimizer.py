@@ -1,8 +1,11 @@
-"""The optimizer of a recipe, with the average of the weights (EMA) as part of its state.
+"""The optimizer of a recipe, with the exponential moving average (EMA) of the weights as part of its state.
 
-The average is a state tensor like Adam's moments, updated right after each update from the same weights. Whatever shards,
-offloads or saves the optimizer's state therefore does the same to the average, and there is no second copy of the model.
+The EMA is a state tensor like Adam's moments, changed right after each update of the same weights. Whatever shards,
+offloads or saves the optimizer's state therefore does the same to the EMA, and there is no second copy of the model.
 """
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +18,7 @@ EMA = "ema"
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """Return AdamW or SGD over the model's parameter groups; each group carries `lr_scale` and the `names` of its parameters."""
+    """Return AdamW or SGD over the model's parameter groups, each with an `lr_scale` and its parameters' `names`."""
     settings = recipe.optimizer
     parameters = dict(model.named_parameters())
     groups = [
@@ -27,34 +30,39 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         }
         for group in parameter_groups(model, settings)
     ]
+    optimizer: Optimizer
     if settings.name == "adamw":
         optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
     else:
         optimizer = SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
     if recipe.ema.decay is not None:
-        _average_weights(optimizer, recipe.ema.decay)
+        _add_ema(optimizer, recipe.ema.decay)
     return optimizer
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set every group's learning rate to its share of `lr`."""
+    """Set every group's learning rate: `lr` times its `lr_scale`, which layer-wise decay makes smaller than one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
-def _average_weights(optimizer: Optimizer, decay: float) -> None:
-    """After each update: average = decay * average + (1 - decay) * weights, from the initial weights on, without warm-up."""
+def _add_ema(optimizer: Optimizer, decay: float) -> None:
+    """After each update, set ema = decay * ema + (1 - decay) * weights, from the initial weights on, without warm-up.
+
+    This is timm's ModelEma, which ConvNeXt's recipes use.
+    """
     initial: dict[nn.Parameter, torch.Tensor] = {}
 
-    def remember_initial_weights(optimizer, _args, _kwargs):
+    def remember_initial_weights(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         for parameter in _parameters(optimizer):
             if EMA not in optimizer.state.get(parameter, {}) and parameter not in initial:
                 initial[parameter] = parameter.detach().clone(memory_format=torch.preserve_format)
 
-    def average(optimizer, _args, _kwargs):
+    def average(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        # Only now: an optimizer takes a parameter whose state is not empty for one whose moments exist.
         for parameter in list(initial):
             optimizer.state[parameter][EMA] = initial.pop(parameter)
-        parameters = list(_parameters(optimizer))
+        parameters: list[torch.Tensor] = list(_parameters(optimizer))
         with torch.no_grad():
             torch._foreach_lerp_([optimizer.state[parameter][EMA] for parameter in parameters], parameters, 1 - decay)
 
@@ -62,7 +70,8 @@ def _average_weights(optimizer: Optimizer, decay: float) -> None:
     optimizer.register_step_post_hook(average)
 
 
-def _parameters(optimizer: Optimizer):
+def _parameters(optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    """The parameters of an update. ZeRO-3 steps group by group, so those without a gradient are not part of it."""
     return (
         parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None
     )

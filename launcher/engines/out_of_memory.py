@@ -1,9 +1,9 @@
-"""Recognising that a device, or a library under torch, ran out of memory."""
+"""How an out-of-memory error of a device or of a library under torch is recognised."""
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether torch, or a library under it, raised this for want of memory."""
+    """Return whether torch or a library under it raised this because memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)

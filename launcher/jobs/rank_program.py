@@ -25,7 +25,7 @@ def run_rank(
     from launcher.jobs.node_checks import check_all_nodes
     from launcher.jobs.planned_runs import WEIGHTS
     from launcher.runs.run_directory import RunDirectory
-    from launcher.training.train import train
+    from launcher.training.train import StartOptions, train
     from launcher.workers import loader_processes
     from launcher.world import this_process
 
@@ -35,7 +35,8 @@ def run_rank(
     staged = check_all_nodes(recipe.data.path, run, Path(os.path.expandvars(stage)) if stage else None)
     if workers is None and "SLURM_CPUS_PER_TASK" in os.environ:
         workers = loader_processes(int(os.environ["SLURM_CPUS_PER_TASK"]))
-    finished = train(recipe, run, micro_batch, workers, shards_at=staged, submitted=True)
+    options = StartOptions(micro_batch=micro_batch, workers=workers, shards_copy=staged, submitted=True)
+    finished = train(recipe, run, options)
     if finished and this_process().is_main:
         export(run, run / WEIGHTS, averaged=True)
     raise typer.Exit(FINISHED if finished else STOPPED)

@@ -1,4 +1,4 @@
-"""A digest of everything that enters each optimizer step, so that two machines or two cuts can be compared."""
+"""A digest of all inputs of an optimizer step, to compare two machines or two cuts of the batch."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from data.batches import MicroBatches
+from data.batches import MicroBatch, MicroBatches
 from data.loader import load_steps
 from data.on_device import DevicePreprocessor
 from launcher.cut import cut_for_model
@@ -19,13 +19,14 @@ from recipes.schema import Recipe
 def fingerprints(
     recipe: Recipe, steps: range, world_size: int, micro_batch: int | None, workers: int
 ) -> Iterator[tuple[int, str]]:
-    """Yield (step, digest) as the processes of that cut would be fed, one after another in this process.
+    """Yield (step, digest). This process prepares the inputs of all ranks of the cut, one rank after the other.
 
-    The digest covers, position by position of the global batch: sample, label, partner's label, lambda, the bits of
-    the finished float32 pixels, and what stochastic depth and dropout draw. Padding is left out: it has no weight.
+    The SHA-256 covers each position of the global batch in turn: sample, label, mixing partner's label, mixing
+    lambda, the bits of the finished float32 pixels, and what stochastic depth and dropout draw. Padding has no weight in the
+    loss and is left out.
 
     Raises:
-        UserError: shards are missing or the cut is impossible.
+        UserError: shards are missing, or the cut is impossible.
     """
     shards = open_shards(recipe)
     split = shards.split("train")
@@ -51,7 +52,13 @@ def fingerprints(
         yield step, digest.hexdigest()
 
 
-def _add(digest, batch, preprocessor: DevicePreprocessor, drop_path: StochasticDepth, global_batch: int) -> None:
+def _add(
+    digest: "hashlib._Hash",
+    batch: MicroBatch,
+    preprocessor: DevicePreprocessor,
+    drop_path: StochasticDepth,
+    global_batch: int,
+) -> None:
     images = preprocessor.images(batch)
     drop_path.draw(batch.step, batch.positions)
     facts = torch.stack([batch.positions, batch.samples, batch.labels, batch.partner_labels], dim=1).numpy()

@@ -1,17 +1,19 @@
-"""Out of memory when a process starts: all processes halve the micro-batch together and do the same again.
+"""Out of memory at the start of a run: all ranks halve the micro-batch together and do the same work again.
 
-A step's inputs follow from its number and a micro-batch decides nothing, so a step done again in smaller parts is the same step.
-The difficulty is that one process may run out while the others wait for it in an exchange, for ever. So exchanges come after all
-processes have agreed that nobody ran out:
+The inputs of a step follow from its number, whatever the micro-batch. So a step repeated in smaller parts is the same
+step. The difficulty is that one rank may run out of memory while the others wait for it in an all-reduce, forever.
+All-reduces therefore come only after all ranks have agreed that none of them ran out:
 
-- `fit_micro_batch` does a forward and backward pass of one micro-batch in every process by itself, before an engine that exchanges
-  anything takes the model, with as much memory taken as that engine will hold beside the activations.
-- `oom_on_any_rank` is put around the micro-batches of the first steps under plain data parallelism, which are then passed without
-  exchange (`Engine.all_reduce_gradients` makes up for it), until a step went through with the optimizer's state in memory. From
-  then on every step takes the same memory. ZeRO-2 and 3 exchange inside every pass, so there only the rehearsal can save a run.
+- `fit_micro_batch` is a memory probe. Every rank passes one micro-batch forward and backward by itself, before any
+  engine that communicates takes the model. It holds as much memory besides the activations as that engine will hold.
+- `oom_on_any_rank` surrounds the micro-batches of the first steps under DDP. They run without all-reduce, and
+  `Engine.all_reduce_gradients` makes up for it. So no rank blocks on one that ran out of memory. Normal DDP resumes
+  after the first step with optimizer state, usually the second. From then on every step takes the same memory.
+
+ZeRO-2 and ZeRO-3 communicate inside every pass, so only the probe can save a run there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -29,12 +31,12 @@ from recipes.schema import Recipe
 
 
 class OutOfMemory(Exception):
-    """A process ran out of memory; raised in all of them."""
+    """A rank ran out of memory. All ranks raise this together."""
 
 
 @contextmanager
 def oom_on_any_rank(accelerator: Accelerator) -> Iterator[None]:
-    """Around work that exchanges nothing: if it runs out of memory in any process, `OutOfMemory` is raised in each, at its end."""
+    """Surround work without communication: if any rank runs out of memory in it, all raise `OutOfMemory` at its end."""
     ran_out = False
     try:
         yield
@@ -54,15 +56,15 @@ def fit_micro_batch(
     cut: Cut,
     statistics_size: int,
 ) -> Cut:
-    """Return `cut`, or the next one with fewer images at a time of which a micro-batch fits, on every process.
+    """Return `cut`, or the next smaller one whose micro-batch fits into memory on every rank.
 
     Args:
-        recipe: with the engine chosen.
-        model: moved to the device; its weights, gradients and buffers are left as they are.
-        statistics_size: as of `launcher.cut.cut_batch`.
+        recipe: with its engine chosen.
+        model: is moved to the device; its weights, gradients and buffers stay as they are.
+        statistics_size: as in `launcher.cut.cut_batch`.
 
     Raises:
-        UserError: none fits; with what would help.
+        UserError: no micro-batch fits; the message names what would help.
     """
     while True:
         try:
@@ -70,28 +72,29 @@ def fit_micro_batch(
                 _try_micro_batch(recipe, model, drop_path, accelerator, cut)
             return cut
         except OutOfMemory:
-            pass
+            pass  # shrink outside `except`: in it, the traceback keeps the activations of the failed pass alive
         cut = shrink_after_oom(recipe, cut, statistics_size, "before the first step", accelerator.print)
 
 
-def shrink_after_oom(recipe: Recipe, cut: Cut, statistics_size: int, when: str, say) -> Cut:
-    """Say what happened, let go of cached memory, and return the next smaller cut.
+def shrink_after_oom(recipe: Recipe, cut: Cut, statistics_size: int, when: str, say: Callable[[str], None]) -> Cut:
+    """Say what happened, release cached memory, and return the next smaller cut.
 
     Raises:
-        UserError: there is none; with what would help.
+        UserError: there is no smaller one; the message names what would help.
     """
     clear_device_cache(garbage_collection=True)
     smaller = smaller_cut(recipe, cut, statistics_size)
     if smaller is None:
         raise oom_error(recipe, cut, statistics_size, when)
     say(
-        f"out of memory {when} with micro-batch {cut.micro_batch}: goes on with {smaller.micro_batch}, the result is the same ({smaller})"
+        f"out of memory {when} with micro-batch {cut.micro_batch}: retrying with {smaller.micro_batch}, "
+        f"which gives the same result ({smaller})"
     )
     return smaller
 
 
 def oom_error(recipe: Recipe, cut: Cut, statistics_size: int, when: str) -> UserError:
-    """What to do where a smaller micro-batch is not possible, or comes too late for this start."""
+    """Return the error for a start whose micro-batch cannot shrink; it names every option that needs less memory."""
     engine, help_ = recipe.engine, []
     if smaller := smaller_cut(recipe, cut, statistics_size):
         help_.append(f"--micro-batch {smaller.micro_batch}")
@@ -108,29 +111,29 @@ def oom_error(recipe: Recipe, cut: Cut, statistics_size: int, when: str) -> User
 def _try_micro_batch(
     recipe: Recipe, model: nn.Module, drop_path: StochasticDepth, accelerator: Accelerator, cut: Cut
 ) -> None:
+    """Pass one micro-batch forward and backward, with the memory of the engine's other tensors taken."""
     device, size = accelerator.device, recipe.input.size
-    memory_format = (
-        torch.channels_last if recipe.engine.zero == 0 else torch.preserve_format
-    )  # as the engine will have it
-    model.to(device, memory_format=memory_format).train()
+    # The layout that the engine will use: the activations' size depends on it.
+    memory_format = torch.channels_last if recipe.engine.zero == 0 else torch.preserve_format
+    # torch's stubs have no overload with both arguments, which torch itself documents.
+    model.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    there = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    present = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     states = predict_states(recipe, parameter_sizes(model), buffers=0, cut=cut)
-    beside = torch.empty(max(0, states.tensors - there), dtype=torch.uint8, device=device)
-    hooks = [parameter.register_post_accumulate_grad_hook(_forget_gradient) for parameter in parameters]
+    placeholder = torch.empty(max(0, states.tensors - present), dtype=torch.uint8, device=device)
+    # The placeholder has room for the gradients already, so each is freed as soon as it is complete.
+    hooks = [parameter.register_post_accumulate_grad_hook(_free_gradient) for parameter in parameters]
     try:
         drop_path.draw(0, torch.arange(cut.micro_batch, device=device))
-        images = torch.zeros(cut.micro_batch, 3, size, size, device=device).contiguous(
-            memory_format=torch.channels_last
-        )
+        images = torch.zeros(cut.micro_batch, 3, size, size, device=device)
         with accelerator.autocast():
-            logits = model(images)
+            logits = model(images.contiguous(memory_format=torch.channels_last))
         logits.float().log_softmax(dim=-1).sum().backward()
     finally:
         for hook in hooks:
             hook.remove()
-        del beside
+        del placeholder
 
 
-def _forget_gradient(parameter: nn.Parameter) -> None:
+def _free_gradient(parameter: torch.Tensor) -> None:
     parameter.grad = None

@@ -1,15 +1,15 @@
-"""What a person sees of a run: a live bar in a terminal, plain lines elsewhere."""
+"""A run's progress on stderr: a live bar in a terminal, plain lines elsewhere."""
 
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_PLAIN_EVERY = 10.0  # seconds
+_PLAIN_EVERY = 10.0  # seconds between plain lines: a log file of a long run stays readable
 
 
 class RunProgress:
-    """Progress over optimizer steps: loss, learning rate, images per second, share of the time spent waiting for data."""
+    """Shows optimizer steps: loss, learning rate, images per second, and the share of time spent waiting for data."""
 
     def __init__(self, total_steps: int, step: int, visible: bool):
         self.console = Console(stderr=True, quiet=not visible, highlight=False, soft_wrap=True)
@@ -31,11 +31,11 @@ class RunProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def step(self, step: int, epoch: float, loss: float, lr: float, images_per_second: float, data_wait: float) -> None:
-        """Show the state after `step` finished steps."""
+        """Show the state after `step` finished steps; `data_wait` is a fraction of the step's time."""
         numbers = f"loss {loss:.4f}  lr {lr:.2e}  {images_per_second:,.0f} images/s  data wait {data_wait:.0%}"
         self._bar.update(self._task, completed=step, epoch=epoch, numbers=numbers)
         now = time.monotonic()

@@ -1,6 +1,7 @@
-"""A profile of a few micro-batches and the update after them: a trace, a table, and what bounds the run in one sentence.
+"""A profile of a few micro-batches and the update after them: a trace, a table, and a sentence on what bounds the run.
 
-The loop marks what it does with the ranges named here. On a GPU, time is told apart by what runs on it; on a CPU by these ranges.
+The training loop marks the parts of a step with the ranges named here. On a GPU, time is attributed by the kernels
+that run on it; on a CPU, by these ranges.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,29 +16,37 @@ from launcher.cut import Cut
 
 _PREFIX = "bigbatch: "
 _COMMUNICATION = "nccl"
-_WARM_STEPS = 2  # optimizer steps before the profile: their kernels are chosen, compiled and loaded for the first time
-_ROWS = 20
+_WARM_STEPS = 2  # optimizer steps before the profile, in which kernels are chosen, compiled and loaded
+_ROWS = 20  # operations in the table
 
-Span = tuple[float, float]  # from, to
+Span = tuple[float, float]  # start and end, in microseconds
 
 
 def marked(part: str) -> record_function:
-    """The context of a part of a step: "data wait", "forward", "backward", "agreement" or "update"."""
+    """Return the context that marks one part of a step: "data wait", "forward", "backward", "agreement" or "update"."""
     return record_function(_PREFIX + part)
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Where the time of an optimizer step goes, in seconds."""
+    """Seconds of an optimizer step by what they are spent on.
+
+    Attributes:
+        computing: forward and backward passes.
+        optimizer: the update of weights and EMA.
+        communication: only the part that is not hidden behind computing.
+        data: waiting for the next micro-batch.
+        idle: a device without work although its data is there.
+    """
 
     computing: float
     optimizer: float
-    communication: float  # while nothing is computed
+    communication: float
     data: float
-    idle: float  # a device that has nothing to do although the data is there
+    idle: float
 
     def table(self) -> str:
-        """A line for each part, the largest first."""
+        """Return one line for each part, the largest first."""
         total = sum(vars(self).values())
         return "\n".join(
             f"{part:>14} {seconds * 1e3:10.1f} ms a step {seconds / total:7.1%}"
@@ -45,11 +54,11 @@ class Shares:
         )
 
     def sentence(self) -> str:
-        """What bounds the run, and what would help."""
+        """Return what bounds the run, and what would help."""
         (part, seconds), total = self._largest_first()[0], sum(vars(self).values())
         share = f"{seconds / total:.0%} of the time"
         if part != "data" and self.data > 0.1 * total:
-            return f"{part} takes {share}, but {self.data / total:.0%} goes by waiting for data: {_HELP['data']}"
+            return f"{part} takes {share}, but {self.data / total:.0%} is spent waiting for data: {_HELP['data']}"
         return f"{_BOUND[part]} bounds this run, {share}: {_HELP[part]}"
 
     def _largest_first(self) -> list[tuple[str, float]]:
@@ -65,19 +74,21 @@ _BOUND = {
 }
 _HELP = {
     "computing": "more GPUs, engine.precision=bf16 or engine.compile=true would make it faster",
-    "optimizer": "it is done once a step, so a larger batch.global has less of it; off-loaded, it is as slow as the CPU",
-    "communication": "fewer processes with more micro-batches each, a lower ZeRO stage, or a faster network would have less of it",
-    "data": "more CPU cores and --workers, smaller photographs (`bigbatch shard --shortest-side`) or faster storage would end it",
+    "optimizer": "there is one update a step, so a larger batch.global needs fewer; offload makes each slower",
+    "communication": "fewer processes, a lower ZeRO stage or a faster network would reduce it",
+    "data": "more CPU cores and --workers, smaller images (`bigbatch shard --shortest-side`) or faster storage help",
     "idle": "a larger --micro-batch or engine.compile=true gives the GPU more to do at a time",
 }
 
 
 class StepProfile:
-    """Records `micro_batches` consecutive micro-batches, which end with the end of a step, and then writes what it found.
+    """Records consecutive micro-batches that end with an update, and then writes what it found.
 
     Args:
         folder: where `trace.json.gz` (for Perfetto or chrome://tracing) and `profile.txt` are written.
-        micro_batches: how many; more than a step has are rounded up to whole steps.
+        micro_batches: how many to record; a number above those of one step is rounded up to whole steps.
+        cut: how the batch is cut, which says how many micro-batches a step has.
+        device: of the training; it decides what the time is attributed by.
         say: prints a line for the user.
     """
 
@@ -87,7 +98,7 @@ class StepProfile:
         self.begin_anew(cut)
 
     def begin_anew(self, cut: Cut) -> None:
-        """Count from here on, with steps of that cut."""
+        """Start counting again, with steps of this cut."""
         self.accumulation = cut.accumulation
         self.steps = -(-self.asked // cut.accumulation)
         self.recorded = self.asked if self.steps == 1 else self.steps * cut.accumulation
@@ -96,7 +107,7 @@ class StepProfile:
         self.profiler: profile | None = None
 
     def before_micro_batch(self) -> None:
-        """Start recording if this is the first one to be recorded."""
+        """Start recording if the next micro-batch is the first to be recorded."""
         if self.seen == self.first:
             activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if self.on_gpu else [ProfilerActivity.CPU]
             self.profiler = profile(activities=activities)
@@ -104,7 +115,7 @@ class StepProfile:
         self.seen += 1
 
     def after_step(self) -> None:
-        """Write the profile if this step was the last one to be recorded."""
+        """Write the profile if this step was the last to be recorded."""
         if self.profiler is None or self.seen < self.first + self.recorded:
             return
         self.profiler.stop()
@@ -112,7 +123,7 @@ class StepProfile:
         self.profiler = None
 
     def close(self) -> None:
-        """The run ends: say so if nothing was recorded."""
+        """End the recording with the run; say so if there was no time for a profile."""
         if self.seen < self.first + self.recorded:
             if self.profiler:
                 self.profiler.stop()
@@ -126,10 +137,12 @@ class StepProfile:
             sort_by=f"self_{'device' if self.on_gpu else 'cpu'}_time_total", row_limit=_ROWS
         )
         what = f"{self.recorded} micro-batches and {self.steps} {'update' if self.steps == 1 else 'updates'}"
-        text = f"{what}, of which a step has {self.accumulation}\n\n{shares.table()}\n\n{shares.sentence()}\n\n{operations}\n"
-        (self.folder / "profile.txt").write_text(text)
+        summary = f"{shares.table()}\n{shares.sentence()}"
+        (self.folder / "profile.txt").write_text(
+            f"{what}; a step has {self.accumulation} micro-batches\n\n{summary}\n\n{operations}\n"
+        )
         self.say(
-            f"profile of {what}:\n{shares.table()}\n{shares.sentence()}\noperations in {self.folder}/profile.txt, trace beside it"
+            f"profile of {what}:\n{summary}\nthe operations are in {self.folder}/profile.txt, the trace is beside it"
         )
 
 
@@ -137,10 +150,10 @@ def step_shares(events: Iterable, on_gpu: bool, scale: float, steps: int) -> Sha
     """Return where the time of one optimizer step went.
 
     Args:
-        events: of torch's profiler, whose times are in microseconds.
-        on_gpu: tell by what ran on the GPU, not by what the process did.
-        scale: micro-batches of the steps over those recorded.
-        steps: updates among the events.
+        events: from torch's profiler, with times in microseconds.
+        on_gpu: attribute time by the kernels on the GPU, not by the ranges of the process.
+        scale: micro-batches of `steps` steps, divided by the number recorded.
+        steps: the number of updates among the events.
     """
     events = list(events)
 
@@ -154,12 +167,12 @@ def step_shares(events: Iterable, on_gpu: bool, scale: float, steps: int) -> Sha
         computing, idle = max(0.0, wall - data - optimizer - communication), 0.0
     else:
         update = _spans(events, DeviceType.CUDA, lambda name: name == _PREFIX + "update")
-        exchange = _spans(events, DeviceType.CUDA, lambda name: name.startswith(_COMMUNICATION))
+        all_reduce = _spans(events, DeviceType.CUDA, lambda name: name.startswith(_COMMUNICATION))
         kernels = _spans(events, DeviceType.CUDA, lambda name: not name.startswith((_PREFIX, _COMMUNICATION)))
         optimizer = _length(update)
         computing = _length([*kernels, *update]) - optimizer
-        communication = _length([*kernels, *update, *exchange]) - computing - optimizer
-        # While the host waits for data the device still works off what it was given: only what is left of the wait costs time.
+        communication = _length([*kernels, *update, *all_reduce]) - computing - optimizer
+        # While the process waits for data, the GPU still works on what is queued: only the rest of the wait costs time.
         unused = max(0.0, wall - computing - optimizer - communication)
         data = min(data, unused)
         idle = unused - data
@@ -178,7 +191,7 @@ def _spans(events: list, device: DeviceType, wanted: Callable[[str], bool]) -> l
 
 
 def _length(spans: Iterable[Span]) -> float:
-    """Microseconds that at least one of the spans covers."""
+    """Return the microseconds that at least one of the spans covers."""
     total, reached = 0.0, float("-inf")
     for first, last in sorted(spans):
         total += max(0.0, last - max(first, reached))

@@ -27,9 +27,11 @@ from launcher.checkpoints.writer import CheckpointWriter
 from launcher.cut import Cut
 from launcher.engines.base import make_accelerator
 from launcher.runs.run_directory import RunDirectory
+from launcher.training.between_steps import BetweenSteps
+from launcher.training.event_log import EventLog
 from launcher.training.loop import Training
 from launcher.training.progress import RunProgress
-from launcher.training.train import make_engine
+from launcher.training.start import make_engine
 from models.build import compile_blocks
 from models.prepared import prepare_model
 from recipes.load import load
@@ -82,17 +84,9 @@ def ours(setting: Setting, *changes: str, real_loader: bool = False) -> Iterator
     schedule = StepSchedule(recipe, len(setting.shards.split("train")))
     run = RunDirectory(setting.folder)
     writer = CheckpointWriter(run.checkpoints, Retention(1), 0, 1, "benchmark", None)
-    training = Training(
-        engine,
-        prepared.drop_path,
-        prepared.bn_stats,
-        schedule,
-        cut,
-        setting.shards,
-        run,
-        writer,
-        setting.workers,
-    )
+    log = EventLog(run.metrics, accelerator, schedule.steps_per_epoch)
+    between_steps = BetweenSteps(engine, schedule, setting.shards, writer, log, setting.workers)
+    training = Training(engine, prepared, schedule, cut, setting.shards, between_steps, log, setting.workers)
     if real_loader:
         dataset = MicroBatches(setting.shards.split("train"), recipe, 0, setting.size)
         loaded = load_steps(dataset, range(schedule.total_steps), 1, setting.workers, pin=setting.device.type == "cuda")

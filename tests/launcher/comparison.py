@@ -1,5 +1,6 @@
 """When two runs of one recipe count as the same: curves, and the state at the end."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def assert_same_curve(run: Path, reference: Path, steps: int) -> None:
 
 
 def assert_same_state(run: Path, reference: Path) -> None:
-    """Final weights and averages within 1e-4; moments within a thousandth of the tensor's largest element; numbers equal."""
+    """Final weights and EMA within 1e-4; moments within a thousandth of the tensor's largest element; scalars equal."""
     ours, expected = (checkpoint.latest_valid(folder / "checkpoints") for folder in (run, reference))
     assert (ours.step, ours.scalars, ours.metadata) == (expected.step, expected.scalars, expected.metadata)
     ours, expected = ours.reader(), expected.reader()
@@ -33,5 +34,5 @@ def assert_same_state(run: Path, reference: Path) -> None:
         for name, value in theirs.items():
             absolute = 1e-4 if kind in ("weights", "ema") else 1e-3 * value.abs().max().item()
             torch.testing.assert_close(
-                ours.tensor(kind, name), value, rtol=1e-4, atol=absolute, msg=lambda text: f"{kind}/{name}: {text}"
+                ours.tensor(kind, name), value, rtol=1e-4, atol=absolute, msg=partial("{}/{}: {}".format, kind, name)
             )

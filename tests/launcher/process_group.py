@@ -97,6 +97,6 @@ def train_until(recipe: Recipe, run: Path, step: int, **options) -> None:
 
 
 def _train(recipe: Recipe, run: Path, **options) -> None:
-    from launcher.training.train import train
+    from launcher.training.train import StartOptions, train
 
-    train(recipe, run, workers=0, **options)
+    train(recipe, run, StartOptions(workers=0, **options))

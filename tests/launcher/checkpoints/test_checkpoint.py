@@ -145,11 +145,11 @@ def test_the_main_process_gives_up_at_once_where_the_folder_is_taken_away(tmp_pa
 
 
 def test_a_process_that_wrote_its_part_does_not_touch_the_folder_again(tmp_path, monkeypatch):
-    """The main process renames the folder once all records are there: to open it after that, however late, ended healthy runs."""
+    """The main process renames the folder once all records are there: opening it later ended healthy runs."""
     opened = os.open
 
     def late(path, flags, *rest, **options):
-        if flags == os.O_RDONLY and os.path.isdir(path) and threading.current_thread().name != "checkpoint-0":
+        if flags == os.O_RDONLY and Path(path).is_dir() and threading.current_thread().name != "checkpoint-0":
             time.sleep(0.05)  # long enough for the main process to be ahead
         return opened(path, flags, *rest, **options)
 

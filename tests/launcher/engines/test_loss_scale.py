@@ -20,7 +20,7 @@ def test_the_scale_moves_as_torchs_does():
     assert ours.value == 2.0 ** (16 - 3 + 1 - 1 + 1)
 
 
-def test_it_goes_on_from_what_a_checkpoint_kept():
+def test_it_continues_from_what_a_checkpoint_kept():
     one, other = LossScale(value=1024.0, good_steps=7), LossScale()
     other.load(one.scalars())
     assert other == one

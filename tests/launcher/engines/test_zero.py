@@ -12,6 +12,7 @@ import torch
 from torch.utils.cpp_extension import get_default_build_root
 
 from launcher.checkpoints import checkpoint
+from launcher.engines.optimizer import EMA
 from launcher.runs.run_directory import RunDirectory
 from recipes.load import load
 from recipes.schema import Recipe
@@ -69,7 +70,7 @@ def train_once(digits, tmp_path_factory):
 @pytest.mark.parametrize("offload", ["none", "cpu"])
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_every_stage_is_the_same_run_as_plain_data_parallelism(train_once, zero, offload):
-    """2 processes, 3 accumulation steps (a first, a last and one between), float32, 14 steps, every ingredient of the recipe on."""
+    """2 ranks, 3 accumulation steps (a first, a last and one between), float32, 14 steps, every ingredient on."""
     assert_same_run(train_once(2, f"engine.zero={zero}", f"engine.offload={offload}"), train_once(2))
 
 
@@ -90,7 +91,7 @@ def test_clipping_layer_decay_and_sgd_are_the_same_at_every_stage(train_once, ze
 
 @pytest.mark.parametrize("zero", [1, 3])
 def test_batch_norm_models_have_the_same_statistics_at_every_stage(digits, tmp_path, zero):
-    """Four steps: at this size a channel that is nearly constant makes BatchNorm multiply rounding errors by 300 at every step."""
+    """Four steps only: here, nearly constant channels make BatchNorm multiply rounding errors by 300 at every step."""
     changes = [
         "model.name=test_resnet",
         "model.layer_scale=null",
@@ -111,7 +112,7 @@ def test_batch_norm_models_have_the_same_statistics_at_every_stage(digits, tmp_p
 
 
 def _async_io_is_compiled() -> bool:
-    """For the DeepSpeed of this environment: the folder is shared by all environments of a user, and each compiles it anew."""
+    """Return whether this environment's DeepSpeed has it: all environments of a user share the folder, and each compiles."""
     package = Path(find_spec("deepspeed").origin).parent
     for library in Path(get_default_build_root()).glob("**/async_io.so"):
         rules = library.with_name("build.ninja")
@@ -121,10 +122,10 @@ def _async_io_is_compiled() -> bool:
 
 
 def test_state_on_a_disk_is_the_same_run_and_is_saved_and_continued(digits, tmp_path):
-    """Moments and average are read and written by DeepSpeed's async_io, which takes minutes to compile when first used."""
+    """DeepSpeed's async_io reads and writes moments and EMA; it takes minutes to compile when first used."""
     if not _async_io_is_compiled():
         pytest.skip(
-            "needs DeepSpeed's async_io: apt-get install libaio-dev, then let one run with engine.offload=nvme compile it"
+            "needs DeepSpeed's async_io: apt-get install libaio-dev, then run once with engine.offload=nvme to compile it"
         )
     changes = [
         "model.name=convnext_atto",
@@ -147,10 +148,26 @@ def test_state_on_a_disk_is_the_same_run_and_is_saved_and_continued(digits, tmp_
 
 
 def train_with_a_scaled_loss(recipe: Recipe, run: Path, step: int, exponent: int, **options) -> None:
-    """In each process: float32 in truth, but with fp16's loss scale, so high that the first gradients overflow."""
+    """Train on each rank in float32, but with fp16's loss scale, so high that the first gradients overflow."""
     from accelerate import Accelerator
 
     from launcher.engines import loss_scale
+    from launcher.engines.zero import Zero
+
+    apply = Zero.apply_gradient
+
+    def checked(self, lr):
+        before = [(flat.clone(), self.optimizer.state[flat][EMA].clone()) for flat in self._with_ema()]
+        applied = apply(self, lr)
+        for flat, (weights, ema) in zip(self._with_ema(), before):
+            assert (
+                torch.equal(flat, weights) != applied and torch.equal(self.optimizer.state[flat][EMA], ema) != applied
+            )
+            assert int(self.optimizer.state[flat]["step"]) == self.updates + applied
+        return applied
+
+    Zero._with_ema = lambda self: [f for f in self.partitions.flats if EMA in self.optimizer.state.get(f, {})]
+    Zero.apply_gradient = checked
 
     Accelerator.mixed_precision = property(lambda self: "fp16")
     loss_scale.LossScale.__init__.__defaults__ = (2.0**exponent, 0)

@@ -76,7 +76,7 @@ def measured_peaks(recipe, micro_batches: tuple[int, ...]) -> list[int]:
             *model.parameters(),
             *(p.grad for p in model.parameters()),
             *model.buffers(),
-            *engine.averaged_buffers.values(),
+            *engine.ema_buffers.values(),
             *state,
         ]
         there = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.runs.run_directory import RunDirectory
-from launcher.training.train import train
+from launcher.training.train import StartOptions, train
 from recipes.errors import UserError
 from tests.launcher.conftest import start_training
 
@@ -30,7 +30,7 @@ def holder(tmp_path):
 def test_a_second_training_in_the_same_directory_is_refused_until_the_first_is_gone(small_recipe, tmp_path, holder):
     recipe = small_recipe("schedule.epochs=1", "schedule.warmup_epochs=0")
     with pytest.raises(UserError, match=f"is being trained by process {holder.pid} on .*choose another --run-dir"):
-        train(recipe, tmp_path / "run", workers=0)
+        train(recipe, tmp_path / "run", StartOptions(workers=0))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]  # nothing was written
     holder.kill()
     holder.wait()

@@ -15,7 +15,7 @@ from launcher.checkpoints.writer import CheckpointWriter
 from launcher.cli.recipes import print_recipe
 from launcher.cut import cut_for_model
 from launcher.runs.run_directory import RunDirectory
-from launcher.training.train import train
+from launcher.training.train import StartOptions, train
 from models import batch_norm, stochastic_depth
 from models.build import build, scale_head
 from models.parameter_groups import parameter_groups
@@ -107,7 +107,7 @@ def test_a_recipe_of_each_kind_trains(name, changes, few_digits, tmp_path, monke
         pretrained = timm.create_model(recipe.model.name, num_classes=1000)
         save_file(pretrained.state_dict(), tmp_path / "pretrained.safetensors")
         recipe = load(name, [*changes, f"model.weights={tmp_path / 'pretrained.safetensors'}"])
-    assert train(recipe, tmp_path / "run", workers=0)
+    assert train(recipe, tmp_path / "run", StartOptions(workers=0))
     events = RunDirectory(tmp_path / "run").metrics.events()
     losses = [event["loss"] for event in events if event["event"] == "step"]
     assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)

@@ -1,4 +1,4 @@
-"""A run whose first steps run out of memory goes on with smaller micro-batches, on all processes, as if nothing had happened."""
+"""A run whose first steps run out of memory retries with smaller micro-batches on all ranks, and its curve stays the same."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from launcher.runs.run_directory import RunDirectory
-from launcher.training.train import train
+from launcher.training.train import StartOptions, train
 from recipes.errors import UserError
 from recipes.load import load
 from recipes.schema import Recipe
@@ -22,7 +22,7 @@ SHORT = ["batch.global=64", "batch.slices=4", "schedule.warmup_epochs=0"]
 
 
 def limit(images: int, of_rank: int, from_step: int = 0) -> None:
-    """Let the middle of the model run out of memory in one process, with more images at a time than that."""
+    """Let the middle of the model run out of memory on one rank, in a forward pass of more than so many images."""
     from launcher.engines.base import Engine
     from models.stochastic_depth import KeyedDropPath
 
@@ -42,7 +42,7 @@ def limit(images: int, of_rank: int, from_step: int = 0) -> None:
 
 
 def train_within_limit(recipe: Recipe, run: Path, micro_batch: int, **limits) -> None:
-    """In each process; leaves a digest of every image that went into a step, and where its gradients were."""
+    """Train on each rank; write a digest of every image that entered a step, and how many gradient buffers there were."""
     from launcher.training.loop import Training
 
     if limits:
@@ -86,14 +86,16 @@ def images_of(run: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("from_step", [0, 1])
 def test_all_processes_halve_together_and_do_the_step_again(recipe, undisturbed, tmp_path, from_step):
-    """Of 2 processes one runs out, in the first pass of all, or only once the optimizer has its state."""
+    """One of 2 ranks runs out of memory, in the very first pass or only once the optimizer has its state."""
     run = tmp_path / "run"
     Group(2, recipe(), run, train_within_limit, micro_batch=32, images=8, of_rank=1, from_step=from_step).finish()
     when = ["before the first step", "in step 1"][from_step]
     said = [line for line in (tmp_path / "run.log").read_text().splitlines() if line.startswith("out of memory")]
     assert said == [
-        f"out of memory {when} with micro-batch 32: goes on with 16, the result is the same (64 = 2 processes × 16 × 2 accumulation steps)",
-        f"out of memory {when} with micro-batch 16: goes on with 8, the result is the same (64 = 2 processes × 8 × 4 accumulation steps)",
+        f"out of memory {when} with micro-batch 32: retrying with 16, which gives the same result "
+        f"(64 = 2 processes × 16 × 2 accumulation steps)",
+        f"out of memory {when} with micro-batch 16: retrying with 8, which gives the same result "
+        f"(64 = 2 processes × 8 × 4 accumulation steps)",
     ]
     assert_same_curve(run, undisturbed, steps=STEPS)
     assert_same_state(run, undisturbed)
@@ -104,17 +106,17 @@ def test_all_processes_halve_together_and_do_the_step_again(recipe, undisturbed,
 
 @pytest.mark.slow
 def test_gradients_of_several_processes_are_in_memory_once(undisturbed):
-    """They stay in the buckets that are exchanged, through all micro-batches of all steps."""
+    """They stay in DDP's buckets through all micro-batches of all steps."""
     for rank in range(2):
         gradients, parameters = json.loads(undisturbed.with_name(f"undisturbed {rank}.json").read_text())[1:]
         assert gradients == parameters
 
 
 @pytest.mark.slow
-def test_shared_out_states_are_rehearsed_before_anything_is_exchanged(recipe, undisturbed, tmp_path):
+def test_under_zero_the_memory_probe_comes_before_any_communication(recipe, undisturbed, tmp_path):
     run = tmp_path / "run"
     Group(2, recipe("engine.zero=3"), run, train_within_limit, micro_batch=32, images=8, of_rank=1).finish()
-    assert "goes on with 8, the result is the same" in (tmp_path / "run.log").read_text()
+    assert "retrying with 8, which gives the same result" in (tmp_path / "run.log").read_text()
     assert_same_curve(run, undisturbed, steps=STEPS)
 
 
@@ -139,5 +141,5 @@ def test_where_a_micro_batch_cannot_be_smaller_the_error_names_what_helps(recipe
     monkeypatch.setattr(Engine, "update", Engine.update)
     limit(images=images, of_rank=0)
     with pytest.raises(UserError, match=part) as caught:
-        train(recipe(*changes), tmp_path / "run", micro_batch=micro_batch, workers=0)
+        train(recipe(*changes), tmp_path / "run", StartOptions(micro_batch=micro_batch, workers=0))
     assert "engine.checkpoint_activations=true" in str(caught.value) and "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import pytest
 from data.writing.sharding import shard
 from data.writing.verify import verify
 from launcher.runs.run_directory import RunDirectory
-from launcher.training.train import train
+from launcher.training.train import StartOptions, train
 from recipes.load import load
 from tests.launcher.conftest import SMALL
 
@@ -45,7 +45,7 @@ def test_from_the_archive_to_an_accuracy(part, tmp_path):
         "schedule.epochs=1",
         "schedule.warmup_epochs=0",
     ]
-    assert train(load("demo", [*SMALL, *changes]), tmp_path / "run", workers=1)
+    assert train(load("demo", [*SMALL, *changes]), tmp_path / "run", StartOptions(workers=1))
     events = RunDirectory(tmp_path / "run").metrics.events()
     steps = [event for event in events if event["event"] == "step"]
     assert len(steps) == len(shards.split("train")) // 64

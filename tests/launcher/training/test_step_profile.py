@@ -29,7 +29,7 @@ def test_a_profile_is_of_whole_micro_batches_and_ends_with_an_update(digits, tmp
         updates,
     )
     text = (tmp_path / "run" / "profile" / "profile.txt").read_text()
-    assert "of the time" in text and "a step has 4" in text and "aten::" in text
+    assert "of the time" in text and "a step has 4 micro-batches" in text and "aten::" in text
     assert f"profile of {micro_batches} micro-batches" in (tmp_path / "run.log").read_text()
 
 
@@ -74,7 +74,7 @@ def test_on_a_gpu_time_is_what_ran_there_and_not_what_the_process_did():
         (Shares(computing=1, optimizer=0, communication=0, data=3, idle=0), "waiting for data bounds this run, 75%"),
         (
             Shares(computing=7, optimizer=0, communication=0, data=3, idle=0),
-            "but 30% goes by waiting for data: more CPU cores",
+            "but 30% is spent waiting for data: more CPU cores",
         ),
         (Shares(computing=1, optimizer=0, communication=0, data=0, idle=3), "--micro-batch or engine.compile=true"),
     ],

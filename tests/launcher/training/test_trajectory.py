@@ -11,8 +11,8 @@ import torch
 
 from launcher.checkpoints import checkpoint
 from launcher.runs.run_directory import RunDirectory
-from launcher.training.loop import _StopRequest
-from launcher.training.train import train
+from launcher.training.stop_request import StopRequest
+from launcher.training.train import StartOptions, train
 from tests.launcher import comparison
 from tests.launcher.comparison import losses
 from tests.launcher.conftest import start_training, train_to_end
@@ -106,10 +106,10 @@ def test_the_cut_may_change_in_mid_run(digits, tmp_path, reference):
 
 def test_stopped_and_resumed_at_every_single_step_gives_the_same_bits(small_recipe, tmp_path, monkeypatch):
     recipe = small_recipe("schedule.epochs=1", "schedule.warmup_epochs=0")
-    assert train(recipe, tmp_path / "undisturbed", micro_batch=24, workers=0)
-    monkeypatch.setattr(_StopRequest, "wanted", property(lambda self: True, lambda self, value: None), raising=False)
+    assert train(recipe, tmp_path / "undisturbed", StartOptions(micro_batch=24, workers=0))
+    monkeypatch.setattr(StopRequest, "wanted", property(lambda self: True, lambda self, value: None), raising=False)
     for _ in range(22):
-        finished = train(recipe, tmp_path / "interrupted", micro_batch=24, workers=0)
+        finished = train(recipe, tmp_path / "interrupted", StartOptions(micro_batch=24, workers=0))
     assert finished
     assert losses(tmp_path / "interrupted") == losses(tmp_path / "undisturbed")
     assert_same_bits(tmp_path / "interrupted", tmp_path / "undisturbed")

@@ -1,10 +1,10 @@
-"""Unreadable photographs: a few are counted and replaced, too many stop the run and are named."""
+"""Unreadable images: a few are counted and replaced, too many stop the run and are named."""
 
 import pytest
 
 from data.reading.shards import ShardSet
 from launcher.runs.run_directory import RunDirectory
-from launcher.training.train import train
+from launcher.training.train import StartOptions, train
 from recipes.errors import UserError
 
 
@@ -33,14 +33,20 @@ ONE_EPOCH = ("schedule.epochs=1", "schedule.warmup_epochs=0")
 
 def test_too_many_stop_the_run_with_their_names(small_recipe, damaged, tmp_path):
     with pytest.raises(
-        UserError, match=r"photographs could not be read, more than .*run.unreadable=0.01.*\.jpg in train-000000.tar"
+        UserError, match=r"images could not be read, more than .*run.unreadable=0.01.*\.jpg in train-000000.tar"
     ) as caught:
-        train(small_recipe(*ONE_EPOCH, f"data.path={damaged}"), tmp_path / "run", workers=1)
+        train(small_recipe(*ONE_EPOCH, f"data.path={damaged}"), tmp_path / "run", StartOptions(workers=1))
     assert "\n" not in str(caught.value)
 
 
 def test_a_share_that_is_allowed_is_counted_step_by_step(small_recipe, damaged, tmp_path, capsys):
-    assert train(small_recipe(*ONE_EPOCH, f"data.path={damaged}", "run.unreadable=0.1"), tmp_path / "run", workers=0)
-    counted = [event["replaced"] for event in RunDirectory(tmp_path / "run").metrics.events() if event["event"] == "step"]
+    assert train(
+        small_recipe(*ONE_EPOCH, f"data.path={damaged}", "run.unreadable=0.1"),
+        tmp_path / "run",
+        StartOptions(workers=0),
+    )
+    counted = [
+        event["replaced"] for event in RunDirectory(tmp_path / "run").metrics.events() if event["event"] == "step"
+    ]
     assert len(counted) == 22 and 30 < sum(counted) < 90
-    assert f"{sum(counted)} unreadable photographs were replaced" in capsys.readouterr().out
+    assert f"{sum(counted)} unreadable images were replaced" in capsys.readouterr().out

@@ -1,0 +1,171 @@
+"""The parts of DeepSpeed outside its documented interface that this project depends on, all in this one file.
+
+DeepSpeed has no public way to read or write sharded state under the names of parameters. These classes read its
+optimizer objects instead: where each parameter's elements lie in a rank's flat tensors, and how parameters get other
+values for a while. `tests/launcher/engines/test_deepspeed_internals.py` names every attribute used here on real
+engines of each stage, so that an upgrade of DeepSpeed that moves one fails there.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from launcher.engines.base import swapped_in
+
+
+class FlatSlice(NamedTuple):
+    """A run of a parameter's elements that this rank holds.
+
+    Attributes:
+        name: of the parameter in the model.
+        parameter: as the model has it, which is empty under ZeRO-3 while it is not gathered.
+        start: the first of its elements, in row-major order.
+        length: how many elements there are.
+        offset: where they begin in the group's flat tensor.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    start: int
+    length: int
+    offset: int
+
+
+class Partitions(ABC):
+    """What one rank holds of the training state, group by group of the optimizer's parameters.
+
+    Attributes: flats: this rank's float32 weights, one flat tensor a group. They are the parameters that torch's
+        optimizer sees, so
+            its state holds tensors of the same layout.
+        slices: which elements of which parameters lie in each flat tensor, and where.
+    """
+
+    flats: list[Tensor]
+    slices: list[list[FlatSlice]]
+
+    def __init__(self, optimizer: Any):
+        self.optimizer = optimizer  # DeepSpeed's, which wraps torch's
+
+    def set_loss_scale(self, scale: float) -> None:
+        """Scale the loss of the following backward passes, and unscale the gradient at the update."""
+        self.optimizer.override_loss_scale(scale)
+
+    def in_memory(self, group: int, changed: bool = False) -> AbstractContextManager[None]:
+        """Inside, a group's flat tensor and its state are in memory; `changed` ones are stored again."""
+        return nullcontext()
+
+    @abstractmethod
+    def parameters_replaced(self, value_of: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        """Inside, the parameters have other values. All ranks enter and leave together.
+
+        Args:
+            value_of: returns the values for one of `flats`, in its layout.
+        """
+
+
+class ReplicatedParameters(Partitions):
+    """Stages 1 and 2: every rank has all parameters, and one run of each group's optimizer state."""
+
+    def __init__(self, optimizer: Any, names: dict[nn.Parameter, str], device: torch.device):
+        super().__init__(optimizer)
+        self.device = device
+        self.flats = optimizer.single_partition_of_fp32_groups
+        self.slices = [
+            [found for parameter in parameters if (found := _mapped_slice(parameter, names[parameter]))]
+            for parameters in optimizer.bit16_groups
+        ]
+
+    @contextmanager
+    def parameters_replaced(self, value_of: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        groups = self.optimizer.bit16_groups_flat  # float32 here, whatever the name says: precision comes from autocast
+        kept = [flat.clone() for flat in groups]
+        for own, parts in zip(self.flats, self.optimizer.parallel_partitioned_bit16_groups):
+            torch.distributed.all_gather(parts, value_of(own).to(self.device))  # `parts` are views of the group's flat
+        try:
+            yield
+        finally:
+            for flat, value in zip(groups, kept):
+                flat.copy_(value)
+
+
+def _mapped_slice(parameter: nn.Parameter, name: str) -> FlatSlice | None:
+    """Return the run of a parameter that lies in this rank's partition, None if there is none."""
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed sets it
+    if mapping is None:
+        return None
+    start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+    return FlatSlice(name, parameter, start, length, mapping.hp_fragment_address.start)
+
+
+class ShardedParameters(Partitions):
+    """Stage 3: every parameter is cut into runs of one length, the last one padded, and gathered for use."""
+
+    def __init__(self, optimizer: Any, names: dict[nn.Parameter, str], rank: int):
+        super().__init__(optimizer)
+        self.flats = optimizer.fp32_partitioned_groups_flat
+        self.slices = [
+            [found for parameter in parameters if (found := self._slice(parameter, names[parameter], rank))]
+            for parameters in optimizer.fp16_groups
+        ]
+
+    def _slice(self, parameter: Any, name: str, rank: int) -> FlatSlice | None:
+        _, offset, padded = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
+        start = min(rank * padded, parameter.ds_numel)
+        length = min(padded, parameter.ds_numel - start)
+        return FlatSlice(name, parameter, start, length, offset) if length else None
+
+    @contextmanager
+    def in_memory(self, group: int, changed: bool = False) -> Iterator[None]:
+        if not self._is_on_disk(group):
+            yield
+            return
+        self.optimizer._optimizer_states_and_gradient_swap_in(group)
+        yield
+        if changed:
+            self.optimizer._optimizer_states_and_gradient_swap_out(group)
+        else:
+            self.optimizer._release_swap_buffers(group)
+
+    @contextmanager
+    def parameters_replaced(self, value_of: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Replace this rank's shards; only the small parameters, which stay gathered, need communication."""
+        pairs = []
+        for group, flat in enumerate(self.flats):
+            with self.in_memory(group):
+                values = value_of(flat)
+                for found in self.slices[group]:
+                    shard: Any = found.parameter
+                    value = values[found.offset : found.offset + found.length]
+                    # The buffers of a group on a disk are used again for the next group.
+                    pairs.append((shard.ds_tensor[: found.length], value.clone() if self._is_on_disk(group) else value))
+        self.optimizer._partition_all_parameters()  # a gathered copy would hide the other values
+        with swapped_in(pairs):
+            self._gather_persistent()
+            try:
+                yield
+            finally:
+                self.optimizer._partition_all_parameters()
+        self._gather_persistent()
+
+    def _gather_persistent(self) -> None:
+        """Assemble the small parameters, which stage 3 keeps gathered on every rank, from their shards."""
+        if persistent := self.optimizer.persistent_parameters:
+            persistent[0].all_gather(persistent)
+
+    def _is_on_disk(self, group: int) -> bool:
+        return bool(self.optimizer._swappable_optimizer_subgroup(group))
+
+
+def skip_inference_extension(operators: Any) -> None:
+    """Tell `deepspeed.ops` that an extension is missing which only inference calls.
+
+    On a CPU, DeepSpeed compiles it when it is first imported: half a minute and a C++ compiler. DeepSpeed looks up no
+    other name in this dictionary, and making it here spares every process the search for compilers that would fill
+    it.
+    """
+    vars(operators).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False

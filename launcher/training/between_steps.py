@@ -1,0 +1,87 @@
+"""What happens between optimizer steps: evaluation and checkpoints."""
+
+from dataclasses import dataclass
+
+import torch
+
+from data.reading.shards import ShardSet
+from launcher.checkpoints.writer import CheckpointWriter
+from launcher.engines.base import Engine
+from launcher.evaluation.accuracy import evaluate
+from launcher.training.event_log import EventLog
+from launcher.training.progress import RunProgress
+from recipes.schedule import StepSchedule
+
+_LEAST_EVALUATED_AT_ONCE = (
+    32  # images; a forward pass alone needs far less memory than the smallest training micro-batch
+)
+
+
+@dataclass
+class BetweenSteps:
+    """Evaluates and saves when it is due. All ranks call every method together.
+
+    Attributes:
+        best_accuracy: the highest top-1 of all evaluations of the run so far, earlier starts included.
+    """
+
+    engine: Engine
+    schedule: StepSchedule
+    shards: ShardSet
+    writer: CheckpointWriter
+    log: EventLog
+    workers: int
+    best_accuracy: float = 0.0
+
+    def evaluate_if_due(self, step: int, micro_batch: int, progress: RunProgress) -> None:
+        """Evaluate after the epochs that the recipe names and at the end; save the best."""
+        if not self._evaluation_is_due(step):
+            return
+        engine, split, recipe = self.engine, self.shards.split("val"), self.engine.recipe
+        size = max(_LEAST_EVALUATED_AT_ONCE, micro_batch)
+        arguments = (engine.module, split, recipe, engine.accelerator, size, self.workers)
+        raw = evaluate(*arguments)
+        values = raw.to_dict() | {"ema_top1": None, "ema_top5": None}
+        line = f"epoch {step / self.schedule.steps_per_epoch:g}  top-1 {raw.top1:.2%}"
+        if recipe.ema.decay is not None:
+            with engine.averaged_weights():
+                averaged = evaluate(*arguments)
+            values |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
+            line += f"  EMA weights {averaged.top1:.2%}"
+        progress.say(f"{line}  ({raw.images:,} images)")
+        self.log.write("evaluation", step, **values)
+        accuracy = max(values["top1"], values["ema_top1"] or 0.0)
+        if accuracy > self.best_accuracy:
+            self.best_accuracy, self.writer.retention.best = accuracy, step
+            self.save(step)
+
+    def save_if_due(self, step: int) -> None:
+        """Save at every `run.save_every` steps, and at the steps whose checkpoints are kept for good."""
+        kept_every = self.writer.retention.every
+        if step % self.engine.recipe.run.save_every == 0 or (kept_every and step % kept_every == 0):
+            self.save(step)
+
+    def save(self, step: int) -> None:
+        """Start to write a checkpoint of the state after `step` finished steps, unless there is one already.
+
+        Raises:
+            UserError: the save before this one failed.
+        """
+        engine = self.engine
+        metadata = {"identity": engine.recipe.identity(), "dataset": self.shards.digest}
+        stall = self.writer.save(step, engine.state(), engine.scalars(), engine.shapes, metadata)
+        if stall is not None:
+            self.log.write("checkpoint", step, stall_seconds=round(stall, 4))
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        if "val" not in self.shards.splits or step == 0:
+            return False
+        steps_between = self.schedule.steps_per_epoch * self.engine.recipe.run.evaluate_every
+        if step % steps_between and step != self.schedule.total_steps:
+            return False
+        # A run killed during an evaluation has the step's checkpoint but no result: the next start makes up for it. The
+        # main process decides, because ranks that disagreed would wait for each other for ever.
+        done = torch.zeros(1, device=self.engine.accelerator.device)
+        if self.engine.is_main:
+            done += any(event["event"] == "evaluation" and event["step"] == step for event in self.log.metrics.recent())
+        return self.engine.sum(done).item() == 0

@@ -1,0 +1,58 @@
+"""What ``run.json`` and the event of a start say about a run: data set, model, schedule, versions, hardware."""
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from data.reading.shards import ShardSet
+from models.build import build
+from models.cost import multiply_adds
+from recipes.schedule import StepSchedule
+from recipes.schema import Recipe
+
+
+def describe_run(recipe: Recipe, shards: ShardSet, schedule: StepSchedule, model: nn.Module) -> dict[str, Any]:
+    """Return the contents of ``run.json``; later versions and the report read these keys."""
+    return {
+        "name": recipe.name,
+        "recipe": recipe.name,
+        "identity": recipe.identity(),
+        "dataset": {
+            "name": recipe.data.name,
+            "digest": shards.digest,
+            "train_images": len(shards.split("train")),
+            "val_images": len(shards.splits["val"]) if "val" in shards.splits else 0,
+            "classes": list(shards.classes),
+        },
+        "model": {
+            "name": recipe.model.name,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "multiply_adds": _multiply_adds(recipe, len(shards.classes)),
+        },
+        "steps_per_epoch": schedule.steps_per_epoch,
+        "total_steps": schedule.total_steps,
+        "versions": {name: version(name) for name in ("bigbatch", "torch", "timm", "accelerate")},
+    }
+
+
+def describe_hardware(accelerator: Accelerator) -> dict[str, str]:
+    """Return the device's name ("CPU", "NVIDIA H100 ...") and the precision of the forward pass."""
+    device = accelerator.device
+    precision = accelerator.mixed_precision
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "precision": "float32" if precision == "no" else precision,
+    }
+
+
+def _multiply_adds(recipe: Recipe, classes: int) -> int | None:
+    """Return the multiply-adds for one image; None for a model that cannot run on shapes alone."""
+    with torch.device("meta"):
+        model = build(recipe, classes)
+    try:
+        return multiply_adds(model, recipe.input.size)
+    except Exception:  # a model may do anything with a tensor without values, and no run should end for this number
+        return None

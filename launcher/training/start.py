@@ -1,0 +1,149 @@
+"""The state that a run starts from: its checkpoint, given weights or the seed, on an engine that fits into memory."""
+
+import warnings
+from importlib.util import find_spec
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from data.reading.shards import ShardSet
+from launcher.checkpoints.checkpoint import Checkpoint, latest_valid
+from launcher.cut import Cut, unit_of_cut
+from launcher.engines.base import Engine, load_model
+from launcher.engines.data_parallel import DataParallel
+from launcher.evaluation.saved_weights import load_weights
+from launcher.runs.run_directory import RunDirectory
+from launcher.training.fit_micro_batch import fit_micro_batch
+from models.build import checkpoint_activations, compile_blocks, scale_head
+from models.prepared import PreparedModel
+from recipes.errors import UserError
+from recipes.schema import Recipe
+
+
+def find_checkpoint(accelerator: Accelerator, run: RunDirectory, recipe: Recipe, shards: ShardSet) -> Checkpoint | None:
+    """Return the newest valid checkpoint of the run, the same on every rank; None for a run that has none yet.
+
+    Only the main process reads and verifies the files: checksums of a large model take minutes of a shared disk.
+
+    Raises: UserError: on every rank, if the checkpoint belongs to another recipe or other shards, or if there was a
+        checkpoint
+            and none is left that can be used.
+    """
+    found, problem = None, None
+    if accelerator.is_main_process:
+        try:
+            found = _newest_of(accelerator, run, recipe, shards)
+        except UserError as error:
+            problem = str(error)
+    found, problem = broadcast_object_list([found, problem])
+    if problem:  # raised by all: the other ranks would wait for the main one for ever
+        raise UserError(problem)
+    return found
+
+
+def _newest_of(accelerator: Accelerator, run: RunDirectory, recipe: Recipe, shards: ShardSet) -> Checkpoint | None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = latest_valid(run.checkpoints)
+    for warning in caught:
+        accelerator.print(f"warning: {warning.message}")
+    if found:
+        _check_belongs_to(found, recipe, shards)
+    else:
+        _check_nothing_is_lost(accelerator, run)
+    return found
+
+
+def _check_nothing_is_lost(accelerator: Accelerator, run: RunDirectory) -> None:
+    """Refuse to start a run over whose checkpoints are gone. One that was never saved starts over, and says so.
+
+    The event of a save is written when the save begins. So one such event may be of a save that was killed. A second
+    one, the end of a run, or a start that resumed is proof of a complete checkpoint.
+
+    Raises:
+        UserError: the run had a checkpoint.
+    """
+    events = run.metrics.events()
+    saves = {event["step"] for event in events if event["event"] == "checkpoint"}
+    ended = any(event["event"] in ("finish", "stop") for event in events)
+    resumed = any(event["event"] == "start" and event["step"] > 0 for event in events)
+    if len(saves) > 1 or ended or resumed or (saves and not run.checkpoints.is_dir()):
+        raise UserError(
+            f"the checkpoints in {run.checkpoints} are gone, but the run was saved before: restore them from a backup, "
+            f"or start anew with another --run-dir or after removing {run.path}"
+        )
+    steps = max((event["step"] for event in events), default=0)
+    if steps:
+        accelerator.print(f"the {steps} steps in {run.path} were never saved: training starts over at step 0")
+
+
+def _check_belongs_to(checkpoint: Checkpoint, recipe: Recipe, shards: ShardSet) -> None:
+    """Refuse a checkpoint of another recipe or of other shards, also where ``recipe.yaml`` and ``run.json`` are lost.
+
+    Raises:
+        UserError: the checkpoint's identity or digest differs.
+    """
+    for key, ours, what in (("identity", recipe.identity(), "recipe"), ("dataset", shards.digest, "data set")):
+        if checkpoint.metadata[key] != ours:
+            raise UserError(
+                f"checkpoint {checkpoint.path} was written by a run with another {what}, so training cannot resume "
+                f"from it: give the {what} of that run, or choose another --run-dir"
+            )
+
+
+def start_engine(
+    recipe: Recipe, model: PreparedModel, accelerator: Accelerator, cut: Cut, checkpoint: Checkpoint | None
+) -> tuple[Engine, Cut]:
+    """Return the engine with the state to train from, and the cut, with a smaller micro-batch where memory is short.
+
+    Args:
+        recipe: with its engine chosen.
+        checkpoint: what to resume from; None: begin with `model.weights` or the seed's weights.
+
+    Raises:
+        UserError: no micro-batch fits, the given weights do not fit the model, or DeepSpeed is missing.
+    """
+    if recipe.engine.checkpoint_activations:
+        checkpoint_activations(model.module)
+    saved = checkpoint.reader() if checkpoint else None
+    if saved:
+        load_model(model.module, saved)
+    else:
+        _load_given_weights(model.module, recipe, accelerator)
+    # A single process without ZeRO needs no memory probe: the training loop catches the error and retries.
+    if accelerator.num_processes > 1 or recipe.engine.zero:
+        statistics_size = unit_of_cut(recipe, model.has_batch_norm)
+        cut = fit_micro_batch(recipe, model.module, model.drop_path, accelerator, cut, statistics_size)
+    if recipe.engine.compile:
+        compile_blocks(model.module)  # after the probe, which would otherwise compile for micro-batches that do not fit
+    engine = make_engine(recipe, model.module, accelerator, cut)
+    if saved:
+        engine.load_state(saved)
+    return engine, cut
+
+
+def make_engine(recipe: Recipe, model: nn.Module, accelerator: Accelerator, cut: Cut) -> Engine:
+    """Return the recipe's engine: plain data parallelism, or ZeRO where `engine.zero` names a stage.
+
+    Raises:
+        UserError: ZeRO is asked for and DeepSpeed is not installed.
+    """
+    if recipe.engine.zero == 0:
+        return DataParallel(recipe, model, accelerator)
+    if find_spec("deepspeed") is None:
+        raise UserError(
+            f"engine.zero={recipe.engine.zero} needs DeepSpeed, which is not installed here and is available on Linux "
+            f"only: use engine.zero=0"
+        )
+    from launcher.engines.zero import Zero  # only here: importing DeepSpeed takes seconds
+
+    return Zero(recipe, model, accelerator, cut)
+
+
+def _load_given_weights(model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> None:
+    if recipe.model.weights:
+        for note in load_weights(model, recipe, accelerator.print):
+            accelerator.print(f"weights: {note}")
+    if recipe.model.head_init_scale is not None:
+        scale_head(model, recipe.model.head_init_scale)

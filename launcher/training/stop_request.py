@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM: the run stops after the current step and saves."""
+
+import signal
+from types import FrameType
+
+from launcher.training.progress import RunProgress
+
+
+class StopRequest:
+    """Inside, Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once, without saving.
+
+    Attributes:
+        wanted: this process was asked to stop.
+        agreed: some process was asked, and all ranks know it and stop at the same step. The training loop sets this.
+    """
+
+    def __init__(self, progress: RunProgress):
+        self.progress = progress
+        self.wanted = False
+        self.agreed = False
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self.wanted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.wanted = True
+        self.progress.say("stopping after this step, then saving; Ctrl-C again stops at once")
