@@ -112,4 +112,10 @@ def test_a_run_that_was_never_saved_starts_over_and_says_so(stopped, small_recip
     (run / "checkpoints" / "step-00000002").rename(run / "checkpoints" / ".step-00000002-killed")
     Group(1, small_recipe(), run, train_until, step=1).finish()
     assert "were never saved: training starts over at step 0" in run.with_name("run.log").read_text()
-    assert [event["event"] for event in RunDirectory(run).metrics.events()] == ["start", "step", "checkpoint", "stop"]
+    assert [event["event"] for event in RunDirectory(run).metrics.events()] == [
+        "start",
+        "start",
+        "step",
+        "checkpoint",
+        "stop",
+    ]
