@@ -1,7 +1,8 @@
-"""How the recipe's global batch is cut: processes × micro-batch × accumulation steps, padded where that does not divide.
+"""How a recipe's global batch is cut: processes × micro-batch × accumulation steps, padded where that does not divide.
 
-Process ``r`` takes the positions from ``r * share`` to ``(r + 1) * share`` of the global batch, in micro-batches of
-consecutive positions. Positions beyond the batch have weight zero: the loss stays the sum over the recipe's batch.
+Rank ``r`` takes the positions from ``r * share`` to ``(r + 1) * share`` of the global batch, in micro-batches of
+consecutive positions. Positions beyond the batch have weight zero, so the loss stays the mean over the recipe's
+batch.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
-LARGEST_UNPLANNED = 64  # images at a time, where neither the user nor a plan names a number
+LARGEST_UNPLANNED = 64  # images in a micro-batch where neither the user nor a plan gives a number
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,16 @@ class Cut:
 
     @property
     def share(self) -> int:
-        """Positions per process, padding included."""
+        """Positions of the global batch per rank, padding included."""
         return self.micro_batch * self.accumulation
 
     @property
     def padding(self) -> int:
+        """Positions of all ranks beyond the global batch."""
         return self.world_size * self.share - self.global_batch
 
     def first_position(self, rank: int) -> int:
+        """Return the first position of a rank in the global batch."""
         return rank * self.share
 
     def __str__(self) -> str:
@@ -43,31 +46,31 @@ class Cut:
 def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest: int, statistics_size: int = 1) -> Cut:
     """Cut the recipe's batch over `world_size` processes.
 
-    Args:
-        micro_batch: images per forward pass; None: as few accumulation steps as `largest` allows, then the least padding.
-        statistics_size: a micro-batch must hold a whole number of these (BatchNorm's statistics batch; 1 without).
+    Args: micro_batch: images per forward pass; None: as few accumulation steps as `largest` allows, then the least
+        padding. largest: images per forward pass that are not exceeded where `micro_batch` is None. statistics_size:
+        the number of images of which a micro-batch must hold a multiple (`unit_of_cut`).
 
     Raises:
-        UserError: no cut, or not the one asked for, is possible.
+        UserError: this cut is impossible; the message names the possible numbers.
     """
     batch = recipe.batch.global_
     parts = batch // statistics_size
-    what = "images" if statistics_size == 1 else f"statistics batches of {statistics_size}"
+    unit = "images" if statistics_size == 1 else f"statistics batches of {statistics_size}"
     if world_size > parts:
         raise UserError(
-            f"a global batch of {batch} has {parts} {what}, too few for {world_size} processes: start at most {parts}"
+            f"a global batch of {batch} has {parts} {unit}, too few for {world_size} processes: start at most {parts}"
         )
     share = -(-parts // world_size) * statistics_size
     if micro_batch is not None:
         if micro_batch < 1 or micro_batch > share:
             raise UserError(
-                f"--micro-batch {micro_batch} is impossible: each of {world_size} processes has {share} of the {batch} images of a step; "
-                f"use 1 to {share}"
+                f"--micro-batch {micro_batch} is impossible: each of {world_size} processes has {share} of the {batch} "
+                f"images of a step; use 1 to {share}"
             )
         if micro_batch % statistics_size:
             raise UserError(
-                f"--micro-batch {micro_batch} would change what BatchNorm computes: it must hold whole statistics batches; "
-                f"use a multiple of {statistics_size} (batch.statistics)"
+                f"--micro-batch {micro_batch} would change what BatchNorm computes: it must hold whole statistics "
+                f"batches; use a multiple of {statistics_size} (batch.statistics)"
             )
     else:
         units, largest_units = share // statistics_size, max(1, largest // statistics_size)
@@ -77,21 +80,21 @@ def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest:
 
 
 def smaller_cut(recipe: Recipe, cut: Cut, statistics_size: int) -> Cut | None:
-    """The cut with at most half the images at a time; None where a micro-batch cannot hold fewer."""
+    """Return the cut with at most half the micro-batch, or None if a micro-batch cannot be smaller."""
     if cut.micro_batch <= statistics_size:
         return None
     return cut_batch(recipe, cut.world_size, None, cut.micro_batch // 2, statistics_size)
 
 
 def unit_of_cut(recipe: Recipe, has_batch_norm: bool) -> int:
-    """Images of which a micro-batch holds a whole number: BatchNorm's statistics batch, or one."""
+    """Return the number of images of which a micro-batch must hold a multiple: BatchNorm's statistics batch, or 1."""
     return recipe.batch.statistics_size if has_batch_norm else 1
 
 
 def cut_for_model(recipe: Recipe, world_size: int, micro_batch: int | None, has_batch_norm: bool) -> Cut:
-    """Cut the recipe's batch as a model can take it: one with BatchNorm layers needs whole statistics batches.
+    """Cut the recipe's batch for a model: one with BatchNorm layers needs whole statistics batches.
 
     Raises:
-        UserError: as `cut_batch`.
+        UserError: as in `cut_batch`.
     """
     return cut_batch(recipe, world_size, micro_batch, LARGEST_UNPLANNED, unit_of_cut(recipe, has_batch_norm))

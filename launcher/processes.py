@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from types import FrameType
 
 _ROOT = str(Path(__file__).parents[1])  # the folder of our packages, which need not be installed
 _GRACE = 10.0  # seconds that the other processes have to end by themselves after one has failed
+_PARENT = "BIGBATCH_PARENT"  # environment variable with the process id of the parent of `run_processes`
+_WATCH_EVERY = 1.0  # seconds between two looks of a rank at whether its parent is alive
 
 
 def option_arguments(options: Mapping[str, object]) -> list[str]:
@@ -27,7 +30,8 @@ def option_arguments(options: Mapping[str, object]) -> list[str]:
 def run_processes(module: str, arguments: list[str], count: int) -> int:
     """Run ``python -m module arguments`` in `count` ranks; return the exit code of the first that fails, or 0.
 
-    Ctrl-C and SIGTERM reach the ranks, which handle them. When one rank fails, the others are ended.
+    Ctrl-C and SIGTERM reach the ranks, which handle them. When one rank fails, the others are ended. A rank that was
+    killed is named on stderr, and its exit code is 128 plus the signal's number, as in a shell.
     """
     threads = max(1, (os.cpu_count() or 1) // count)
     shared = {
@@ -36,6 +40,7 @@ def run_processes(module: str, arguments: list[str], count: int) -> int:
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")])),
+        _PARENT: str(os.getpid()),
     }
     processes = []
     for rank in range(count):
@@ -46,7 +51,11 @@ def run_processes(module: str, arguments: list[str], count: int) -> int:
         # forbids it.
         processes.append(subprocess.Popen([sys.executable, "-P", "-m", module, *arguments], env=environment))
 
+    forwarded = False
+
     def forward(number: int, _frame: FrameType | None) -> None:
+        nonlocal forwarded
+        forwarded = True
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -57,7 +66,10 @@ def run_processes(module: str, arguments: list[str], count: int) -> int:
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
     }
     try:
-        return _wait(processes)
+        rank, code = _wait(processes)
+        if code < 0 and not forwarded:
+            print(f"error: {_death_of(rank, -code)}", file=sys.stderr)
+        return code if code >= 0 else 128 - code
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -67,18 +79,50 @@ def run_processes(module: str, arguments: list[str], count: int) -> int:
                 process.wait()
 
 
-def _wait(processes: list[subprocess.Popen]) -> int:
-    """Wait until all processes have ended, or `_GRACE` seconds after the first failure; return its exit code, or 0."""
-    failure, deadline = 0, None
-    while any(process.poll() is None for process in processes):
-        if not failure:
-            failure = next((process.returncode for process in processes if process.poll()), 0)
-        if failure and deadline is None:
-            deadline = time.monotonic() + _GRACE
-        if deadline and time.monotonic() > deadline:
-            break
+def _wait(processes: list[subprocess.Popen[bytes]]) -> tuple[int, int]:
+    """Wait until all processes have ended, or `_GRACE` seconds after the first failure.
+
+    Returns rank and exit code of the first failure, or (0, 0). The code of a rank that was killed is minus the signal.
+    """
+    failure, deadline = (0, 0), float("inf")
+    while True:
+        running = any(process.poll() is None for process in processes)
+        failures = [(rank, process.returncode) for rank, process in enumerate(processes) if process.returncode]
+        if failures and not failure[1]:
+            # Where several ended since the last look, the others lost the connection to the one that was killed.
+            failure, deadline = min(failures, key=lambda found: found[1]), time.monotonic() + _GRACE
+        if not running or time.monotonic() > deadline:
+            return failure
         time.sleep(0.05)
-    return failure or next((process.returncode for process in processes if process.poll()), 0)
+
+
+def _death_of(rank: int, number: int) -> str:
+    """Return a sentence about a rank that a signal ended."""
+    name = signal.Signals(number).name if number in set(signal.Signals) else "an unknown signal"
+    sentence = f"rank {rank} was killed by signal {number} ({name})"
+    if number == signal.SIGKILL:
+        sentence += (
+            ", most often because the machine ran out of memory: resume with the same command and fewer --workers, a "
+            "smaller --micro-batch or fewer --procs"
+        )
+    return sentence
+
+
+def stop_with_parent() -> None:
+    """Let this rank stop when the parent that started it with `run_processes` is gone, even after a `kill -9`.
+
+    The rank then gets SIGTERM, so it saves after its current step, and its loader processes end with it. Ranks of other
+    launchers are not watched: these have their own ways.
+    """
+    if _PARENT in os.environ:
+        threading.Thread(target=_watch, args=(int(os.environ[_PARENT]),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    # Polled, because a signal at the parent's death (PR_SET_PDEATHSIG) exists on Linux only, and only for its thread.
+    while os.getppid() == parent:
+        time.sleep(_WATCH_EVERY)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""The shards of a recipe: opened, and checked against what the recipe says of them."""
+"""The shards of a recipe, opened and checked against the recipe."""
 
 from pathlib import Path
 
@@ -9,28 +9,33 @@ from recipes.schema import Recipe
 
 
 def open_shards(recipe: Recipe, copy: Path | None = None) -> ShardSet:
-    """Open the recipe's shards, or a copy of them.
+    """Return the recipe's shards, or a copy of them, after a check of sampled checksums.
 
     Raises:
-        UserError: no path is named, there are none, they changed, or they have another number of classes.
+        UserError: the recipe names no shards, or they are missing, changed, or of another number of classes.
     """
     check_names_shards(recipe)
+    assert recipe.data.path is not None
     shards = ShardSet.open(copy or recipe.data.path, recipe.data.cache, int(recipe.data.cache_gib * 2**30))
     if recipe.data.classes not in (None, len(shards.classes)):
         raise UserError(
-            f"{recipe.data.path} has {len(shards.classes)} classes and recipe {recipe.name} is for {recipe.data.classes}: "
-            f"other shards, or data.classes={len(shards.classes)}"
+            f"{recipe.data.path} has {len(shards.classes)} classes and recipe {recipe.name} is for "
+            f"{recipe.data.classes}: give other shards, or data.classes={len(shards.classes)}"
         )
     world = this_process()
     try:
-        shards.check_sampled_checksums(world.rank, world.size)  # together the processes look at every shard once
+        shards.check_sampled_checksums(world.rank, world.size)  # each rank checks other shards
     except UserError as error:
         raise UserError(str(error) if world.is_main else f"[rank {world.rank}] {error}") from None
     return shards
 
 
 def check_names_shards(recipe: Recipe) -> None:
-    """Raises UserError where the recipe leaves its shards open."""
+    """Check that the recipe says where its shards are.
+
+    Raises:
+        UserError: it does not.
+    """
     if recipe.data.path is None:
         raise UserError(
             f"recipe {recipe.name} names no shards: add --data FOLDER, a folder made by `bigbatch shard SOURCE FOLDER`"

@@ -1,4 +1,4 @@
-"""This process's place among those that a launcher started.
+"""The rank of this process and the world size, from the environment variables that a launcher sets.
 
 torchrun, accelerate, deepspeed, `bigbatch train --procs` and our jobs on SLURM all set the same variables.
 """
@@ -12,7 +12,7 @@ from recipes.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """One process's place.
+    """One process's place among the processes of a run.
 
     Attributes:
         rank: number of this process among all, from 0.
@@ -34,12 +34,17 @@ class World:
 
 
 def this_process(environment: Mapping[str, str] = os.environ) -> World:
-    """Return this process's place, known before the processes have met.
+    """Return this process's place. It is known before the processes connect to each other.
 
     Raises:
         UserError: the variables contradict each other, or one of them is not a number.
     """
     if "WORLD_SIZE" not in environment:
+        if "RANK" in environment:  # a misspelt WORLD_SIZE: every process would train alone
+            raise UserError(
+                "RANK is set but WORLD_SIZE is not: let torchrun, accelerate or `bigbatch train --procs` set both, or "
+                "unset RANK"
+            )
         return World()
     size = _number(environment, "WORLD_SIZE", None)
     rank = _number(environment, "RANK", 0 if size == 1 else None)
@@ -48,13 +53,14 @@ def this_process(environment: Mapping[str, str] = os.environ) -> World:
     local_rank = _number(environment, "LOCAL_RANK", rank % max(1, local_size))
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
         raise UserError(
-            f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank} and LOCAL_WORLD_SIZE={local_size} contradict each other: "
-            f"let torchrun, accelerate or `bigbatch train --procs` set them, or unset all four"
+            f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank} and LOCAL_WORLD_SIZE={local_size} contradict "
+            f"each other: let torchrun, accelerate or `bigbatch train --procs` set them, or unset all four"
         )
     return World(rank, size, local_rank, local_size, is_launched=True)
 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None) -> int:
+    """Return the variable as a number; `default` where it is not set, unless that is None."""
     text = environment.get(name)
     if text is None and default is not None:
         return default

@@ -166,7 +166,7 @@ class Training:
             loss, stops, replaced_on_all = agreed.tolist()
         loss /= self.recipe.batch.global_
         if not math.isfinite(loss):
-            raise _not_finite_error(loss, step)
+            raise self._not_finite_error(loss, step, was_updated)
         self.fits |= was_updated
         self.unreadable.add_step(replaced, int(replaced_on_all), progress)
         seconds = time.perf_counter() - started
@@ -189,6 +189,23 @@ class Training:
             self.model.bn_stats.add(batch.real // self.recipe.batch.statistics_size)
         return losses.detach().double().sum()
 
+    def _not_finite_error(self, loss: float, step: int, was_updated: bool) -> UserError:
+        """Return the error for a loss that is NaN or infinite, with what most likely helps."""
+        if was_updated:
+            return UserError(
+                f"the loss of step {step} is {loss}: nothing is saved from there on; a lower optimizer.lr, a longer "
+                f"warm-up or optimizer.clip_grad=1 usually helps"
+            )
+        checks = [f"whether the images are intact (`bigbatch verify {self.shards.root}`)"]
+        if self.recipe.model.weights:
+            checks.insert(0, f"whether all values in {self.recipe.model.weights} are finite")
+        if self.recipe.engine.precision == "fp16":
+            checks.insert(0, "whether engine.precision=bf16 or float32 helps, because fp16 overflows easily")
+        return UserError(
+            f"the loss of step {step} is {loss} before the first update of the weights, so the learning rate is not "
+            f"the cause: check {', and '.join(checks)}"
+        )
+
     def _report_step(
         self, step: int, loss: float, lr: float, seconds: float, waited: float, replaced: int, progress: RunProgress
     ) -> None:
@@ -204,10 +221,3 @@ class Training:
             replaced=replaced,
         )
         progress.step(step, step / self.schedule.steps_per_epoch, loss, lr, speed, wait)
-
-
-def _not_finite_error(loss: float, step: int) -> UserError:
-    return UserError(
-        f"the loss of step {step} is {loss}: nothing is saved from there on; a lower optimizer.lr, a longer warm-up or "
-        f"optimizer.clip_grad=1 usually helps"
-    )

@@ -1,7 +1,7 @@
-"""Real training processes that start fast: forked from a server that has imported everything, so that a test can have hundreds.
+"""Real training processes that start fast: forked from a server that has imported everything.
 
-What runs in them is `launcher.training.train.train`, with the environment that a launcher sets. `bigbatch train`, torchrun and
-accelerate themselves are tested in `test_trajectory`.
+So a test can have hundreds of them. What runs in them is `launcher.training.train.train`, with the environment that a
+launcher sets. `bigbatch train`, torchrun and accelerate themselves are tested in `test_trajectory`.
 """
 
 import multiprocessing
@@ -43,7 +43,7 @@ class Group:
             process.start()
 
     def wait(self, seconds: float = 240) -> int:
-        """Return the first exit code that is not 0, negative for a signal; when one process fails, the others are killed."""
+        """Return the first exit code that is not 0 (negative: a signal); when one process fails, kill the others."""
         deadline = time.monotonic() + seconds
         while any(process.is_alive() for process in self.processes):
             failed = [process.exitcode for process in self.processes if process.exitcode]

@@ -112,7 +112,7 @@ def test_batch_norm_models_have_the_same_statistics_at_every_stage(digits, tmp_p
 
 
 def _async_io_is_compiled() -> bool:
-    """Return whether this environment's DeepSpeed has it: all environments of a user share the folder, and each compiles."""
+    """Return whether this environment's DeepSpeed has it; environments of a user share the folder of extensions."""
     package = Path(find_spec("deepspeed").origin).parent
     for library in Path(get_default_build_root()).glob("**/async_io.so"):
         rules = library.with_name("build.ninja")
@@ -124,9 +124,7 @@ def _async_io_is_compiled() -> bool:
 def test_state_on_a_disk_is_the_same_run_and_is_saved_and_continued(digits, tmp_path):
     """DeepSpeed's async_io reads and writes moments and EMA; it takes minutes to compile when first used."""
     if not _async_io_is_compiled():
-        pytest.skip(
-            "needs DeepSpeed's async_io: apt-get install libaio-dev, then run once with engine.offload=nvme to compile it"
-        )
+        pytest.skip("needs DeepSpeed's async_io: apt-get install libaio-dev, then run once with engine.offload=nvme")
     changes = [
         "model.name=convnext_atto",
         "batch.global=32",

@@ -99,7 +99,7 @@ SMALL = [
     ],
 )
 def test_a_recipe_of_each_kind_trains(name, changes, few_digits, tmp_path, monkeypatch):
-    """Two steps of the whole recipe at 32 pixels and an evaluation. What is saved is tested elsewhere, and slow here."""
+    """Two steps of the whole recipe at 32 pixels and an evaluation. Saving is tested elsewhere, and slow here."""
     monkeypatch.setattr(CheckpointWriter, "save", lambda *_: 0.0)
     changes = [*SMALL, *changes, f"data.path={few_digits}"]
     recipe = load(name, changes)

@@ -1,4 +1,4 @@
-"""Inside the accumulation no process asks its device for a value: on a GPU every such question stops the work ahead."""
+"""During accumulation no rank asks its device for a value: on a GPU each such question makes the host wait."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from recipes.schema import Recipe
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import Group, train_until
 
-# What makes the host wait for a GPU: reading a number, a shape that depends on values, a copy from memory that is not pinned.
+# What makes the host wait for a GPU: reading a number, or a shape that depends on values.
 QUESTIONS = {
     "aten::_local_scalar_dense",
     "aten::nonzero",

@@ -1,4 +1,4 @@
-"""A run whose first steps run out of memory retries with smaller micro-batches on all ranks, and its curve stays the same."""
+"""A run that is out of memory in its first steps retries with smaller micro-batches, and has the same curve."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def limit(images: int, of_rank: int, from_step: int = 0) -> None:
 
 
 def train_within_limit(recipe: Recipe, run: Path, micro_batch: int, **limits) -> None:
-    """Train on each rank; write a digest of every image that entered a step, and how many gradient buffers there were."""
+    """Train on each rank; write a digest of every image of a step, and the number of gradient buffers."""
     from launcher.training.loop import Training
 
     if limits:

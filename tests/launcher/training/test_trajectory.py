@@ -7,12 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from launcher.checkpoints import checkpoint
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.stop_request import StopRequest
 from launcher.training.train import StartOptions, train
+from recipes.errors import UserError
 from tests.launcher import comparison
 from tests.launcher.comparison import losses
 from tests.launcher.conftest import start_training, train_to_end
@@ -87,7 +90,7 @@ def test_every_launcher_starts_the_same_program(digits, tmp_path, reference, lau
 
 
 def test_the_cut_may_change_in_mid_run(digits, tmp_path, reference):
-    """Starts on 3 processes, goes on with 1, then 2: a checkpoint belongs to the run, not to the cut."""
+    """Starts on 3 processes, resumes with 1, then 2: a checkpoint belongs to the run, not to the cut."""
     run = tmp_path / "run"
     for arguments, stop_at in ((["--procs", "3", "--micro-batch", "16"], 5), (["--micro-batch", "32"], 12)):
         process = start_training(digits, run, *THIRTY_STEPS, "run.save_every=2", *arguments)
@@ -174,7 +177,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(digits, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_all_processes_and_nothing_is_saved_of_it(digits, tmp_path):
-    """The loss is looked at after the update, so that no GPU waits for the question; what the update did is never written down."""
+    """The loss is read after the update, so that no GPU waits for it; the update's result is never saved."""
     changes = ["optimizer.lr=1e30", "schedule.warmup_epochs=0", "run.save_every=1"]
     process = start_training(digits, tmp_path / "run", "--procs", "2", *changes)
     output, _ = process.communicate(timeout=120)
@@ -195,3 +198,16 @@ def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> No
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
+
+
+def test_a_loss_that_is_not_finite_before_any_update_is_not_blamed_on_the_learning_rate(small_recipe, tmp_path):
+    """The first loss depends on weights and images alone."""
+    recipe = small_recipe("schedule.epochs=1", "schedule.warmup_epochs=0")
+    weights = timm.create_model(recipe.model.name, num_classes=10, in_chans=3).state_dict()
+    weights["stem.0.weight"].fill_(float("nan"))
+    save_file(weights, tmp_path / "weights.safetensors")
+    with pytest.raises(
+        UserError, match="before the first update .*weights.safetensors are finite.*bigbatch verify"
+    ) as caught:
+        train(small_recipe(f"model.weights={tmp_path}/weights.safetensors"), tmp_path / "run", StartOptions(workers=0))
+    assert "optimizer.lr" not in str(caught.value) and "\n" not in str(caught.value)
