@@ -82,3 +82,13 @@ def test_batch_norm_models_are_fed_the_same_too(small_recipe):
     recipe = small_recipe("model.name=test_resnet", "model.layer_scale=null")
     one = list(fingerprints(recipe, STEPS, 1, 64, 0))
     assert list(fingerprints(recipe, STEPS, 3, 16, 1)) == one
+
+
+def test_models_with_dropout_are_given_the_same_keys_at_any_cut(small_recipe, monkeypatch):
+    recipe = small_recipe("model.name=legacy_seresnet18", "model.layer_scale=null", "model.drop_path=0")
+    one = list(fingerprints(recipe, STEPS, 1, 64, 0))
+    assert list(fingerprints(recipe, STEPS, 3, 16, 0)) == one
+    monkeypatch.setattr(
+        models.stochastic_depth, "random_key", lambda seed, what, *numbers: random_key(seed, what, *numbers) ^ 1
+    )
+    assert all(ours != expected for (_, ours), (_, expected) in zip(fingerprints(recipe, STEPS, 1, 64, 0), one))
