@@ -4,6 +4,7 @@ bigbatch train RECIPE                      starts it once per GPU
 accelerate launch -m launcher.train RECIPE
 torchrun -m launcher.train RECIPE
 deepspeed --module launcher.train RECIPE
+srun bigbatch train RECIPE                 in an allocation of SLURM, with one task per GPU
 """
 
 import sys

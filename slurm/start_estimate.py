@@ -9,7 +9,7 @@ from pathlib import Path
 from slurm.commands import clean_environment, reason_of
 
 _STARTS = re.compile(r"to start at (\S+)")
-_NO_ESTIMATE = timedelta(days=366)  # SLURM names a date far away where a running job has no time limit
+_NO_ESTIMATE = timedelta(days=360)  # SLURM counts a running job without a time limit as a year
 
 
 def estimated_start(script: str) -> datetime | str:
@@ -24,7 +24,7 @@ def estimated_start(script: str) -> datetime | str:
             return "SLURM did not answer"
     match = _STARTS.search(done.stderr)
     if match is None:
-        return reason_of(done.stderr) or "SLURM gives no estimate"
+        return reason_of(done.stderr).removeprefix("allocation failure: ") or "SLURM gives no estimate"
     start = datetime.fromisoformat(match[1])
     return (
         start if start - datetime.now() < _NO_ESTIMATE else "SLURM gives no estimate: running jobs have no time limit"

@@ -4,6 +4,7 @@ The end of another rank is no mistake of the user, so the ranks that lose their 
 cluster, a job with that code starts again.
 """
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -48,6 +49,7 @@ def run_app(app: typer.Typer) -> None:
 
 def _is_main_process() -> bool:
     try:
-        return this_process().is_main
+        # An srun whose variables are the mistake has numbered its tasks all the same.
+        return this_process().is_main and os.environ.get("SLURM_PROCID", "0") == "0"
     except UserError:  # the mistake is in the variables that give the rank
         return True

@@ -1,5 +1,6 @@
 """The commands that train: train, and fingerprint, which shows that two cuts train on the same inputs."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -57,6 +58,10 @@ def train(
     from launcher.recipe_shards import check_names_shards
 
     check_names_shards(resolved)  # before torch is imported, which takes seconds
+    if "SLURM_STEP_NUM_TASKS" in os.environ:  # `srun bigbatch train`: SLURM is the launcher
+        from slurm.srun_step import step_variables
+
+        os.environ.update(step_variables(os.environ))
     if _processes_to_start(procs) > 1:
         from launcher.processes import option_arguments, run_processes
 

@@ -2,6 +2,7 @@
 
 import re
 import statistics
+from datetime import timedelta
 
 from launcher.jobs.planned_runs import PlannedRun, SubmitOptions
 from launcher.jobs.submit_checks import choices_by_nodes
@@ -13,9 +14,11 @@ from recipes.schedule import StepSchedule
 from slurm.batch_script import batch_script
 from slurm.cluster import LOCAL, Cluster
 from slurm.job import Resources, show_minutes
+from slurm.start_estimate import estimated_start
 from slurm.submit import check_slurm_is_here, plain_word
 
 _MOST_CUTS = 4  # cuts that are printed of a range of nodes
+_MOST_STARTS = 8  # numbers of nodes for which SLURM is asked; each question takes its controller some time
 
 
 def print_submission(
@@ -43,7 +46,10 @@ def print_submission(
         _print_cuts(choices, resources)
         without = "none" if cluster_name == LOCAL else "the partition's"
         limit = show_minutes(resources.minutes) if resources.minutes else without
-        print(f"# time       limit {limit}; {_training_time(first, choices, cluster)}")
+        seconds, how_long = _training_time(first, choices, cluster)
+        print(f"# time       limit {limit}; {how_long}")
+        if cluster_name != LOCAL and not number:
+            _print_starts(first, resources, cluster, seconds)
         limit = f"gives up after {1 + cluster.retries} starts without a new checkpoint"
         again = "starts itself again" if cluster_name == LOCAL else "requeues itself"
         print(f"# survives   {again} before the limit and after failures; {limit}")
@@ -62,8 +68,36 @@ def _print_cuts(choices: list[EngineChoice], resources: Resources) -> None:
             last_reason = choice.reason
 
 
-def _training_time(run: PlannedRun, choices: list[EngineChoice], cluster: Cluster) -> str:
-    """Return how long training takes: at the speed of earlier runs of this model, else as the plan predicts."""
+def _print_starts(run: PlannedRun, resources: Resources, cluster: Cluster, seconds: list[float] | None) -> None:
+    """Print for each number of nodes when SLURM expects the job to start, when it would finish, and what it costs.
+
+    Args:
+        seconds: training time for each number of nodes, fewest first; None if unknown.
+    """
+    sizes = range(resources.min_nodes, resources.max_nodes + 1)
+    shown = [*sizes] if len(sizes) <= _MOST_STARTS else [*sizes[: _MOST_STARTS - 1], sizes[-1]]
+    print(f"# {'nodes':10} {'starts':16}  {'finishes':16}  {'GPU' if resources.gpus_per_node else 'node'}-hours")
+    for nodes in shown:
+        exactly = resources.model_copy(update={"min_nodes": nodes, "max_nodes": nodes})
+        start = estimated_start(batch_script(exactly, cluster, plain_word(run.recipe.name)))
+        if isinstance(start, str):
+            print(f"# {nodes:<10} no estimate: {start}")
+            continue
+        finish, cost = "unknown", "unknown"
+        if seconds is not None:
+            trained = seconds[nodes - resources.min_nodes]
+            finish = f"{start + timedelta(seconds=trained):%Y-%m-%d %H:%M}"
+            cost = f"{nodes * resources.tasks_per_node * trained / 3600:,.1f}"
+        print(f"# {nodes:<10} {start:%Y-%m-%d %H:%M}  {finish:16}  {cost}")
+    if seconds is not None and resources.minutes and max(seconds) > resources.minutes * 60:
+        print("#            it trains longer than one time limit; the waits between its starts are not counted")
+
+
+def _training_time(run: PlannedRun, choices: list[EngineChoice], cluster: Cluster) -> tuple[list[float] | None, str]:
+    """Return the seconds of training for each choice, and a sentence that says what they rest on.
+
+    They rest on the speed of earlier runs of this model beside this one, else on the plan; None if there is neither.
+    """
     schedule = StepSchedule(run.recipe, len(open_shards(run.recipe).split("train")))
     speeds = []
     for other in sorted(run.directory.path.parent.glob("*/run.json")):
@@ -78,12 +112,14 @@ def _training_time(run: PlannedRun, choices: list[EngineChoice], cluster: Cluste
     if speeds:
         speed, device = statistics.median(s for s, _ in speeds), speeds[-1][1]
         images = schedule.total_steps * run.recipe.batch.global_
-        hours = _hours([images / speed / choice.cut.world_size for choice in choices])
-        return f"about {hours} of training at the {speed:,.0f} images/s a process of earlier runs ({device})"
+        seconds = [images / speed / choice.cut.world_size for choice in choices]
+        source = f"at the {speed:,.0f} images/s a process of earlier runs ({device})"
+        return seconds, f"about {_hours(seconds)} of training {source}"
     planned = [schedule.total_steps * choice.step_seconds for choice in choices if choice.step_seconds]
-    if cluster.gpu is None or not planned:
-        return "training time unknown: there is no earlier run of this model beside this one to measure its speed"
-    return f"about {_hours(planned)} of training as planned for {cluster.gpu}; `bigbatch plan` says what that rests on"
+    if cluster.gpu is None or len(planned) < len(choices):
+        return None, "training time unknown: there is no earlier run of this model beside this one to measure its speed"
+    source = f"as planned for {cluster.gpu}; `bigbatch plan` says what that rests on"
+    return planned, f"about {_hours(planned)} of training {source}"
 
 
 def _hours(seconds: list[float]) -> str:

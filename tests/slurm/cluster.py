@@ -64,7 +64,7 @@ class TestCluster:
         self._start("slurmdbd", "-D", MYSQL_UNIX_PORT=str(self.folder / "db/socket"))
         self._wait_for_port(self.port + 50)
         self.run("sacctmgr", "-i", "add", "cluster", "bigbatch")
-        self._start("slurmctld", "-D", "-c")
+        self._controller = self._start("slurmctld", "-D", "-c")
         for node in self.nodes:
             self.start_node(node)
         self.become_idle()
@@ -104,6 +104,10 @@ class TestCluster:
         done = subprocess.run(command, env=self._env(), capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, (command, done.stderr)
         return done.stdout
+
+    def controller(self) -> subprocess.Popen:
+        """The process of slurmctld."""
+        return self._controller
 
     def start_node(self, node: str) -> None:
         self._slurmd[node] = self._start("slurmd", "-D", "-N", node, kept=False)

@@ -17,6 +17,8 @@ from slurm.ledger import Ledger
 from slurm.snapshot import snapshot
 from slurm.state import JobState, job_states
 from slurm.submit import CODE, cancel_job, submit_jobs
+from tests.launcher.conftest import digits  # noqa: F401 (a fixture)
+from tests.slurm.conftest import SHORT
 from tests.structure.test_imports import ROOT
 
 PROGRAM = Path(__file__).parent / "program.py"
@@ -252,6 +254,14 @@ def test_a_chain_says_why_its_second_step_was_cancelled(on_cluster, tmp_path):
     on_cluster("second", after=first.job_id)
     state = wait_for_state(tmp_path / "second", "CANCELLED")
     assert state.note == f"job {first.job_id}, which had to succeed first, did not"
+
+
+def test_srun_is_a_launcher_of_trainings(cluster, digits, monkeypatch, tmp_path):  # noqa: F811
+    """Four ranks of an allocation train as one run; nothing but srun has started them."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    command = [sys.executable, "-m", "launcher", "train", "demo", *SHORT, "--data", str(digits), "--workers", "0"]
+    output = cluster.run("srun", "-N2", "--ntasks-per-node=2", f"--chdir={tmp_path}", *command)
+    assert "64 = 4 processes × 16 × 1 accumulation step" in output and "finished: runs/demo" in output
 
 
 def test_srun_starts_ranks_without_another_launcher(cluster, monkeypatch, tmp_path):

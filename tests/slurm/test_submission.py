@@ -2,6 +2,7 @@
 # ruff: noqa: E501 (a table with one case a line)
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -87,6 +88,11 @@ def test_a_recipe_that_does_not_fit_is_refused_and_one_that_does_is_not(bigbatch
         == 1
     )
     assert "0.0 h of training as planned for v100" in output
+    rows = re.findall(r"^# ([12]) +20\S+ \d\d:\d\d  20\S+ \d\d:\d\d  ([\d.]+)$", output, re.MULTILINE)
+    assert [nodes for nodes, _ in rows] == ["1", "2"], output  # when it starts and finishes, and its GPU-hours
+    cluster.run("sbatch", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 100")  # without a time limit
+    cluster.wait(lambda: cluster.run("squeue", "-h", "-t", "running"))
+    assert "# 1          no estimate: SLURM gives no estimate" in bigbatch(*arguments, "--dry-run")[1]
 
 
 def test_a_dry_run_shows_script_cut_and_plan_and_leaves_nothing(bigbatch, cluster, digits, tmp_path):
@@ -101,6 +107,7 @@ def test_a_dry_run_shows_script_cut_and_plan_and_leaves_nothing(bigbatch, cluste
     sweep = bigbatch("submit", "demo", *small, "--array", "optimizer.betas=[0.9,0.99],[0.9,0.999]", *where)
     assert chain[0] == sweep[0] == 0, chain[2] + sweep[2]
     shown = (chain[1] + sweep[1]).replace(str(tmp_path), "/here").replace(sys.executable, "python")
+    shown = re.sub(r"\b20\d\d-\d\d-\d\d \d\d:\d\d", "YYYY-MM-DD HH:MM", shown)
     if os.environ.get("BIGBATCH_GOLDEN"):
         GOLDEN.write_text(shown)
     assert shown == GOLDEN.read_text()
