@@ -1,4 +1,4 @@
-"""Random disturbances over two runs and a sweep at the same time: every run finishes once, and never runs twice at once.
+"""Random disturbances over two runs and a sweep at the same time: each run finishes once, and never runs twice at once.
 
 The program that stands for the training leaves its entries in order, so that the last start of a run shows whether
 any were lost or made twice. `BIGBATCH_DISTURBANCES` sets how many there are, `BIGBATCH_SEED` which.

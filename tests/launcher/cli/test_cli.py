@@ -231,7 +231,7 @@ def test_a_wrong_name_is_said_before_torch_is_imported(run_directory):
         done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.startswith("error: "), (arguments, done.returncode, done.stderr)
         if arguments[0] == "resume":
-            assert "the same command goes on" in done.stderr
+            assert "the same command resumes it" in done.stderr
 
 
 @pytest.mark.slow
