@@ -1,6 +1,7 @@
 """Arguments and options that several commands share, and the recipe that they describe."""
 
 import json
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -44,6 +45,18 @@ Workers = Annotated[
         min=0,
     ),
 ]
+Step = Annotated[
+    int | None,
+    typer.Option(help="The step of the run's checkpoint to take. Default: the newest.", min=0),
+]
+
+
+class SplitName(StrEnum):
+    """The splits that shards may have."""
+
+    train = "train"
+    val = "val"
+    test = "test"
 
 
 def with_data(overrides: list[str] | None, data: str | None) -> list[str]:

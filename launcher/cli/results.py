@@ -8,14 +8,20 @@ from typing import Annotated
 import typer
 
 from data.names import printable
-from launcher.cli.options import DataOption, Overrides, Workers, with_data
+from launcher.cli.options import DataOption, Overrides, SplitName, Step, Workers, with_data
+from launcher.runs.run_directory import RunDirectory, find_run
 from recipes.errors import UserError
 
 results = typer.Typer()
 _PANEL = "Training and results"
 
 WeightsArgument = Annotated[
-    Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run directory, or a weights file.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RUN|CHECKPOINT|WEIGHTS",
+        help="A run directory, a checkpoint in one (RUN/checkpoints/step-N), or a weights file.",
+        show_default=False,
+    ),
 ]
 RecipeOption = Annotated[
     str | None, typer.Option(help="The recipe of a weights file that does not name its recipe itself.")
@@ -29,13 +35,16 @@ def evaluate(
     data: DataOption = None,
     recipe: RecipeOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Evaluate only a run's raw weights, not its EMA weights.")] = False,
+    step: Step = None,
+    split: Annotated[SplitName, typer.Option(help="The split to evaluate. No split is augmented.")] = SplitName.val,
     workers: Workers = None,
 ) -> None:
-    """Print the accuracy over the whole validation split, every image once."""
-    _check_exists(weights)
+    """Print the accuracy over a whole split, every image once."""
+    _check_weights(weights, step)
     from launcher.evaluation.evaluate import evaluate_weights
 
-    evaluate_weights(weights, recipe, with_data(overrides, data), averaged=not raw, workers=workers)
+    overrides = with_data(overrides, data)
+    evaluate_weights(weights, recipe, overrides, ema=not raw, workers=workers, step=step, split_name=split.value)
 
 
 @results.command(epilog="Example: bigbatch predict runs/demo photograph.jpg --json", rich_help_panel=_PANEL)
@@ -47,13 +56,14 @@ def predict(
     ] = False,
     recipe: RecipeOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Use a run's raw weights instead of its EMA weights.")] = False,
+    step: Step = None,
     workers: Workers = None,
 ) -> None:
     """Print the class and probability of each image. The exit code is 1 if an image cannot be read."""
-    _check_exists(weights)
+    _check_weights(weights, step)
     from launcher.evaluation.predict import predict as predict_images
 
-    predictions = predict_images(weights, images, recipe, averaged=not raw, workers=workers)
+    predictions = predict_images(weights, images, recipe, ema=not raw, workers=workers, step=step)
     unreadable = [prediction for prediction in predictions if prediction.error is not None]
     for prediction in predictions:
         if as_json:
@@ -70,21 +80,32 @@ def predict(
 
 @results.command(epilog="Example: bigbatch export runs/demo runs/demo.safetensors", rich_help_panel=_PANEL)
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|CHECKPOINT", help="A run directory, or a checkpoint in one.", show_default=False),
+    ],
     destination: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
     raw: Annotated[bool, typer.Option("--raw", help="Export the raw weights instead of the EMA weights.")] = False,
+    step: Step = None,
     best: Annotated[
-        bool, typer.Option("--best", help="Export the checkpoint with the best evaluation instead of the newest.")
+        bool,
+        typer.Option("--best", help="Export the weights, raw or EMA, that reached the best evaluation of the run."),
     ] = False,
 ) -> None:
     """Write a run's weights as a file for `timm.create_model(name, num_classes=...).load_state_dict(...)`."""
-    from launcher.runs.run_directory import RunDirectory
+    found = _check_weights(run, step)
+    if found is None:
+        raise UserError(f"{run} is not a run directory: only the weights of a run can be exported")
+    directory, step = found
+    if best and step is not None:
+        raise UserError("--best chooses the step itself: leave out the other one")
+    from launcher.evaluation.export import accuracies_at
+    from launcher.evaluation.export import export as write_weights
 
-    RunDirectory(run).recipe()  # refuses a wrong path before torch is imported, which takes seconds
-    from launcher.evaluation.saved_weights import export as write_weights
-
-    write_weights(run, destination, averaged=not raw, best=best)
-    print(f"wrote {destination}")
+    written = write_weights(directory, destination, ema=not raw, step=step, best=best)
+    reached = accuracies_at(directory, written.step)
+    accuracies = ", ".join(f"{kind} top-1 {top1:.2%}" for kind, top1 in reached.items()) or "not evaluated at this step"
+    print(f"wrote {destination}: the {written.title} ({accuracies})")
 
 
 @results.command(epilog="Example: bigbatch report runs/demo --out runs/report.html", rich_help_panel=_PANEL)
@@ -100,12 +121,12 @@ def report(
     print(f"wrote {write_report(runs, out or runs[0] / 'report.html')}")
 
 
-def _check_exists(weights: Path) -> None:
-    """Raise UserError if the path does not exist, before torch is imported, which takes seconds."""
-    if not weights.exists():
-        raise UserError(
-            f"there is no run or weights file {weights}: give a run directory, or a file from `bigbatch export`"
-        )
+def _check_weights(weights: Path, step: int | None) -> tuple[RunDirectory, int | None] | None:
+    """Return what `find_run` finds; refuse what is not there before torch is imported, which takes seconds."""
+    found = find_run(weights, step)
+    if found:
+        found[0].recipe()
+    return found
 
 
 def _json_line(value: dict[str, object]) -> str:

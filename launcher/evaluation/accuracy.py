@@ -17,14 +17,22 @@ from recipes.schema import Recipe
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Over `images` images: shares in 0..1 and the mean cross-entropy; `top5` is None where there are five classes or fewer."""
+    """The accuracy over a whole split.
+
+    Attributes:
+        images: evaluated.
+        top1: share of images whose likeliest class is the label, in 0..1.
+        top5: share of images whose label is among the five likeliest classes; None with five classes or fewer.
+        loss: mean cross-entropy.
+    """
 
     images: int
     top1: float
     top5: float | None
     loss: float
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, float | None]:
+        """Return the fields by name, for the log of the run."""
         return asdict(self)
 
 
@@ -35,15 +43,18 @@ def evaluate(
     accelerator,
     batch_size: int,
     workers: int,
-    watch: Callable[[torch.Tensor], None] = lambda logits: None,
+    record: Callable[[torch.Tensor], None] = lambda logits: None,
 ) -> Accuracy:
-    """Evaluate `model` on `split` with all processes of `accelerator`, each taking a contiguous share.
+    """Evaluate `model` on `split` with all processes of `accelerator`; return the accuracy over the whole split.
 
-    Nothing is padded: shares differ by an image where they must, and the sums are exact counts. Every process makes the same
-    number of forward passes, as ZeRO-3 needs; one that has fewer batches repeats its last and does not count it.
+    Each process takes a contiguous part. Nothing is padded: the parts differ by an image where they must, and the sums
+    are exact counts. Every process makes the same number of forward passes, because under ZeRO-3 each pass gathers the
+    parameters from all of them. A process with fewer batches repeats its last one and does not count it.
 
     Args:
-        watch: is shown the logits of every batch of this process, float32 ``[n, classes]``, in the order of the split.
+        batch_size: images per forward pass of one process.
+        workers: loader processes per process; 0: none.
+        record: called with the logits of every batch of this process, float32 ``[n, classes]``, in the split's order.
     """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     first, stop = len(split) * rank // world, len(split) * (rank + 1) // world
@@ -54,10 +65,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        with (
-            torch.no_grad(),
-            accelerator.autocast(),
-        ):  # not inference_mode: ZeRO-3 gathers parameters that training goes on with
+        # Not inference_mode: ZeRO-3 gathers parameters in these passes that training then uses.
+        with torch.no_grad(), accelerator.autocast():
             loaded = load_evaluation(batches, workers, device.type == "cuda")
             images = torch.zeros(1, 3, recipe.input.size, recipe.input.size, device=device)
             for number in range(rounds):
@@ -66,17 +75,17 @@ def evaluate(
                     images = preprocessor.normalised(pixels.to(device, non_blocking=True))
                 logits = model(images).float()
                 if number < len(batches):
-                    watch(logits)
+                    record(logits)
                     sums += _counts(logits, labels.to(device, non_blocking=True))
     finally:
         model.train(was_training)
     images, top1, top5, loss = accelerator.reduce(sums, reduction="sum").tolist()
-    many_classes = model.num_classes > 5
+    many_classes = logits.shape[1] > 5
     return Accuracy(int(images), top1 / images, top5 / images if many_classes else None, loss / images)
 
 
 def _counts(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Images, right at the first guess, right among five guesses, summed cross-entropy: float64 ``[4]``."""
+    """Return counts of a batch, float64 ``[4]``: images, right at the first guess, right among five, summed loss."""
     guesses = logits.topk(min(5, logits.shape[1])).indices
     right = guesses == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="sum")

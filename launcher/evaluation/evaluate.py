@@ -1,55 +1,124 @@
-"""`bigbatch evaluate`: the accuracy of a run or of a weights file on shards."""
+"""`bigbatch evaluate`: the accuracy of a run or of a weights file on a split of some shards."""
 
 from pathlib import Path
 
+from torch import nn
+
+from data.reading.shards import ShardSet
 from launcher.engines.base import make_accelerator
-from launcher.evaluation.accuracy import evaluate
-from launcher.evaluation.mistakes import PredictionRecorder, write_mistakes
-from launcher.evaluation.saved_weights import recipe_of, run_weights
+from launcher.evaluation.accuracy import Accuracy, evaluate
+from launcher.evaluation.class_names import ClassMatch, describe_classes, match_classes, reorder_head
+from launcher.evaluation.prediction_recorder import PredictionRecorder
+from launcher.evaluation.saved_weights import SavedWeights, file_weights, open_saved, recipe_of, saved_weights
 from launcher.recipe_shards import open_shards
-from launcher.runs.run_directory import RunDirectory
+from launcher.runs.mistakes import Mistakes, write_mistakes
+from launcher.runs.run_directory import RunDirectory, find_run
 from launcher.workers import default_workers
 from models.build import build
-from models.weights import fit_weights, read_weights
+from models.weights import fit_weights
+from recipes.errors import UserError
 from recipes.load import override
+from recipes.schema import Recipe
 
 _BATCH_SIZE = 64
 
 
 def evaluate_weights(
-    origin: Path, recipe_name: str | None, overrides: list[str], averaged: bool, workers: int | None
+    origin: Path,
+    recipe_name: str | None,
+    overrides: list[str],
+    ema: bool = True,
+    workers: int | None = None,
+    step: int | None = None,
+    split_name: str = "val",
 ) -> None:
-    """Print top-1 and top-5 of a run's raw and averaged weights, or of a file's, over the validation split.
+    """Print top-1 and top-5 of a run's raw and EMA weights, or of a file's, over a split of the shards.
 
-    What a run's weights get wrong is kept in its directory for `bigbatch report`: of the averaged ones if it has them.
+    The mistakes of a run's weights, of its EMA weights if it has them, are kept in its directory for `bigbatch report`.
+
+    Args:
+        origin: a run directory, a checkpoint in one, or a weights file.
+        recipe_name: the recipe of a file that does not say it.
+        ema: evaluate a run's EMA weights too, if it has any.
+        workers: processes that prepare images; None: what the CPUs allow.
+        step: of the run's checkpoint; None: the newest.
+        split_name: "train", "val" or "test". Every split is evaluated without augmentation.
 
     Raises:
         UserError: weights, recipe or shards are missing or do not fit each other.
     """
-    run = RunDirectory(origin) if origin.is_dir() else None
-    if run:
-        recipe = override(run.recipe(), overrides)
-        candidates = {"raw": run_weights(run, averaged=False)}
-        if averaged and recipe.ema.decay is not None:
-            candidates["averaged"] = run_weights(run, averaged=True)
+    found = find_run(origin, step)
+    run = found[0] if found else None
+    if found:
+        recipe = override(found[0].recipe(), overrides)
+        candidates = _candidates(*found, ema)
     else:
-        candidates = {origin.name: read_weights(origin)}
         recipe = recipe_of(origin, recipe_name, overrides)
-    shards = open_shards(recipe)
-    split = shards.split("val")
+        # The key in an exported recipe is that of the file from which its training started.
+        candidates = [file_weights(origin, recipe.model.weights_key if recipe_name else None)]
+    # The names of the classes are compared below, which says more than their number.
+    shards = open_shards(recipe.variant(data={"classes": None}))
+    split = shards.split(split_name)
+    if not len(split):
+        raise UserError(f"split {split_name!r} of {shards.root} has no images: choose another --split")
     accelerator = make_accelerator(recipe)
     workers = default_workers() if workers is None else workers
-    for label, weights in candidates.items():
-        model = build(recipe, len(shards.classes))
-        fit_weights(model, weights, str(origin), new_head=False)
-        guesses = PredictionRecorder()
-        result = evaluate(model.to(accelerator.device), split, recipe, accelerator, _BATCH_SIZE, workers, guesses)
-        top5 = f"  top-5 {result.top5:.2%}" if result.top5 is not None else ""
-        accelerator.print(f"{label}: top-1 {result.top1:.2%}{top5}  loss {result.loss:.4f}  ({result.images:,} images)")
-    if run and accelerator.num_processes == 1:  # with more, each has seen a share only
+    for weights in candidates:
+        model, note = _fitted_model(weights, recipe, shards)
+        if note and weights is candidates[0]:
+            accelerator.print(f"note: {note}")
+        recorder = PredictionRecorder()
+        result = evaluate(model.to(accelerator.device), split, recipe, accelerator, _BATCH_SIZE, workers, recorder)
+        accelerator.print(_line(weights, result, split_name))
+    if run and accelerator.num_processes == 1:  # with more, each process has seen its share only
+        mistakes = Mistakes.model_validate(
+            recorder.compared_with(split)
+            | {"weights": weights.kind, "step": weights.step, "classes": list(shards.classes)}
+            | {"dataset": shards.name, "digest": shards.digest, "split": split_name}
+        )
         try:
-            write_mistakes(run, label, shards.classes, guesses.compared_with(split))
-        except OSError as error:  # a run that is only to be read is evaluated all the same
+            write_mistakes(run, mistakes)
+        except OSError as error:  # a run that can only be read is evaluated all the same
             accelerator.print(
-                f"warning: {run.mistakes_file} cannot be written ({error.strerror}): the report will not show the mistakes"
+                f"warning: the mistakes cannot be kept in {run.path} ({error.strerror}): the report will not show them"
             )
+
+
+def _candidates(run: RunDirectory, step: int | None, ema: bool) -> list[SavedWeights]:
+    """The raw weights of a run's checkpoint, then its EMA weights if they are asked for and exist."""
+    saved, reader = open_saved(run, step)
+    raw = saved_weights(run, saved, reader, ema=False)
+    smoothed = saved_weights(run, saved, reader, ema=True) if ema else raw
+    return [raw, smoothed] if smoothed.kind == "EMA" else [raw]
+
+
+def _fitted_model(weights: SavedWeights, recipe: Recipe, shards: ShardSet) -> tuple[nn.Module, str]:
+    """Return the model with these weights, its outputs in the order of the shards' classes, and a note for the user.
+
+    Raises:
+        UserError: the weights are of other classes, or do not fit the model.
+    """
+    trained, wanted = weights.classes, shards.classes
+    model, tensors, note = build(recipe, len(wanted)), weights.tensors, ""
+    match match_classes(trained, wanted):
+        case ClassMatch.REORDERED:
+            tensors = reorder_head(tensors, model, trained or [], wanted)
+            note = f"{shards.root} has the classes of {weights.origin} in another order: they are matched by name"
+        case ClassMatch.DIFFERENT:
+            raise UserError(
+                f"{weights.origin} was trained on {describe_classes(trained or [], wanted)} and {shards.root} has "
+                f"{describe_classes(wanted, trained or [])}: give shards of the same classes"
+            )
+        case ClassMatch.UNNAMED:
+            note = (
+                f"the classes of {weights.origin} or of {shards.root} have no names: "
+                f"both are assumed to have the same order"
+            )
+    fit_weights(model, tensors, str(weights.origin), new_head=False)
+    return model, note
+
+
+def _line(weights: SavedWeights, result: Accuracy, split_name: str) -> str:
+    top5 = f"  top-5 {result.top5:.2%}" if result.top5 is not None else ""
+    of_which = f"{result.images:,} images of split {split_name}"
+    return f"{weights.title}: top-1 {result.top1:.2%}{top5}  loss {result.loss:.4f}  ({of_which})"

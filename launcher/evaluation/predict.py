@@ -1,4 +1,4 @@
-"""`bigbatch predict`: the class and probability of photographs, by a run's weights or those of a file."""
+"""`bigbatch predict`: the class and probability of images, by a run's weights or those of a file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from data.images.augment import EvalTransform
 from data.images.inspection import Unreadable, inspect
 from data.loader import load_in_order
 from data.on_device import DevicePreprocessor
-from data.progress import progress
+from data.progress import progress, say
 from data.sources.files import FolderFiles
 from launcher.engines.base import make_accelerator
-from launcher.evaluation.saved_weights import classes_of, recipe_of, run_weights
-from launcher.runs.run_directory import RunDirectory
+from launcher.evaluation.saved_weights import SavedWeights, file_weights, recipe_of, run_weights
+from launcher.runs.run_directory import find_run
 from launcher.workers import default_workers
 from models.build import build
-from models.weights import fit_weights, read_weights
+from models.weights import fit_weights
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
@@ -29,14 +29,14 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one photograph shows: the likeliest classes with their probabilities, or why it could not be read."""
+    """What one image shows: the likeliest classes with their probabilities, or why it could not be read."""
 
     image: Path
     likeliest: tuple[tuple[str, float], ...] = ()
     error: str | None = None
 
-    def to_dict(self) -> dict:
-        """As `--json` prints it."""
+    def to_dict(self) -> dict[str, object]:
+        """Return it as `--json` prints it."""
         if self.error is not None:
             return {"image": str(self.image), "error": self.error}
         (label, probability), *_ = self.likeliest
@@ -45,62 +45,76 @@ class Prediction:
 
 
 def predict(
-    origin: Path, places: list[Path], recipe_name: str | None, averaged: bool, workers: int | None
+    origin: Path,
+    places: list[Path],
+    recipe_name: str | None,
+    ema: bool = True,
+    workers: int | None = None,
+    step: int | None = None,
 ) -> list[Prediction]:
-    """Return a prediction for every photograph, in order; folders are searched, theirs come in order of their names.
+    """Return a prediction for every image, in order; folders are searched, and theirs come in the order of their names.
 
-    The photographs pass through the same checks as in `bigbatch shard` and the same view as in an evaluation.
+    The images pass through the same checks as in `bigbatch shard` and the same transform as in an evaluation. A line on
+    standard error says which weights are used.
 
     Args:
-        origin: a run directory or a weights file.
-        places: photographs and folders of them.
-        averaged: take a run's averaged weights (EMA) if it has them.
-        workers: processes that read photographs; None: as many as pay.
+        origin: a run directory, a checkpoint in one, or a weights file.
+        places: images and folders of them.
+        recipe_name: the recipe of a file that does not say it.
+        ema: take a run's EMA weights if it has them.
+        workers: processes that read images; None: as many as pay.
+        step: of the run's checkpoint; None: the newest.
 
     Raises:
-        UserError: weights or recipe are missing or do not fit each other, or there are no photographs.
+        UserError: weights or recipe are missing or do not fit each other, or there are no images.
     """
     images = _images(places)
-    recipe, classes, weights = _trained(origin, recipe_name, averaged)
+    recipe, classes, weights = _trained(origin, recipe_name, ema, step)
     model = build(recipe, len(classes))
-    fit_weights(model, weights, str(origin), new_head=False)
+    fit_weights(model, weights.tensors, str(origin), new_head=False)
+    say(f"predicts with the {weights.title}")
     accelerator = make_accelerator(recipe)
     model = model.to(accelerator.device).eval()
     preprocessor = DevicePreprocessor(recipe, accelerator.device)
     if workers is None:
         workers = default_workers() if len(images) > 2 * _BATCH_SIZE else 0
     found: list[Prediction] = []
-    dataset = _Photographs(images, recipe)
+    dataset = _ImageBatches(images, recipe)
     batches = load_in_order(dataset, range(len(dataset)), workers)
-    with progress("predict", len(images), "photographs", shown=len(images) > _BATCH_SIZE) as done:
-        with torch.inference_mode(), accelerator.autocast():
-            for chunk, pixels, errors in batches:
-                logits = (
-                    model(preprocessor.normalised(pixels.to(accelerator.device))).float() if len(pixels) else pixels
-                )
-                guesses = iter(_likeliest(logits, classes))
-                for number in chunk:
-                    error = errors.get(number)
-                    found.append(
-                        Prediction(images[number], error=error) if error else Prediction(images[number], next(guesses))
-                    )
-                done(len(found))
+    showing = progress("predict", len(images), "images", shown=len(images) > _BATCH_SIZE)
+    with showing as done, torch.inference_mode(), accelerator.autocast():
+        for chunk, pixels, errors in batches:
+            logits = pixels  # empty where no image of the batch can be read
+            if len(pixels):
+                logits = model(preprocessor.normalised(pixels.to(accelerator.device))).float()
+            likeliest = _likeliest(logits, classes)
+            for number in chunk:
+                error = errors.get(number)
+                one = Prediction(images[number], error=error) if error else Prediction(images[number], next(likeliest))
+                found.append(one)
+            done(len(found))
     return found
 
 
-def _trained(origin: Path, recipe_name: str | None, averaged: bool) -> tuple[Recipe, list[str], dict[str, Tensor]]:
+def _trained(
+    origin: Path, recipe_name: str | None, ema: bool, step: int | None
+) -> tuple[Recipe, list[str], SavedWeights]:
     """The recipe, the names of the classes and the weights of a run or of a file."""
-    if origin.is_dir():
-        run = RunDirectory(origin)
-        return run.recipe(), run.facts()["dataset"]["classes"], run_weights(run, averaged)
-    weights = read_weights(origin)
+    found = find_run(origin, step)
+    if found:
+        run, step = found
+        weights = run_weights(run, ema, step)
+        return run.recipe(), weights.classes or [], weights
     recipe = recipe_of(origin, recipe_name, [])
-    classes = classes_of(origin)
-    if classes is None and recipe.data.classes is None:
+    weights = file_weights(origin, recipe.model.weights_key if recipe_name else None)
+    if weights.classes is not None:
+        return recipe, weights.classes, weights
+    if recipe.data.classes is None:
         raise UserError(
-            f"neither {origin} nor recipe {recipe.name} says how many classes there are: give a file from `bigbatch export`"
+            f"neither {origin} nor recipe {recipe.name} says how many classes there are: "
+            f"give a file from `bigbatch export`"
         )
-    return recipe, classes or [str(number) for number in range(recipe.data.classes)], weights
+    return recipe, [str(number) for number in range(recipe.data.classes)], weights
 
 
 def _images(places: list[Path]) -> list[Path]:
@@ -114,12 +128,12 @@ def _images(places: list[Path]) -> list[Path]:
         elif place.exists():
             found.append(place)
         else:
-            raise UserError(f"there is no {place}: give photographs or a folder of them")
+            raise UserError(f"there is no {place}: give images or a folder of them")
     return found
 
 
-class _Photographs:
-    """Batches of photographs: their numbers, uint8 pixels ``[n, 3, size, size]`` of the readable ones, why others are not."""
+class _ImageBatches:
+    """Batches of images: their numbers, uint8 pixels ``[n, 3, size, size]`` of the readable ones, errors by number."""
 
     def __init__(self, images: list[Path], recipe: Recipe):
         self.images = images
@@ -131,20 +145,20 @@ class _Photographs:
 
     def __getitem__(self, batch: int) -> tuple[range, Tensor, dict[int, str]]:
         chunk = range(batch * _BATCH_SIZE, min((batch + 1) * _BATCH_SIZE, len(self.images)))
-        pixels, errors = [], {}
+        pixels: list[Tensor] = []
+        errors: dict[int, str] = {}
         for number in chunk:
             try:
                 pixels.append(self.transform(inspect(self.images[number].read_bytes()).data))
             except Unreadable as unreadable:
                 errors[number] = unreadable.reason
-            except (
-                Exception
-            ) as error:  # whatever a file system or a decoder raises: one photograph never stops the rest
+            except Exception as error:  # whatever a file system or a decoder raises: one image never stops the rest
                 errors[number] = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         return chunk, torch.stack(pixels) if pixels else torch.empty(0), errors
 
 
 def _likeliest(logits: Tensor, classes: list[str]) -> Iterator[tuple[tuple[str, float], ...]]:
+    """Yield the names and probabilities of the likeliest classes of each image; nothing without logits."""
     if not len(logits):
         return
     best = logits.softmax(dim=1).topk(min(_TOP, len(classes)))

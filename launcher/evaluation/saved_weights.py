@@ -1,118 +1,172 @@
-"""Weights by what a user calls them: a run, a file, or timm's pretrained ones; and the way out, to a safetensors file."""
+"""Trained weights by what a user gives to name them: a run, one of its checkpoints, or a file."""
 
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from data.atomic_io import replacing
+from data.progress import say
 from launcher.checkpoints import checkpoint
+from launcher.checkpoints.checkpoint import Checkpoint, CheckpointReader
 from launcher.engines.base import BUFFERS, BUFFERS_EMA, WEIGHTS
 from launcher.engines.optimizer import EMA
 from launcher.runs.run_directory import RunDirectory
-from models.pretrained import timm_pretrained
-from models.weights import fit_weights, is_hub_folder, read_weights
+from models.weights import read_weights
 from recipes.errors import UserError
 from recipes.load import load, override, validate
 from recipes.schema import Recipe
 
 
-def load_weights(model: nn.Module, recipe: Recipe, say: Callable[[str], None] = print) -> list[str]:
-    """Load what `model.weights` names into the model; return a note for each thing that was not loaded.
+@dataclass(frozen=True)
+class SavedWeights:
+    """Weights under timm's names, and what is known about them.
 
-    Raises:
-        UserError: it cannot be found or does not fit.
+    Attributes:
+        origin: the run directory or file, as the user gave it.
+        kind: "EMA" or "raw"; None for a file that does not say it.
+        step: optimizer steps finished; None for a file that does not say it.
+        classes: the names behind the outputs; None for a file that does not say them.
     """
-    origin = recipe.model.weights
-    if origin == "timm":
-        weights = timm_pretrained(recipe.model.name, say)
-    elif Path(origin).is_dir() and not is_hub_folder(Path(origin)):
-        weights = run_weights(RunDirectory(Path(origin)), averaged=True)
-    else:
-        weights = read_weights(Path(origin), recipe.model.weights_key)
-    return fit_weights(model, weights, origin)
+
+    tensors: dict[str, Tensor]
+    origin: Path
+    kind: str | None = None
+    step: int | None = None
+    classes: list[str] | None = None
+
+    @property
+    def title(self) -> str:
+        """Which weights they are, e.g. "EMA weights of step 44 of runs/demo"."""
+        if self.kind is None or self.step is None:
+            return f"weights of {self.origin}"
+        return f"{self.kind} weights of step {self.step} of {self.origin}"
 
 
-def run_weights(run: RunDirectory, averaged: bool, best: bool = False) -> dict[str, Tensor]:
-    """The weights of a run's checkpoint under timm's names: averaged ones if asked for and the run has them, else raw.
+def run_weights(run: RunDirectory, ema: bool, step: int | None = None, best: bool = False) -> SavedWeights:
+    """Return weights of a run's checkpoint: the newest, that of `step`, or that of the best evaluation.
 
     Args:
-        best: of the checkpoint of the best evaluation instead of the newest.
+        ema: prefer the EMA weights where the run has them; of the best evaluation, take those that made it the best.
+        best: take the checkpoint of the best evaluation.
 
     Raises:
-        UserError: there is no run, or it has no such whole checkpoint.
+        UserError: there is no run, or it has no such complete checkpoint.
     """
     run.recipe()
-    saved = (_best(run) if best else _newest(run)).reader()
-    weights = saved.tensors(WEIGHTS) | saved.tensors(BUFFERS)
-    if averaged:
-        weights |= saved.tensors(EMA) | saved.tensors(BUFFERS_EMA)
-    return weights
-
-
-def _newest(run: RunDirectory) -> checkpoint.Checkpoint:
-    newest = checkpoint.latest_valid(run.checkpoints)
-    if newest is None:
-        raise UserError(f"{run.path} has no checkpoint yet: train it first")
-    return newest
-
-
-def _best(run: RunDirectory) -> checkpoint.Checkpoint:
-    best = run.metrics.best()
-    if best is None:
+    reached = run.metrics.best() if best else None
+    if best and reached is None:
         raise UserError(f"{run.path} was not evaluated yet, so no checkpoint is the best: leave --best out")
-    return checkpoint.open_checkpoint(checkpoint.checkpoint_path(run.checkpoints, best.step))
+    saved, reader = open_saved(run, reached.step if reached else step)
+    if reached:
+        ema = ema and reached.kind == "EMA"
+    return saved_weights(run, saved, reader, ema)
 
 
-def export(run_path: Path, destination: Path, averaged: bool, best: bool = False) -> None:
-    """Write a run's weights as one safetensors file that timm's model of that name loads strictly.
-
-    Recipe and classes go along in the file's metadata, so that `bigbatch evaluate` needs nothing else.
+def saved_weights(run: RunDirectory, saved: Checkpoint, reader: CheckpointReader, ema: bool) -> SavedWeights:
+    """Return the EMA weights of a run's open checkpoint if they are asked for and in it, else the raw ones.
 
     Raises:
-        UserError: no such run, no checkpoint, the file's name says another format, or it cannot be written.
+        UserError: the checkpoint cannot be read.
     """
-    if destination.suffix != ".safetensors":
-        name = destination.with_suffix(".safetensors")
-        raise UserError(f"an export is a safetensors file and {destination} would not say so: name it {name}")
-    run = RunDirectory(run_path)
-    weights = run_weights(run, averaged, best)
-    metadata = {
-        "format": "pt",
-        "recipe": json.dumps(run.recipe().to_dict()),
-        "classes": json.dumps(run.facts()["dataset"]["classes"]),
-    }
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(destination) as temporary:
-            safetensors.torch.save_file(
-                {name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata
-            )
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{destination} cannot be written ({error}): choose another file") from None
+    with _reading(saved.path):
+        tensors = reader.tensors(WEIGHTS) | reader.tensors(BUFFERS)
+        ema = ema and EMA in reader.kinds
+        if ema:
+            tensors |= reader.tensors(EMA) | reader.tensors(BUFFERS_EMA)
+    classes = run.metadata().dataset.classes
+    return SavedWeights(tensors, run.path, "EMA" if ema else "raw", saved.step, classes)
+
+
+def open_saved(run: RunDirectory, step: int | None) -> tuple[Checkpoint, CheckpointReader]:
+    """Open a run's checkpoint of that step, or the newest valid one for None, in which case damaged ones are named.
+
+    Raises:
+        UserError: there is none; names the steps that there are.
+    """
+    if step is None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            newest = checkpoint.read_latest(run.checkpoints)
+        for warning in caught:
+            say(f"warning: {warning.message}")
+        if newest is None:
+            raise UserError(f"{run.path} has no checkpoint yet: train it first")
+        return newest
+    steps = checkpoint.saved_steps(run.checkpoints)
+    if step not in steps:
+        listed = ", ".join(map(str, sorted(steps))) or "none"
+        raise UserError(f"{run.path} has no checkpoint of step {step}: give one of those that it has ({listed})")
+    saved = checkpoint.open_checkpoint(steps[step])
+    with _reading(saved.path):
+        return saved, saved.reader()
+
+
+def file_weights(path: Path, key: str | None = None) -> SavedWeights:
+    """Return the weights of a file or hub folder, with what `bigbatch export` wrote beside them if it was that.
+
+    Args:
+        key: which weights to take from a file that holds several, as `models.weights.read_weights` says.
+
+    Raises:
+        UserError: it cannot be read as weights, or its metadata are damaged.
+    """
+    metadata = _metadata(path)
+    step = metadata.get("step", "")
+    return SavedWeights(
+        read_weights(path, key),
+        path,
+        metadata.get("weights"),
+        int(step) if step.isdecimal() else None,
+        classes_of(path),
+    )
 
 
 def recipe_of(weights: Path, recipe_name: str | None, overrides: list[str]) -> Recipe:
-    """The recipe that was named, or else the one in the metadata of an exported file, with overrides.
+    """Return the recipe that was named, or else the one in the metadata of an exported file, with overrides.
 
     Raises:
-        UserError: none is named and the file does not say.
+        UserError: none is named and the file does not say one, or not one that this version reads.
     """
     if recipe_name is not None:
         return load(recipe_name, overrides)
-    metadata = _metadata(weights)
-    if "recipe" not in metadata:
+    written = _metadata(weights).get("recipe")
+    if written is None:
         raise UserError(f"{weights} does not say which recipe it belongs to: add --recipe NAME")
-    return override(validate(json.loads(metadata["recipe"])), overrides)
+    try:
+        recipe = validate(json.loads(written))
+    except ValueError as error:  # of JSON, or a UserError that names the key
+        raise UserError(
+            f"the recipe in the metadata of {weights} cannot be read ({error}): add --recipe NAME"
+        ) from None
+    return override(recipe, overrides)
 
 
 def classes_of(weights: Path) -> list[str] | None:
-    """The names of the classes in the metadata of an exported file; None where there are none."""
-    metadata = _metadata(weights)
-    return json.loads(metadata["classes"]) if "classes" in metadata else None
+    """Return the names of the classes in the metadata of an exported file; None where there are none."""
+    written = _metadata(weights).get("classes")
+    if written is None:
+        return None
+    try:
+        names = json.loads(written)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"the class names in the metadata of {weights} are damaged: export it again")
+    return names
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turn errors of reading into a UserError: a training that keeps newer checkpoints may remove this one."""
+    try:
+        yield
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(f"checkpoint {folder} cannot be read ({error}): was it removed just now? Try again") from None
 
 
 def _metadata(weights: Path) -> dict[str, str]:
@@ -121,5 +175,5 @@ def _metadata(weights: Path) -> dict[str, str]:
     try:
         with safetensors.safe_open(weights, framework="pt") as file:
             return file.metadata() or {}
-    except safetensors.SafetensorError:
-        return {}
+    except (OSError, safetensors.SafetensorError):
+        return {}  # `read_weights` says what is wrong with it

@@ -21,7 +21,7 @@ def run_rank(
 ) -> None:
     """Train the run's recipe; exit with one of the codes of `slurm.job`."""
     # Imported here so that a mistake in the arguments shows before torch is loaded, which takes seconds.
-    from launcher.evaluation.saved_weights import export
+    from launcher.evaluation.export import export
     from launcher.jobs.node_checks import check_all_nodes
     from launcher.jobs.planned_runs import WEIGHTS
     from launcher.runs.run_directory import RunDirectory
@@ -38,5 +38,5 @@ def run_rank(
     options = StartOptions(micro_batch=micro_batch, workers=workers, shards_copy=staged, submitted=True)
     finished = train(recipe, run, options)
     if finished and this_process().is_main:
-        export(run, run / WEIGHTS, averaged=True)
+        export(RunDirectory(run), run / WEIGHTS)
     raise typer.Exit(FINISHED if finished else STOPPED)

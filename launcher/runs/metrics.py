@@ -1,7 +1,7 @@
 """``metrics.jsonl``, the log of a run: one JSON object a line for every start, step, evaluation and checkpoint.
 
-Every event has `event` (its kind), `time` (Unix seconds) and `step` (optimizer steps finished). A line is appended as its event
-happens, so a kill can tear the last one. A reader leaves out every line that is not such an event.
+Every event has `event` (its kind), `time` (Unix seconds) and `step` (optimizer steps finished). A line is appended as
+its event happens, so a kill can tear the last one. A reader leaves out every line that is not such an event.
 """
 
 import json
@@ -14,7 +14,8 @@ from data.atomic_io import write_durably
 from recipes.errors import UserError
 
 _TAIL = 512 * 1024  # bytes at the end of the file that `recent` reads: more than a thousand steps
-_TOP1_KEYS = {"EMA": "ema_top1", "raw": "top1"}
+# The key of the top-1 accuracy of each kind of weights in an event of an evaluation.
+TOP1_KEYS = {"EMA": "ema_top1", "raw": "top1"}
 
 
 class Metrics:
@@ -94,26 +95,26 @@ class BestAccuracy:
     """The highest top-1 accuracy of some evaluations, in 0..1.
 
     Attributes:
-        weights: which ones reached it, "raw" or "EMA".
+        kind: of the weights that reached it, "raw" or "EMA".
         step: optimizer steps finished when they were evaluated.
     """
 
     top1: float
-    weights: str
+    kind: str
     step: int
 
 
-def best_accuracy(evaluations: Iterable[dict], weights: Iterable[str] = ("EMA", "raw")) -> BestAccuracy | None:
-    """Return the highest top-1 that these weights reached in evaluation events, or None without any.
+def best_accuracy(evaluations: Iterable[dict], kinds: Iterable[str] = ("EMA", "raw")) -> BestAccuracy | None:
+    """Return the highest top-1 that these kinds of weights reached in evaluation events; None without any.
 
-    Of equal ones the earliest counts, so that the checkpoint of the best evaluation does not change without a gain. Where raw and EMA
-    weights are equal at one step, EMA counts, which is what `bigbatch export` writes unless told otherwise.
+    Among equal ones the earliest counts, so that the checkpoint of the best evaluation changes only with a gain. Where
+    raw and EMA weights are equal at one step, EMA counts, which `bigbatch export` writes unless told otherwise.
     """
     reached = [
-        BestAccuracy(event[_TOP1_KEYS[which]], which, event["step"])
+        BestAccuracy(event[TOP1_KEYS[kind]], kind, event["step"])
         for event in evaluations
-        for which in weights
-        if event.get(_TOP1_KEYS[which]) is not None
+        for kind in kinds
+        if event.get(TOP1_KEYS[kind]) is not None
     ]
     return max(reached, key=lambda best: (best.top1, -best.step), default=None)
 

@@ -1,12 +1,15 @@
-"""One self-contained page about runs: what was trained, how it went and, for several, how they compare."""
+"""`bigbatch report`: one self-contained page about runs: what was trained, how it went, and how several compare."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import jinja2
 import yaml
 from markupsafe import Markup
+from pydantic import BaseModel
 
+from data.atomic_io import write_atomically
 from launcher.runs.history import History
 from launcher.runs.line_chart import Chart, Line
 from recipes.errors import UserError
@@ -14,14 +17,13 @@ from recipes.load import load
 from recipes.schema import Recipe
 
 _REFERENCE = "convnext_tiny_in1k"
-_ABOUT = ("name", "summary", "source")  # say what a recipe is, not what it does
-_SMALL = {"width": 350, "height": 210}
+_DESCRIPTIVE = ("name", "summary", "source")  # say what a recipe is, not what it does
 _CLASSES_SHOWN = 20
 _MATRIX_CLASSES = 20  # more do not fit the page
 
 
 def write_report(runs: list[Path], destination: Path) -> Path:
-    """Write the page about these run directories; return where it is.
+    """Write the page about these run directories; return its path.
 
     Raises:
         UserError: one of them is not a run directory or has no finished step, or the page cannot be written.
@@ -43,7 +45,7 @@ def write_report(runs: list[Path], destination: Path) -> Path:
     )
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        destination.write_text(page, encoding="utf-8")
+        write_atomically(destination, page.encode())
     except OSError as error:
         raise UserError(
             f"the report {destination} cannot be written ({error.strerror}): choose another --out"
@@ -73,13 +75,13 @@ def _environment() -> jinja2.Environment:
 
 
 def _labels(histories: list[History], runs: list[Path]) -> list[str]:
-    """The folder of each run, or the paths as they were given where folders of one name meet."""
+    """Return the folder name of each run, or the paths as they were given where two folders have one name."""
     folders = [history.folder for history in histories]
     return folders if len(set(folders)) == len(folders) else [str(run) for run in runs]
 
 
 def _charts(history: History) -> tuple[list[Chart], list[Chart]]:
-    """The large and the small diagrams of one run."""
+    """Return the large and the small charts of one run."""
 
     def line(label: str, kind: str, name: str, **style) -> Line:
         return Line(label, *history.curve(kind, name), **style)
@@ -104,15 +106,15 @@ def _charts(history: History) -> tuple[list[Chart], list[Chart]]:
     speed = line("images per second", "step", "images_per_second", colour=2, noisy=True)
     wait = line("share of time", "step", "data_wait", colour=3, noisy=True)
     small = [
-        Chart("Learning rate", [line("learning rate", "step", "lr")], from_zero=True, marks=marks, **_SMALL),
-        Chart("Images per second", [speed], number="{:,g}".format, from_zero=True, marks=marks, **_SMALL),
-        Chart("Time spent waiting for data", [wait], number=_share, from_zero=True, to=1.0, marks=marks, **_SMALL),
+        Chart("Learning rate", [line("learning rate", "step", "lr")], from_zero=True, marks=marks),
+        Chart("Images per second", [speed], number="{:,g}".format, from_zero=True, marks=marks),
+        Chart("Time spent waiting for data", [wait], number=_share, from_zero=True, to=1.0, marks=marks),
     ]
-    return large, small
+    return large, [replace(chart, width=350, height=210) for chart in small]
 
 
 def _comparison_charts(histories: list[History], labels: list[str]) -> list[Chart]:
-    """One line per run in each diagram."""
+    """Return the charts that compare runs, with one line per run in each."""
 
     def lines(kind: str, name: str, noisy: bool = False) -> list[Line]:
         return [
@@ -123,7 +125,7 @@ def _comparison_charts(histories: list[History], labels: list[str]) -> list[Char
     charts = [Chart("Training loss", lines("step", "loss", noisy=True))]
     if any(history.evaluations for history in histories):
         charts.append(Chart("Top-1 accuracy, raw weights", lines("evaluation", "top1"), number=_share))
-    if any(history.averaged for history in histories):
+    if any(history.has_ema for history in histories):
         charts.append(Chart("Top-1 accuracy, EMA", lines("evaluation", "ema_top1"), number=_share))
     charts.append(Chart("Learning rate", lines("step", "lr"), from_zero=True))
     speed = lines("step", "images_per_second", noisy=True)
@@ -131,7 +133,7 @@ def _comparison_charts(histories: list[History], labels: list[str]) -> list[Char
 
 
 def _sections(recipe: Recipe) -> list[tuple[str, list[dict]]]:
-    """The recipe by section; each row has its key, value, meaning and, where it is another, the reference's value."""
+    """Return the recipe by section; a row holds a key, its value, its meaning and the value of the reference recipe."""
     reference = _flat(load(_REFERENCE))
     found: dict[str, list[dict]] = {}
     for key, value in _flat(recipe).items():
@@ -149,22 +151,24 @@ def _sections(recipe: Recipe) -> list[tuple[str, list[dict]]]:
 
 
 def _meaning(section: str, name: str) -> str:
-    fields = Recipe.model_fields[section].annotation.model_fields if section else Recipe.model_fields
+    settings = Recipe.model_fields[section].annotation if section else Recipe
+    fields = settings.model_fields if isinstance(settings, type) and issubclass(settings, BaseModel) else {}
     return next((field.description or "" for key, field in fields.items() if name in (key, field.alias)), "")
 
 
 def _differences(recipes: list[Recipe]) -> list[tuple[str, list]]:
-    """The keys whose values are not the same in all recipes, with the value in each."""
+    """Return the keys whose values are not the same in all recipes, with the value in each."""
     flat = [_flat(recipe) for recipe in recipes]
     return [(key, [one[key] for one in flat]) for key in flat[0] if any(one[key] != flat[0][key] for one in flat)]
 
 
 def _flat(recipe: Recipe) -> dict:
-    found = {}
+    """Return the values of a recipe by their dotted keys, without those that only describe it."""
+    found: dict[str, object] = {}
     for key, value in recipe.to_dict().items():
         if isinstance(value, dict):
             found |= {f"{key}.{name}": inner for name, inner in value.items()}
-        elif key not in _ABOUT:
+        elif key not in _DESCRIPTIVE:
             found[key] = value
     return found
 
@@ -199,7 +203,7 @@ def _duration(seconds: float) -> str:
 
 
 def _value(value) -> str:
-    """A recipe's value, short: 1e-6 rather than 1e-06, 1.33333 rather than 16 digits."""
+    """Format a recipe's value: 1e-6 rather than 1e-06, 1.33333 rather than 16 digits."""
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -1,52 +1,75 @@
-"""The directory of one run: its recipe, what it runs on, its metrics and its checkpoints."""
+"""The directory of one run: its recipe, what it is about, its metrics and its checkpoints."""
 
 import fcntl
 import json
 import os
+import re
 import socket
 from pathlib import Path
+from typing import Any, TextIO
 
 import yaml
+from pydantic import ValidationError
 
 from data.atomic_io import write_durably
+from launcher.runs.metadata import RunMetadata
 from launcher.runs.metrics import Metrics
+from launcher.runs.weights_digest import weights_digest
 from recipes.errors import UserError
 from recipes.load import validate
 from recipes.schema import Recipe
 
 
 class RunDirectory:
-    """``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``mistakes.json``, ``checkpoints/``, ``tensorboard/``, ``lock`` under one path."""
+    """The files of one run under one path.
+
+    They are ``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``mistakes.json``, ``mistakes/``, ``checkpoints/``,
+    ``tensorboard/`` and ``lock``.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.recipe_file = path / "recipe.yaml"
-        self.facts_file = path / "run.json"
+        self.metadata_file = path / "run.json"
         self.metrics = Metrics(path / "metrics.jsonl")
         self.mistakes_file = path / "mistakes.json"
+        self.other_mistakes = path / "mistakes"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
-        self._lock = None
+        self._lock_file: TextIO | None = None
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse a directory that holds a run of another recipe.
 
+        A file that `model.weights` names may lie elsewhere now: its contents decide.
+
         Raises:
-            UserError: it does; with the first key that differs.
+            UserError: it does; names the first key that differs.
         """
-        if self.recipe_file.is_file():
-            difference = _first_difference(self.recipe().trajectory(), recipe.trajectory())
-            if difference:
-                key, there, here = difference
-                raise UserError(
-                    f"{self.path} holds a run of another recipe ({key} is {there} there and {here} here): choose another --run-dir"
-                )
+        if not self.recipe_file.is_file():
+            return
+        there = self.recipe()
+        difference = _first_difference(there.trajectory(), recipe.trajectory())
+        if difference:
+            key, its_value, our_value = difference
+            raise UserError(
+                f"{self.path} holds a run of another recipe ({key} is {its_value} there and {our_value} here): "
+                f"choose another --run-dir"
+            )
+        # A trajectory does not tell one weights file from another.
+        if not self._began_with(recipe.model.weights):
+            # A checkpoint holds all weights, so the recorded path may be given again though its file is gone.
+            original = there.model.weights
+            raise UserError(
+                f"{self.path} holds a run that began with other weights ({original}, not {recipe.model.weights}): "
+                f"choose another --run-dir, or give model.weights={original} to resume it, which is not read again"
+            )
 
     def check_is_free_for(self, recipe: Recipe) -> None:
-        """Refuse to continue a run of another recipe; make the directory.
+        """Refuse to resume a run of another recipe; create the directory.
 
         Raises:
-            UserError: as `check_recipe`; or it cannot be written.
+            UserError: as `check_recipe`; or the directory cannot be created or written.
         """
         self.check_recipe(recipe)
         try:
@@ -58,71 +81,141 @@ class RunDirectory:
         if not os.access(self.path, os.W_OK):
             raise UserError(f"the run directory {self.path} cannot be written: choose another --run-dir")
 
-    def hold(self) -> None:
-        """Let no other process train here as long as this object lives; the system lets go when this process ends, however it ends.
+    def lock(self) -> None:
+        """Keep other processes from training here until this object or this process is gone, however the process ends.
 
-        Processes of one machine are told apart, and those of several where the file system has locks for all; one without
-        locks is taken as it is.
+        It works among the processes of one machine, and of several where their file system supports locks. On a file
+        system without locks nothing is locked.
 
         Raises:
-            UserError: another process trains here; says which.
+            UserError: another process trains here, and which; or the lock file cannot be opened.
         """
-        self._lock = (self.path / "lock").open("a+")
         try:
-            fcntl.lockf(
-                self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # unlike flock, forked loader processes do not hold it
-        except (BlockingIOError, PermissionError):
-            self._lock.seek(0)
+            self._lock_file = (self.path / "lock").open("a+")
+        except OSError as error:
             raise UserError(
-                f"{self.path} is being trained by {self._lock.read().strip() or 'another process'}: wait for it, stop it, "
-                f"or choose another --run-dir"
+                f"the run directory {self.path} cannot be locked ({error.strerror}): choose another --run-dir"
+            ) from None
+        try:
+            # Not flock: a forked loader process would inherit it, and hold it for seconds after its trainer was killed.
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            self._lock_file.seek(0)
+            owner = self._lock_file.read().strip() or "another process"
+            raise UserError(
+                f"{self.path} is being trained by {owner}: wait for it, stop it, or choose another --run-dir"
             ) from None
         except OSError:
             return
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
+        self._lock_file.truncate(0)
+        self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock_file.flush()
 
     def check_data(self, digest: str) -> None:
-        """Refuse to continue on other data than the run began with.
+        """Refuse to resume on other data than the run began with.
 
         Raises:
             UserError: the digest of the shards differs.
         """
-        if self.facts_file.is_file() and self.facts()["dataset"]["digest"] != digest:
+        if self.metadata_file.is_file() and self.metadata().dataset.digest != digest:
             raise UserError(
                 f"{self.path} holds a run on other shards than these: give the same --data or choose another --run-dir"
             )
 
     def recipe(self) -> Recipe:
-        """The recipe of the run.
+        """Return the recipe of the run.
 
         Raises:
-            UserError: this is not a run directory.
+            UserError: this is not a run directory, or its recipe cannot be read by this version; names the file.
         """
-        if not self.recipe_file.is_file():
-            raise UserError(f"{self.path} is not a run directory (no recipe.yaml): `bigbatch train` makes one")
-        return validate(yaml.safe_load(self.recipe_file.read_text()))
+        file = self.recipe_file
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"{self.path} is not a run directory (no recipe.yaml): `bigbatch train` makes one"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({error.strerror}): check the run directory") from None
+        except (yaml.YAMLError, ValueError) as error:
+            raise UserError(f"{file} is not valid YAML ({' '.join(str(error).split())}): restore it") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{file} is not a mapping of recipe keys to values: restore it")
+        try:
+            return validate(values)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
 
-    def facts(self) -> dict:
-        """What the run is about: data set, model, steps, versions.
+    def metadata(self) -> RunMetadata:
+        """Return what the run is about: data set, model, steps, versions.
 
         Raises:
-            UserError: this is not a run directory.
+            UserError: this is not a run directory, or ``run.json`` is damaged.
+        """
+        file = self.metadata_file
+        try:
+            return RunMetadata.model_validate_json(file.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.path} is not a run directory (no run.json): `bigbatch train` makes one") from None
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({error.strerror}): check the run directory") from None
+        except ValidationError:
+            raise UserError(f"{file} is damaged: remove it, then the command of the training writes it again") from None
+
+    def write(self, recipe: Recipe, metadata: RunMetadata) -> None:
+        """Write ``recipe.yaml`` and ``run.json``, each atomically.
+
+        Raises:
+            UserError: they cannot be written, e.g. because the disk is full.
         """
         try:
-            return json.loads(self.facts_file.read_text())
-        except (OSError, ValueError):
-            raise UserError(f"{self.path} is not a run directory (no run.json): `bigbatch train` makes one") from None
+            write_durably(self.recipe_file, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
+            write_durably(self.metadata_file, json.dumps(metadata.model_dump(), indent=1).encode())
+        except OSError as error:
+            raise UserError(
+                f"the run directory {self.path} cannot be written ({error.strerror}): choose another --run-dir"
+            ) from None
 
-    def write_description(self, recipe: Recipe, facts: dict) -> None:
-        """Write the recipe and the facts, each whole or not at all."""
-        write_durably(self.recipe_file, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
-        write_durably(self.facts_file, json.dumps(facts, indent=1).encode())
+    def _began_with(self, origin: str | None) -> bool:
+        """Whether `model.weights` named this when the run began, or now names what has the same contents."""
+        if origin == self.recipe().model.weights:
+            return True
+        recorded = self.metadata().weights_sha256 if self.metadata_file.is_file() else None
+        return recorded is not None and recorded == weights_digest(origin)
 
 
-def _first_difference(there: dict, here: dict, prefix: str = ""):
+def find_run(path: Path, step: int | None = None) -> tuple[RunDirectory, int | None] | None:
+    """Return the run that a path names and the step of its checkpoint; None where the path is a file of weights.
+
+    A run is named by its directory, or by a checkpoint in it, ``RUN/checkpoints/step-N``. The step is that of the
+    checkpoint, or else `step`; None stands for the newest one.
+
+    Raises:
+        UserError: there is no such path, or `step` is given beside a checkpoint or a file.
+    """
+    if not path.exists():
+        raise UserError(
+            f"there is no run or weights file {path}: give a run directory, one of its checkpoints, or a weights file"
+        )
+    if path.is_dir() and (path / "recipe.yaml").exists():
+        return RunDirectory(path), step
+    absolute = Path.cwd() / path  # not resolved: a link to a checkpoint is not in the folder of its run
+    named = re.fullmatch(r"step-(\d+)", absolute.name)
+    if path.is_dir() and named and absolute.parent.name == "checkpoints":
+        if step is not None:
+            raise UserError(f"{path} is the checkpoint of one step: leave --step out, or give the run directory")
+        inside = path.parent.name == "checkpoints" and path.parent.parent.name
+        return RunDirectory(path.parent.parent if inside else absolute.parent.parent), int(named[1])
+    # A folder that Hugging Face's hub downloads holds weights, not a run.
+    if path.is_dir() and not (path / "config.json").exists():
+        return RunDirectory(path), step
+    if step is not None:
+        raise UserError(f"--step chooses a checkpoint of a run, and {path} is not a run directory: leave it out")
+    return None
+
+
+def _first_difference(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
+    """The first key, dotted, whose values differ, and both values."""
     for key in {**there, **here}:
         one, other = there.get(key), here.get(key)
         if isinstance(one, dict) and isinstance(other, dict):

@@ -115,12 +115,12 @@ def _row(path: Path, name: str, state: JobState | None) -> RunStatus:
 def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
     run, ledger = RunDirectory(path), Ledger(path / "job")
     recipe = run.recipe() if run.recipe_file.is_file() else RunDirectory(path / "job").recipe()
-    facts = run.facts() if run.facts_file.is_file() else {}
+    total = run.metadata().total_steps if run.metadata_file.is_file() else None
     events = run.metrics.recent()
     steps = [event for event in events if event["event"] == "step"]
     evaluations = [event for event in events if event["event"] == "evaluation"]
     starts = [event for event in events if event["event"] == "start"]
-    step, total = (steps[-1]["step"] if steps else None), facts.get("total_steps")
+    step = steps[-1]["step"] if steps else None
     since_start = [event for event in steps if not starts or event["time"] >= starts[-1]["time"]][-50:]
     speed = _median([event["images_per_second"] for event in since_start])
     left = (total - step) * recipe.batch.global_ / speed if total and step is not None and speed else None
@@ -141,7 +141,7 @@ def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
         epoch=steps[-1]["epoch"] if steps else None,
         images_per_second=speed,
         accuracy=best.top1 if best else None,
-        weights=best.weights if best and has_ema else "",
+        weights=best.kind if best and has_ema else "",
         seconds_left=left if state.is_active else None,
         restarts=restarts,
         note=state.note,

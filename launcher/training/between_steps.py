@@ -41,6 +41,7 @@ class BetweenSteps:
         size = max(_LEAST_EVALUATED_AT_ONCE, micro_batch)
         arguments = (engine.module, split, recipe, engine.accelerator, size, self.workers)
         raw = evaluate(*arguments)
+        accuracy = raw.top1
         values = raw.to_dict() | {"ema_top1": None, "ema_top5": None}
         line = f"epoch {step / self.schedule.steps_per_epoch:g}  top-1 {raw.top1:.2%}"
         if recipe.ema.decay is not None:
@@ -48,9 +49,9 @@ class BetweenSteps:
                 averaged = evaluate(*arguments)
             values |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
             line += f"  EMA weights {averaged.top1:.2%}"
+            accuracy = max(accuracy, averaged.top1)
         progress.say(f"{line}  ({raw.images:,} images)")
         self.log.write("evaluation", step, **values)
-        accuracy = max(values["top1"], values["ema_top1"] or 0.0)
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.writer.retention.best = accuracy, step
             self.save(step)

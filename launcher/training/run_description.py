@@ -1,41 +1,56 @@
 """What ``run.json`` and the event of a start say about a run: data set, model, schedule, versions, hardware."""
 
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from data.reading.shards import ShardSet
+from launcher.runs.metadata import DatasetMetadata, ModelMetadata, RunMetadata
+from launcher.runs.run_directory import RunDirectory
+from launcher.runs.weights_digest import weights_digest
 from models.build import build
 from models.cost import multiply_adds
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
 
 
-def describe_run(recipe: Recipe, shards: ShardSet, schedule: StepSchedule, model: nn.Module) -> dict[str, Any]:
+def describe_run(
+    recipe: Recipe, shards: ShardSet, schedule: StepSchedule, model: nn.Module, weights_sha256: str | None
+) -> RunMetadata:
     """Return the contents of ``run.json``; later versions and the report read these keys."""
-    return {
-        "name": recipe.name,
-        "recipe": recipe.name,
-        "identity": recipe.identity(),
-        "dataset": {
-            "name": recipe.data.name,
-            "digest": shards.digest,
-            "train_images": len(shards.split("train")),
-            "val_images": len(shards.splits["val"]) if "val" in shards.splits else 0,
-            "classes": list(shards.classes),
-        },
-        "model": {
-            "name": recipe.model.name,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "multiply_adds": _multiply_adds(recipe, len(shards.classes)),
-        },
-        "steps_per_epoch": schedule.steps_per_epoch,
-        "total_steps": schedule.total_steps,
-        "versions": {name: version(name) for name in ("bigbatch", "torch", "timm", "accelerate")},
-    }
+    return RunMetadata(
+        name=recipe.name,
+        recipe=recipe.name,
+        identity=recipe.identity(),
+        dataset=DatasetMetadata(
+            name=recipe.data.name,
+            digest=shards.digest,
+            train_images=len(shards.split("train")),
+            val_images=len(shards.splits["val"]) if "val" in shards.splits else 0,
+            classes=list(shards.classes),
+        ),
+        model=ModelMetadata(
+            name=recipe.model.name,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            multiply_adds=_multiply_adds(recipe, len(shards.classes)),
+        ),
+        steps_per_epoch=schedule.steps_per_epoch,
+        total_steps=schedule.total_steps,
+        versions={name: version(name) for name in ("bigbatch", "torch", "timm", "accelerate")},
+        weights_sha256=weights_sha256,
+    )
+
+
+def initial_weights_sha256(recipe: Recipe, run: RunDirectory, resumes: bool) -> str | None:
+    """Return the digest of the weights that the run began with; None for a run that did not record it at its start.
+
+    A run that resumes keeps what it recorded: its file may be gone, or another one may lie in its place by now.
+    """
+    if not resumes:
+        return weights_digest(recipe.model.weights)
+    return run.metadata().weights_sha256 if run.metadata_file.is_file() else None
 
 
 def describe_hardware(accelerator: Accelerator) -> dict[str, str]:

@@ -12,7 +12,7 @@ from launcher.checkpoints.checkpoint import Checkpoint, latest_valid
 from launcher.cut import Cut, unit_of_cut
 from launcher.engines.base import Engine, load_model
 from launcher.engines.data_parallel import DataParallel
-from launcher.evaluation.saved_weights import load_weights
+from launcher.evaluation.initial_weights import load_initial_weights
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.fit_micro_batch import fit_micro_batch
 from models.build import checkpoint_activations, compile_blocks, scale_head
@@ -84,8 +84,12 @@ def _check_belongs_to(checkpoint: Checkpoint, recipe: Recipe, shards: ShardSet) 
     Raises:
         UserError: the checkpoint's identity or digest differs.
     """
-    for key, ours, what in (("identity", recipe.identity(), "recipe"), ("dataset", shards.digest, "data set")):
-        if checkpoint.metadata[key] != ours:
+    belongs = {
+        "recipe": recipe.has_identity(checkpoint.metadata["identity"]),
+        "data set": checkpoint.metadata["dataset"] == shards.digest,
+    }
+    for what, is_same in belongs.items():
+        if not is_same:
             raise UserError(
                 f"checkpoint {checkpoint.path} was written by a run with another {what}, so training cannot resume "
                 f"from it: give the {what} of that run, or choose another --run-dir"
@@ -93,12 +97,18 @@ def _check_belongs_to(checkpoint: Checkpoint, recipe: Recipe, shards: ShardSet) 
 
 
 def start_engine(
-    recipe: Recipe, model: PreparedModel, accelerator: Accelerator, cut: Cut, checkpoint: Checkpoint | None
+    recipe: Recipe,
+    model: PreparedModel,
+    classes: list[str],
+    accelerator: Accelerator,
+    cut: Cut,
+    checkpoint: Checkpoint | None,
 ) -> tuple[Engine, Cut]:
     """Return the engine with the state to train from, and the cut, with a smaller micro-batch where memory is short.
 
     Args:
         recipe: with its engine chosen.
+        classes: the names of the shards' classes, in the order of the model's outputs.
         checkpoint: what to resume from; None: begin with `model.weights` or the seed's weights.
 
     Raises:
@@ -110,7 +120,7 @@ def start_engine(
     if saved:
         load_model(model.module, saved)
     else:
-        _load_given_weights(model.module, recipe, accelerator)
+        _load_given_weights(model.module, recipe, classes, accelerator)
     # A single process without ZeRO needs no memory probe: the training loop catches the error and retries.
     if accelerator.num_processes > 1 or recipe.engine.zero:
         statistics_size = unit_of_cut(recipe, model.has_batch_norm)
@@ -141,9 +151,8 @@ def make_engine(recipe: Recipe, model: nn.Module, accelerator: Accelerator, cut:
     return Zero(recipe, model, accelerator, cut)
 
 
-def _load_given_weights(model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> None:
-    if recipe.model.weights:
-        for note in load_weights(model, recipe, accelerator.print):
-            accelerator.print(f"weights: {note}")
+def _load_given_weights(model: nn.Module, recipe: Recipe, classes: list[str], accelerator: Accelerator) -> None:
+    for note in load_initial_weights(model, recipe, classes, accelerator.print):
+        accelerator.print(f"weights: {note}")
     if recipe.model.head_init_scale is not None:
         scale_head(model, recipe.model.head_init_scale)

@@ -19,7 +19,7 @@ from launcher.runs.run_directory import RunDirectory
 from launcher.training.between_steps import BetweenSteps
 from launcher.training.event_log import EventLog
 from launcher.training.loop import Training
-from launcher.training.run_description import describe_hardware, describe_run
+from launcher.training.run_description import describe_hardware, describe_run, initial_weights_sha256
 from launcher.training.start import find_checkpoint, start_engine
 from launcher.training.step_profile import StepProfile
 from launcher.workers import default_workers
@@ -71,10 +71,11 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
     recipe = choice.recipe
     checkpoint = find_checkpoint(accelerator, run, recipe, shards)
     step = checkpoint.step if checkpoint else 0
-    engine, cut = start_engine(recipe, model, accelerator, choice.cut, checkpoint)
+    engine, cut = start_engine(recipe, model, list(shards.classes), accelerator, choice.cut, checkpoint)
 
     if engine.is_main:
-        run.write_description(recipe, describe_run(recipe, shards, schedule, model.module))
+        weights_sha256 = initial_weights_sha256(recipe, run, resumes=checkpoint is not None)
+        run.write(recipe, describe_run(recipe, shards, schedule, model.module, weights_sha256))
         run.metrics.truncate_after(step)
         run.metrics.append("start", step, cut=str(cut), engine=engine.title, **describe_hardware(accelerator))
     accelerator.init_trackers("curves", init_kwargs={"tensorboard": {"purge_step": step + 1}})
@@ -108,7 +109,7 @@ def _claim_run_directory(run_path: Path, recipe: Recipe, shards: ShardSet, optio
     run.check_is_free_for(recipe)
     run.check_data(shards.digest)
     if this_process().is_main and not options.submitted:
-        run.hold()
+        run.lock()
     return run
 
 

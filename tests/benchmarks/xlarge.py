@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from launcher.evaluation.saved_weights import export
+from launcher.evaluation.export import export
+from launcher.runs.run_directory import RunDirectory
 from recipes.load import load
 from recipes.schema import Recipe
 from tests.launcher.process_group import Group, train_until
@@ -81,7 +82,7 @@ def main() -> None:
                 with timed(title_of_part):
                     Group(arguments.procs, recipe, run, measured, step=step, micro_batch=2).finish(seconds=1500)
             with timed("export"):
-                export(run, Path(folder) / "xlarge.safetensors", averaged=True)
+                export(RunDirectory(run), Path(folder) / "xlarge.safetensors")
             print(
                 "\n".join(
                     line

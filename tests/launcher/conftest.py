@@ -9,6 +9,7 @@ import pytest
 
 from data.writing.sharding import shard
 from recipes.load import load
+from tests.launcher.saved_runs import ToyShards
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +18,12 @@ def digits(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "digits"
     shard("digits", folder, val_fraction=0.2, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_shards(tmp_path_factory) -> ToyShards:
+    """Makes shards of a few toy images under the class names that it is called with."""
+    return ToyShards(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(autouse=True)

@@ -125,7 +125,7 @@ def _train_alone(folder: Path, rank: int, barrier: Any) -> None:
     barrier.wait(20)
     run = RunDirectory(folder / "run")
     try:
-        run.hold()
+        run.lock()
     except UserError as error:
         assert "trained by" in str(error)
         return

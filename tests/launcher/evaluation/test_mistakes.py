@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from data.reading.shards import ShardSet
-from launcher.evaluation.mistakes import PredictionRecorder, write_mistakes
+from launcher.evaluation.prediction_recorder import PredictionRecorder
+from launcher.runs.mistakes import Mistakes, write_mistakes
 from launcher.runs.report import write_report
 from launcher.runs.run_directory import RunDirectory
 from tests.launcher.runs.test_report import Page, make_run
@@ -24,6 +26,14 @@ def judged(digits):
     for batch in logits.split(50):
         guesses(batch)
     return shards, logits.softmax(dim=1).max(dim=1), guesses.compared_with(split)
+
+
+def of_run(run: Path, found: dict, **values) -> Mistakes:
+    """What was found as if it were about a run's own validation split."""
+    dataset = RunDirectory(run).metadata().dataset
+    return Mistakes(
+        **{**found, "classes": dataset.classes, "digest": dataset.digest, "dataset": dataset.name, **values}
+    )
 
 
 def test_every_image_is_counted_once_where_it_belongs(judged):
@@ -59,9 +69,9 @@ def test_the_report_shows_them(judged, tmp_path):
     run = make_run(tmp_path / "run", classes=[f"<digit {name}>" for name in shards.classes])
     page = Page(write_report([run], tmp_path / "page.html").read_text())
     assert "bigbatch evaluate run" in page.text and "img" not in page.seen
-    write_mistakes(RunDirectory(run), "averaged", [f"<digit {name}>" for name in shards.classes], found)
+    write_mistakes(RunDirectory(run), of_run(run, found, weights="EMA"))
     page = Page(write_report([run], tmp_path / "page.html").read_text())
-    assert f"{found['wrong']} of {found['images']} validation images are wrong with the averaged weights" in page.text
+    assert f"{found['wrong']} of {found['images']} validation images are wrong with the EMA weights" in page.text
     assert page.seen.count("img") == 24 and all(a.startswith(("#", "data:image/jpeg;base64,")) for a in page.addresses)
     row = [next((c for i, j, c in found["confusion"] if (i, j) == (3, guess)), 0) for guess in range(10)]
     assert f"<digit 3> {' '.join(map(str, row))} <digit 4>" in page.text
@@ -71,10 +81,10 @@ def test_with_many_classes_the_report_lists_the_commonest_mistakes(judged, tmp_p
     shards, _, found = judged
     names = [*shards.classes, *(f"class {number}" for number in range(10, 1000))]
     run = make_run(tmp_path / "run", classes=names)
-    write_mistakes(RunDirectory(run), "raw", names, found)
+    write_mistakes(RunDirectory(run), of_run(run, found, weights="raw"))
     page = Page(write_report([run], tmp_path / "page.html").read_text())
     label, guess, count = max(
         (entry for entry in found["confusion"] if entry[0] != entry[1]), key=lambda entry: entry[2]
     )
-    assert f"Shows Taken for Images {names[label]} {names[guess]} {count}" in page.text
-    assert "Rows: what an image shows" not in page.text
+    assert f"Class Predicted class Images {names[label]} {names[guess]} {count}" in page.text
+    assert "Rows: the class of the image" not in page.text

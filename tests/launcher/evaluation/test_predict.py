@@ -32,9 +32,9 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """Photographs of several kinds, below a folder, and two that cannot be read."""
-    folder = tmp_path_factory.mktemp("photographs")
+def images(tmp_path_factory):
+    """Images of several kinds, below a folder, and two that cannot be read."""
+    folder = tmp_path_factory.mktemp("images")
     (folder / "more").mkdir()
     noise = np.random.default_rng(0)
     for number in range(40):
@@ -48,39 +48,37 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def test_a_prediction_is_what_plain_timm_says(weights, photographs):
+def test_a_prediction_is_what_plain_timm_says(weights, images):
     from safetensors.torch import load_file
 
     model = timm.create_model("test_convnext", num_classes=3)
     model.load_state_dict(load_file(weights))
     transform = create_transform(64, is_training=False, interpolation="bicubic", crop_pct=1.0)
     names = [f"{number:02}.jpg" for number in range(0, 10, 2)]
-    found = predict(weights, [photographs / name for name in names], None, averaged=True, workers=0)
+    found = predict(weights, [images / name for name in names], None, ema=True, workers=0)
     assert (
         len({prediction.likeliest[0][0] for prediction in found}) > 1
     )  # otherwise this test could not tell them apart
     for name, prediction in zip(names, found, strict=True):
         with torch.inference_mode():
-            expected = model.eval()(transform(Image.open(photographs / name).convert("RGB"))[None]).softmax(dim=1)[0]
+            expected = model.eval()(transform(Image.open(images / name).convert("RGB"))[None]).softmax(dim=1)[0]
         assert [label for label, _ in prediction.likeliest] == [CLASSES[i] for i in expected.argsort(descending=True)]
         assert [share for _, share in prediction.likeliest] == pytest.approx(
             expected.sort(descending=True).values.tolist(), abs=1e-4
         )
 
 
-def test_a_folder_is_searched_and_what_cannot_be_read_is_named_and_counted(weights, photographs, monkeypatch, capfd):
-    monkeypatch.setattr(
-        sys, "argv", ["bigbatch", "predict", str(weights), str(photographs), "--json", "--workers", "2"]
-    )
+def test_a_folder_is_searched_and_what_cannot_be_read_is_named_and_counted(weights, images, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["bigbatch", "predict", str(weights), str(images), "--json", "--workers", "2"])
     with pytest.raises(SystemExit) as ended:
         main()
     output, errors = capfd.readouterr()
     assert ended.value.code == 1
     found = [json.loads(line) for line in output.splitlines()]
-    assert [one["image"] for one in found] == sorted(str(path) for path in photographs.rglob("*.*g"))
+    assert [one["image"] for one in found] == sorted(str(path) for path in images.rglob("*.*g"))
     bad = {one["image"].rpartition("/")[2] for one in found if "error" in one}
     assert bad == {"broken.jpg", "nonsense.png"}
-    assert all(name in errors for name in bad) and "2 of 44 photographs could not be read" in errors
+    assert all(name in errors for name in bad) and "2 of 44 images could not be read" in errors
     for one in found:
         if "error" not in one:
             assert one["class"] in CLASSES and sum(entry["probability"] for entry in one["likeliest"]) == pytest.approx(
@@ -88,27 +86,27 @@ def test_a_folder_is_searched_and_what_cannot_be_read_is_named_and_counted(weigh
             )
 
 
-def test_plain_output_is_a_line_per_photograph(weights, photographs, monkeypatch, capfd):
+def test_plain_output_is_a_line_per_image(weights, images, monkeypatch, capfd):
     monkeypatch.setattr(
-        sys, "argv", ["bigbatch", "predict", str(weights), str(photographs / "00.jpg"), str(photographs / "deep.png")]
+        sys, "argv", ["bigbatch", "predict", str(weights), str(images / "00.jpg"), str(images / "deep.png")]
     )
     with pytest.raises(SystemExit) as ended:
         main()
     lines = capfd.readouterr().out.splitlines()
     assert not ended.value.code and len(lines) == 2
-    assert any(f"%  {name}  {photographs / '00.jpg'}" in lines[0] for name in CLASSES)
+    assert any(f"%  {name}  {images / '00.jpg'}" in lines[0] for name in CLASSES)
 
 
-def test_what_is_missing_is_said_before_anything_is_predicted(weights, photographs, tmp_path):
+def test_what_is_missing_is_said_before_anything_is_predicted(weights, images, tmp_path):
     bare = tmp_path / "bare.safetensors"
     save_file(timm.create_model("test_convnext", num_classes=3).state_dict(), bare)
     (tmp_path / "empty").mkdir()
     for arguments, part in [
-        ((weights, [photographs / "00.jpg", tmp_path / "none.jpg"], None), "none.jpg"),
+        ((weights, [images / "00.jpg", tmp_path / "none.jpg"], None), "none.jpg"),
         ((weights, [tmp_path / "empty"], None), "holds no images"),
-        ((bare, [photographs], None), "--recipe"),
-        ((bare, [photographs], "convnext_tiny_in1k"), "does not fit|has no"),
-        ((tmp_path / "none.safetensors", [photographs], None), "no weights file"),
+        ((bare, [images], None), "--recipe"),
+        ((bare, [images], "convnext_tiny_in1k"), "does not fit|has no"),
+        ((tmp_path / "none.safetensors", [images], None), "no run or weights file"),
     ]:
         with pytest.raises(UserError, match=part):
-            predict(*arguments, averaged=True, workers=0)
+            predict(*arguments, ema=True, workers=0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.runs.history import History
+from launcher.runs.metadata import RunMetadata
 from launcher.runs.report import write_report
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
@@ -57,9 +58,13 @@ def make_run(folder: Path, *overrides: str, steps: int = 40, classes=("cat", "do
         "val_images": 50,
         "classes": list(classes),
     }
-    facts = {"name": recipe.name, "recipe": recipe.name, "identity": recipe.identity(), "dataset": dataset}
-    facts |= {"model": {"name": recipe.model.name, "parameters": 3_375_000}, "steps_per_epoch": 10, "total_steps": 40}
-    run.write_description(recipe, facts | {"versions": {"torch": "2.14.1"}})
+    metadata = {"name": recipe.name, "recipe": recipe.name, "identity": recipe.identity(), "dataset": dataset}
+    metadata |= {
+        "model": {"name": recipe.model.name, "parameters": 3_375_000},
+        "steps_per_epoch": 10,
+        "total_steps": 40,
+    }
+    run.write(recipe, RunMetadata(**metadata, versions={"torch": "2.14.1"}))
     run.metrics.append(
         "start",
         step=0,

@@ -112,4 +112,4 @@ def test_a_recipe_of_each_kind_trains(name, changes, few_digits, tmp_path, monke
     losses = [event["loss"] for event in events if event["event"] == "step"]
     assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)
     assert [event["images"] for event in events if event["event"] == "evaluation"] == [10]
-    assert RunDirectory(tmp_path / "run").facts()["model"]["multiply_adds"] > 0
+    assert RunDirectory(tmp_path / "run").metadata().model.multiply_adds > 0

@@ -11,13 +11,14 @@ from tests.launcher.process_group import Group
 
 
 def train_export_and_report(recipe: Recipe, run: Path, mask: int) -> None:
-    from launcher.evaluation.saved_weights import export
+    from launcher.evaluation.export import export
     from launcher.runs.report import write_report
+    from launcher.runs.run_directory import RunDirectory
     from launcher.training.train import StartOptions, train
 
     os.umask(mask)
     train(recipe, run, StartOptions(micro_batch=64, workers=0, profile=1))
-    export(run, run / "exported.safetensors", averaged=True)
+    export(RunDirectory(run), run / "exported.safetensors")
     write_report([run], run / "report.html")
 
 

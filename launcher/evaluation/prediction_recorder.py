@@ -1,28 +1,29 @@
-"""What a model gets wrong: its confusion matrix and the mistakes it is surest of, kept in the run directory for the report."""
+"""What a model predicts for each image of a split, and which of it is wrong."""
 
 import base64
 import io
-import json
 import time
 from collections import Counter
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from data.atomic_io import write_atomically
-from data.images.augment import decode
+from data.images.decode import decode
 from data.reading.shards import Split
-from launcher.runs.run_directory import RunDirectory
 
-_KEPT = 24  # mistakes with a picture
-_PICTURE = 128  # longer side in pixels
+_SHOWN = 24  # mistakes with a picture
+_PICTURE_SIZE = 128  # longer side in pixels
 
 
 class PredictionRecorder:
-    """The likeliest class of every image of a split and its probability; `evaluation.evaluate` shows it batch after batch."""
+    """Records the likeliest class of every image of a split and its probability.
 
-    def __init__(self):
+    `launcher.evaluation.accuracy.evaluate` passes it the logits, batch after batch.
+    """
+
+    def __init__(self) -> None:
         self._classes: list[np.ndarray] = []
         self._probabilities: list[np.ndarray] = []
 
@@ -32,14 +33,15 @@ class PredictionRecorder:
         self._classes.append(best.indices.cpu().numpy())
         self._probabilities.append(best.values.float().cpu().numpy())
 
-    def compared_with(self, split: Split) -> dict:
-        """Return what is wrong, ready for JSON: counts of (label, guess), and the mistakes of the highest probability."""
+    def compared_with(self, split: Split) -> dict[str, Any]:
+        """Return what is wrong, by the names of the fields of `launcher.runs.mistakes.Mistakes`."""
         guesses, probabilities = np.concatenate(self._classes), np.concatenate(self._probabilities)
         labels = np.asarray(split.labels)
         wrong = np.flatnonzero(guesses != labels)
-        surest = wrong[np.argsort(-probabilities[wrong], kind="stable")][:_KEPT]
+        surest = wrong[np.argsort(-probabilities[wrong], kind="stable")][:_SHOWN]
         counts = Counter(zip(labels.tolist(), guesses.tolist()))
         return {
+            "time": round(time.time()),
             "images": len(labels),
             "wrong": len(wrong),
             "confusion": [[label, guess, count] for (label, guess), count in sorted(counts.items())],
@@ -56,16 +58,10 @@ class PredictionRecorder:
         }
 
 
-def write_mistakes(run: RunDirectory, weights: str, classes: tuple[str, ...], found: dict) -> None:
-    """Keep what `PredictionRecorder.compared_with` found about the run's weights, raw or averaged."""
-    contents = {"time": round(time.time()), "weights": weights, "classes": classes, **found}
-    write_atomically(run.mistakes_file, json.dumps(contents).encode())
-
-
 def _picture(image: bytes) -> str:
-    """A small JPEG of the photograph, in base64."""
+    """A small JPEG of the image, in base64."""
     small = decode(image)
-    small.thumbnail((_PICTURE, _PICTURE), Image.Resampling.BICUBIC)
+    small.thumbnail((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.BICUBIC)
     stored = io.BytesIO()
     small.save(stored, "JPEG", quality=85)
     return base64.b64encode(stored.getvalue()).decode()

@@ -1,0 +1,93 @@
+"""Mistakes are kept by data set and split; the report shows those on the run's own data, and others by their names."""
+
+import json
+
+import pytest
+
+from data.reading.shards import ShardSet
+from launcher.evaluation.evaluate import evaluate_weights
+from launcher.runs.mistakes import read_mistakes
+from launcher.runs.report import write_report
+from launcher.runs.run_directory import RunDirectory
+from recipes.errors import UserError
+from tests.launcher.runs.test_report import Page
+from tests.launcher.saved_runs import CLASSES, make_saved_run
+
+
+@pytest.fixture
+def run(toy_shards, tmp_path) -> RunDirectory:
+    return make_saved_run(tmp_path / "run", toy_shards(*CLASSES), {4: (0.5, 0.25), 8: (0.5, 0.25)})
+
+
+def evaluate(run: RunDirectory, *overrides: str, **options) -> None:
+    evaluate_weights(run.path, None, list(overrides), workers=0, **options)
+
+
+def test_other_data_does_not_replace_the_mistakes_on_the_runs_own(run, toy_shards, capsys):
+    evaluate(run)
+    own = run.mistakes_file.read_bytes()
+    evaluate(run, f"data.path={toy_shards(*reversed(CLASSES))}")
+    evaluate(run, split_name="train")
+    assert run.mistakes_file.read_bytes() == own
+    found, others = read_mistakes(run)
+    shards = ShardSet.open(toy_shards(*CLASSES))
+    assert (found.split, found.digest, found.images, found.weights, found.step) == ("val", shards.digest, 8, "EMA", 8)
+    assert sorted((other.digest == shards.digest, other.split, other.images) for other in others) == [
+        (False, "val", 8),
+        (True, "train", 12),
+    ]
+    assert "12 images of split train" in capsys.readouterr().out
+
+
+def test_an_evaluation_replaces_the_one_before_on_the_same_split(run):
+    for step in (4, 8):
+        evaluate(run, split_name="train", step=step, ema=False)
+    own, others = read_mistakes(run)
+    assert own is None and [(other.step, other.weights) for other in others] == [(8, "raw")]
+
+
+def test_the_report_shows_the_runs_own_mistakes_and_names_the_others(run, toy_shards, tmp_path):
+    evaluate(run)
+    evaluate(run, f"data.path={toy_shards(*reversed(CLASSES))}", split_name="train")
+    page = Page(write_report([run.path], tmp_path / "page.html").read_text())
+    own, others = page.text.split("Mistakes on other data", 1)
+    assert "of 8 validation images are wrong with the EMA weights of step 8" in own
+    assert others.startswith(f": {ShardSet.open(toy_shards(*reversed(CLASSES))).name}, split train")
+    assert "of 12 train images are wrong" in others
+
+
+def test_mistakes_that_version_0_1_0_kept_are_shown(run, tmp_path):
+    """It did not say which data it was: only other classes give other data away."""
+    evaluate(run)
+    contents = json.loads(run.mistakes_file.read_text())
+    for new in ("step", "dataset", "digest", "split"):
+        del contents[new]
+    run.mistakes_file.write_text(json.dumps(contents | {"weights": "averaged"}))
+    own, others = read_mistakes(run)
+    assert own.weights == "EMA" and own.step is None and others == []
+    page = Page(write_report([run.path], tmp_path / "page.html").read_text())
+    assert "of 8 validation images are wrong with the EMA weights (" in page.text
+    run.mistakes_file.write_text(json.dumps(contents | {"classes": ["a", "b", "c", "d"]}))
+    own, others = read_mistakes(run)
+    assert own is None and [other.classes for other in others] == [["a", "b", "c", "d"]]
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{}", b"\xff\xfe", b'{"time": 1}'])
+def test_damaged_mistakes_are_left_out(run, tmp_path, damage):
+    run.mistakes_file.write_bytes(damage)
+    run.other_mistakes.mkdir()
+    (run.other_mistakes / "x.json").write_bytes(damage)
+    assert read_mistakes(run) == (None, [])
+    write_report([run.path], tmp_path / "page.html")
+
+
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(run):
+    with pytest.raises(UserError, match="no split 'test', only 'train', 'val'"):
+        evaluate(run, split_name="test")
+
+
+def test_a_run_that_cannot_be_written_is_evaluated_all_the_same(run, capsys):
+    run.mistakes_file.mkdir()
+    evaluate(run)
+    output = capsys.readouterr().out
+    assert "top-1" in output and "the report will not show them" in output

@@ -1,0 +1,164 @@
+"""Every checkpoint of a run can be taken out, and what is taken is said: which weights, of which step, how accurate."""
+
+import json
+import os
+import stat
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from launcher.cli.main import main
+from launcher.evaluation.evaluate import evaluate_weights
+from launcher.evaluation.export import accuracies_at, export
+from launcher.evaluation.initial_weights import load_initial_weights
+from launcher.evaluation.saved_weights import file_weights, run_weights
+from launcher.runs.run_directory import RunDirectory, find_run
+from models.build import build
+from recipes.errors import UserError
+from recipes.load import load
+from tests.launcher.saved_runs import CLASSES, TINY, make_saved_run, tiny_model
+
+STEPS = {4: (0.5, 0.25), 8: (0.75, 0.125), 12: (0.5, 0.25)}
+
+
+@pytest.fixture
+def run(toy_shards, tmp_path) -> RunDirectory:
+    """Raw and EMA weights at three steps; the raw ones of step 8 are the best."""
+    return make_saved_run(tmp_path / "run", toy_shards(*CLASSES), STEPS)
+
+
+@pytest.fixture
+def bigbatch(monkeypatch, capsys):
+    """Run the command in this process; return exit code, stdout and stderr."""
+
+    def start(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bigbatch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return start
+
+
+def assert_are(tensors: dict, seed: int) -> None:
+    """These are the weights of `tiny_model(seed)`; EMA weights have the seed 1000 + step."""
+    expected = tiny_model(seed).state_dict()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    "choice, seed, title",
+    [
+        ({"ema": True}, 1012, "EMA weights of step 12"),
+        ({"ema": False}, 12, "raw weights of step 12"),
+        ({"ema": True, "step": 4}, 1004, "EMA weights of step 4"),
+        ({"ema": False, "step": 8}, 8, "raw weights of step 8"),
+        ({"ema": True, "best": True}, 8, "raw weights of step 8"),
+        ({"ema": False, "best": True}, 8, "raw weights of step 8"),
+    ],
+)
+def test_the_weights_that_were_asked_for_are_taken_and_named(run, choice, seed, title):
+    weights = run_weights(run, **choice)
+    assert_are(weights.tensors, seed)
+    assert weights.title == f"{title} of {run.path}" and weights.classes == list(CLASSES)
+
+
+def test_the_best_weights_are_the_ema_where_they_were_best(toy_shards, tmp_path):
+    run = make_saved_run(tmp_path / "run", toy_shards(*CLASSES), {4: (0.5, 0.9), 8: (0.75, 0.125)})
+    assert_are(run_weights(run, ema=True, best=True).tensors, 1004)
+    assert_are(run_weights(run, ema=False, best=True).tensors, 4)
+
+
+def test_a_run_without_ema_gives_its_raw_weights_and_says_so(toy_shards, tmp_path):
+    run = make_saved_run(tmp_path / "run", toy_shards(*CLASSES), {4: (0.5, None)})
+    assert run_weights(run, ema=True).title.startswith("raw weights of step 4")
+
+
+def test_a_step_that_is_not_there_is_refused_with_those_that_are(run):
+    with pytest.raises(UserError, match=r"no checkpoint of step 5: .*\(4, 8, 12\)"):
+        run_weights(run, ema=True, step=5)
+
+
+def test_a_checkpoint_is_named_by_its_folder_from_anywhere(run, monkeypatch):
+    folder = run.path / "checkpoints" / "step-00000008"
+
+    def found(path):
+        directory, step = find_run(path)
+        return directory.path.resolve(), step
+
+    assert found(folder) == (run.path.resolve(), 8)
+    monkeypatch.chdir(run.path)
+    assert found(folder.relative_to(run.path)) == (run.path.resolve(), 8)
+    monkeypatch.chdir(run.checkpoints)
+    assert found(folder.relative_to(run.checkpoints)) == (run.path.resolve(), 8)
+    with pytest.raises(UserError, match="--step"):
+        find_run(folder, 4)
+
+
+def test_the_command_line_takes_every_checkpoint(run, bigbatch, tmp_path, toy_shards):
+    """`run.keep_every` keeps milestones for good, so that they can be used."""
+    milestone, file = run.path / "checkpoints" / "step-00000004", tmp_path / "w.safetensors"
+    for arguments in ((milestone, file), (run.path, file, "--step", 4)):
+        code, output, _ = bigbatch("export", *arguments)
+        assert code == 0 and "EMA weights of step 4 of" in output
+        assert_are(load_file(file), 1004)
+    image = next((toy_shards.folder / ("images " + " ".join(CLASSES))).rglob("*.png"))
+    code, output, errors = bigbatch("predict", milestone, image, "--raw")
+    assert code == 0 and "raw weights of step 4" in errors and len(output.splitlines()) == 1
+    code, output, _ = bigbatch("evaluate", run.path, "--step", 8, "--workers", 0)
+    assert code == 0 and "raw weights of step 8" in output and "EMA weights of step 8" in output
+
+
+def test_an_export_prints_which_weights_it_wrote_and_how_accurate_they_are(run, bigbatch, tmp_path):
+    file = tmp_path / "w.safetensors"
+    code, output, _ = bigbatch("export", run.path, file, "--best")
+    assert code == 0 and "raw weights of step 8" in output
+    assert "raw top-1 75.00%" in output and "EMA top-1 12.50%" in output
+    assert_are(load_file(file), 8)
+    assert accuracies_at(run, 8) == {"EMA": 0.125, "raw": 0.75} and accuracies_at(run, 5) == {}
+
+
+def test_a_file_says_which_weights_it_holds(run, tmp_path, capsys):
+    export(run, tmp_path / "w.safetensors", ema=False, step=4)
+    assert file_weights(tmp_path / "w.safetensors").title == f"raw weights of step 4 of {tmp_path / 'w.safetensors'}"
+    evaluate_weights(tmp_path / "w.safetensors", None, [], workers=0)
+    assert "raw weights of step 4" in capsys.readouterr().out
+
+
+def test_training_starts_from_any_checkpoint(run):
+    milestone = run.path / "checkpoints" / "step-00000004"
+    recipe = load("demo", [*TINY, f"model.weights={milestone}"])
+    model = build(recipe, len(CLASSES))
+    notes = load_initial_weights(model, recipe, list(CLASSES))
+    assert_are(model.state_dict(), 1004)
+    assert "EMA weights of step 4" in notes[0]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_a_damaged_chosen_one_is_refused(run):
+    part = next((run.checkpoints / "step-00000012").glob("*.safetensors"))
+    part.write_bytes(part.read_bytes()[:-1])
+    assert run_weights(run, ema=True).step == 8
+    with pytest.raises(UserError, match="step-00000012 is damaged"):
+        run_weights(run, ema=True, step=12)
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_an_export_has_the_mode_that_the_umask_gives(run, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        export(run, tmp_path / "w.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "w.safetensors").stat().st_mode) == mode
+
+
+def test_an_export_is_read_by_version_0_1_0(run, tmp_path):
+    """It knows the keys `recipe` and `classes`, and ignores others."""
+    export(run, tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["classes"]) == list(CLASSES) and json.loads(metadata["recipe"])["name"] == "demo"
