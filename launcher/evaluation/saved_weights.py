@@ -107,7 +107,7 @@ def open_saved(run: RunDirectory, step: int | None) -> tuple[Checkpoint, Checkpo
 
 
 def file_weights(path: Path, key: str | None = None) -> SavedWeights:
-    """Return the weights of a file or hub folder, with what `bigbatch export` wrote beside them if it was that.
+    """Return the weights of a file or hub folder, with what `bigbatch export` wrote beside them.
 
     Args:
         key: which weights to take from a file that holds several, as `models.weights.read_weights` says.
