@@ -16,7 +16,7 @@ def _group(nodeid: str) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a SLURM cluster, and run tests/slurm first: it is the longest group of a parallel run."""
+    """Mark the tests that need a SLURM cluster, and run tests/slurm first, the longest group of a parallel run."""
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("slurm")

@@ -87,6 +87,7 @@ def ours(setting: Setting, *changes: str, real_loader: bool = False) -> Iterator
     log = EventLog(run.metrics, accelerator, schedule.steps_per_epoch)
     between_steps = BetweenSteps(engine, schedule, setting.shards, writer, log, setting.workers)
     training = Training(engine, prepared, schedule, cut, setting.shards, between_steps, log, setting.workers)
+    batches: Iterator[MicroBatch]
     if real_loader:
         dataset = MicroBatches(setting.shards.split("train"), recipe, 0, setting.size)
         loaded = load_steps(dataset, range(schedule.total_steps), 1, setting.workers, pin=setting.device.type == "cuda")
