@@ -22,8 +22,8 @@ def fingerprints(
     """Yield (step, digest). This process prepares the inputs of all ranks of the cut, one rank after the other.
 
     The SHA-256 covers each position of the global batch in turn: sample, label, mixing partner's label, mixing
-    lambda, the bits of the finished float32 pixels, and what stochastic depth and dropout draw. Padding has no weight in the
-    loss and is left out.
+    lambda, the bits of the finished float32 pixels, and what stochastic depth and dropout draw. Padding has no weight
+    in the loss and is left out.
 
     Raises:
         UserError: shards are missing, or the cut is impossible.

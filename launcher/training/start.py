@@ -49,7 +49,7 @@ def _newest_of(accelerator: Accelerator, run: RunDirectory, recipe: Recipe, shar
     for warning in caught:
         accelerator.print(f"warning: {warning.message}")
     if found:
-        _check_belongs_to(found, recipe, shards)
+        _check_belongs_to(found, run, recipe, shards)
     else:
         _check_nothing_is_lost(accelerator, run)
     return found
@@ -78,22 +78,23 @@ def _check_nothing_is_lost(accelerator: Accelerator, run: RunDirectory) -> None:
         accelerator.print(f"the {steps} steps in {run.path} were never saved: training starts over at step 0")
 
 
-def _check_belongs_to(checkpoint: Checkpoint, recipe: Recipe, shards: ShardSet) -> None:
+def _check_belongs_to(checkpoint: Checkpoint, run: RunDirectory, recipe: Recipe, shards: ShardSet) -> None:
     """Refuse a checkpoint of another recipe or of other shards, also where ``recipe.yaml`` and ``run.json`` are lost.
 
     Raises:
         UserError: the checkpoint's identity or digest differs.
     """
-    belongs = {
-        "recipe": recipe.has_identity(checkpoint.metadata["identity"]),
-        "data set": checkpoint.metadata["dataset"] == shards.digest,
-    }
-    for what, is_same in belongs.items():
-        if not is_same:
-            raise UserError(
-                f"checkpoint {checkpoint.path} was written by a run with another {what}, so training cannot resume "
-                f"from it: give the {what} of that run, or choose another --run-dir"
-            )
+    # Version 0.1.0 hashed the path of a weights file, which may have moved since. The run's own recipe was compared
+    # before.
+    path_may_differ = run.recipe_file.is_file() and recipe.model.weights not in (None, "timm")
+    same_recipe = recipe.has_identity(checkpoint.metadata["identity"]) or path_may_differ
+    same_data = checkpoint.metadata["dataset"] == shards.digest
+    if not (same_recipe and same_data):
+        what = "data set" if same_recipe else "recipe"
+        raise UserError(
+            f"checkpoint {checkpoint.path} was written by a run with another {what}, so training cannot resume from "
+            f"it: give the {what} of that run, or choose another --run-dir"
+        )
 
 
 def start_engine(

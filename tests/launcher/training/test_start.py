@@ -4,13 +4,18 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 
+from data.reading.shards import ShardSet
 from data.writing.sharding import shard
+from launcher.checkpoints.checkpoint import latest_valid
 from launcher.runs.run_directory import RunDirectory
+from launcher.training.start import _check_belongs_to
 from launcher.training.train import StartOptions, train
 from recipes.errors import UserError
+from recipes.schema import _digest
 from tests.launcher.process_group import Group, train_until
 
 OPTIONS = StartOptions(workers=0)
@@ -119,3 +124,17 @@ def test_a_run_that_was_never_saved_starts_over_and_says_so(stopped, small_recip
         "checkpoint",
         "stop",
     ]
+
+
+def test_a_checkpoint_of_0_1_0_is_resumed_after_its_weights_file_was_moved(stopped, small_recipe, digits):
+    """That version hashed the path into the identity; the run's recipe is compared without it."""
+    recipe, moved = small_recipe("model.weights=old.safetensors"), small_recipe("model.weights=new.safetensors")
+    old = _digest(recipe._hashed_by_0_1_0())
+    assert moved.identity() == recipe.identity() != old and not moved.has_identity(old)
+    shards = ShardSet.open(digits)
+    checkpoint = replace(latest_valid(stopped / "checkpoints"), metadata={"identity": old, "dataset": shards.digest})
+    _check_belongs_to(checkpoint, RunDirectory(stopped), moved, shards)
+    with pytest.raises(UserError, match="another recipe"):
+        _check_belongs_to(checkpoint, RunDirectory(stopped.with_name("lost")), moved, shards)
+    with pytest.raises(UserError, match="another recipe"):
+        _check_belongs_to(checkpoint, RunDirectory(stopped), small_recipe(), shards)
