@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,42 @@ def test_waiting_cancelled_resumed(submitted, bigbatch, cluster, tmp_path, monke
     bigbatch("cancel", run)
     monkeypatch.setenv("PATH", "/usr/sbin")  # no squeue, no sacct
     assert row(run).state == "CANCELLED"
+
+
+def test_a_chain_that_is_resumed_and_code_that_is_gone_or_old(submitted, bigbatch, cluster, tmp_path):
+    """The second step waits for the first where that is in the queue, and is refused where nobody makes its weights."""
+    (tmp_path / "clusters.toml").write_text("[test.sbatch]\nhold = true\n")
+    submitted("demo", *SHORT, "name=a", "demo", *SHORT, "name=b")
+    first, second = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
+    for run in (second, first):
+        assert bigbatch("cancel", run)[0] == 0
+    code, _, errors = bigbatch("resume", second)
+    assert code == 2 and f"weights.safetensors: `bigbatch resume {first}` makes them" in errors
+    assert bigbatch("resume", first)[0] == 0
+    code, output, _ = bigbatch("resume", second)
+    assert code == 0 and f", after job {job_id(first)}: " in output
+    assert f"afterok:{job_id(first)}" in cluster.run("scontrol", "show", "job", job_id(second))
+    assert bigbatch("cancel", second)[0] == bigbatch("cancel", first)[0] == 0
+
+    (first / "job" / "code" / "protocol").unlink()  # as version 0.1.0 left it
+    assert "is replaced by that of today" in bigbatch("resume", first)[1]
+    assert bigbatch("cancel", first)[0] == 0
+    events = (first / "job" / "events.jsonl").read_text()
+    (first / "job" / "code").rename(first / "job" / "gone")
+    code, _, errors = bigbatch("resume", first)
+    assert code == 2 and "the code that the run was submitted with is gone" in errors and len(errors.splitlines()) == 1
+    assert (first / "job" / "events.jsonl").read_text() == events
+
+
+def test_following_the_log_of_a_waiting_job_says_that_it_waits(submitted, cluster, bigbatch, tmp_path, monkeypatch):
+    from launcher.jobs import logs
+
+    monkeypatch.setattr(logs, "_STATE_INTERVAL", 1.0)
+    (tmp_path / "clusters.toml").write_text("[test.sbatch]\nhold = true\n")
+    run = tmp_path / "a run"
+    output = submitted("demo", *SHORT, "--run-dir", run)
+    assert f"watch with: bigbatch runs {tmp_path}" in output
+    timer = threading.Timer(3, lambda: cluster.run("scancel", job_id(run)))
+    timer.start()
+    code, _, errors = bigbatch("logs", run, "-f")
+    assert code == 0 and f"job {job_id(run)} is PENDING (JobHeldUser): waiting for it to print" in errors
