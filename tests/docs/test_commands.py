@@ -69,6 +69,8 @@ def test_options_that_are_named_alone_exist(page):
         "--amp",
         "--channels-last",
         "--torchcompile",
+        "--cleanenv",
+        "--containall",
         "--check",
         "--small",
     }
