@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from PIL import features
+from PIL import PngImagePlugin, features
 
 # Only these formats: some of Pillow's readers start another program (EPS runs Ghostscript). No data set may do that.
 _ENDINGS = {
@@ -51,6 +51,9 @@ def _available(name: str) -> bool:
 FORMATS = tuple(name for name in _ENDINGS if _available(name))
 IMAGE_ENDINGS = tuple(ending for name in FORMATS for ending in _ENDINGS[name])
 PICTURE_ENDINGS = (*(ending for endings in _ENDINGS.values() for ending in endings), *_UNREAD_PICTURES)
+
+# Pillow refuses a PNG with more than 1 MiB of text, e.g. the parameters of an image generator, as if it were damaged.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
 
 if "HEIF" in FORMATS:
     import pillow_heif

@@ -10,6 +10,7 @@ Nothing here is executed. Nothing is held in memory per sample, because indexes 
 URL without a cache folder is loaded.
 """
 
+import hashlib
 import tarfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,7 @@ class Split:
         self.folder = folder
         self.per_class: list[int] = record["per_class"]
         self.files = [shard["file"] for shard in record["shards"]]
+        self._bytes = [shard["bytes"] for shard in record["shards"]]
         self.shard_paths = [folder.path(file) for file in self.files]
         self.index_path = folder.path(record["index"])
         self._index_file, self._index_checksum = record["index"], record["index_sha256"]
@@ -61,6 +63,18 @@ class Split:
         if self._index is None:
             self._index = self.folder.load_array(self._index_file, self._index_checksum)
         return self._index
+
+    def check_index(self) -> None:
+        """Compare the checksum of the index, on a local disk, with the manifest: a changed label would train unnoticed.
+
+        Raises:
+            UserError: it changed since its manifest was written.
+        """
+        with Path(self.index_path).open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != self._index_checksum:
+                raise UserError(
+                    f"index {self.index_path} changed since its manifest was written: copy {self.folder.root} again"
+                )
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -96,7 +110,12 @@ class Split:
     def _place(self, i: int) -> tuple[str, int, int]:
         """Return the shard file of sample `i`, and the offset and size of its image there, in bytes."""
         row = self.index[i]
-        return self.files[row["shard"]], int(row["offset"]), int(row["size"])
+        shard, offset, size = int(row["shard"]), int(row["offset"]), int(row["size"])
+        if shard >= len(self.files) or offset + size > self._bytes[shard]:
+            raise UserError(
+                f"{self.index_path} is damaged: sample {i} is in no shard; copy {self.folder.root} again"
+            )
+        return self.files[shard], offset, size
 
 
 class ShardSet:
@@ -147,14 +166,17 @@ class ShardSet:
         return opened
 
     def check_sampled_checksums(self, part: int = 0, parts: int = 1) -> None:
-        """Compare the sampled checksum of shards with the manifest.
+        """Compare the sampled checksum of shards with the manifest, and for the first part the checksum of each index.
 
         Args:
             part, parts: check one shard in `parts`, beginning with number `part`, so that ranks can divide the work.
 
         Raises:
-            UserError: a shard's contents changed since its manifest was written.
+            UserError: a shard or an index changed since its manifest was written.
         """
+        if part == 0 and isinstance(self.folder, LocalFolder):  # a remote index is checked when it is fetched
+            for split in self.splits.values():
+                split.check_index()
         _at_once(self._check_sampled_checksum, self._shards[part::parts], self.folder)
 
     def _check_sampled_checksum(self, shard: ShardRecord) -> None:
@@ -212,7 +234,7 @@ def _rows(split: Split, folder: LocalFolder | RemoteFolder) -> int:
         index = split.index
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # numpy's reader raises almost any exception on damaged bytes
         raise UserError(f"index {path} cannot be read ({error}): copy {folder.root} again") from None
     if index.dtype != INDEX_DTYPE or index.ndim != 1:
         raise UserError(f"{path} is not an index of format {FORMAT}: remake {folder.root} with `bigbatch shard`")

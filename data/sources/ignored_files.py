@@ -28,7 +28,8 @@ def ignored_notes(files: Files) -> list[str]:
     if files.empty_folders:
         listed = ", ".join(map(printable, sorted(files.empty_folders)[:5]))
         more = ", …" if len(files.empty_folders) > 5 else ""
-        notes.append(f"{len(files.empty_folders):,} folders are empty: {listed}{more}")
+        count = len(files.empty_folders)
+        notes.append(f"{count:,} {'folder is' if count == 1 else 'folders are'} empty: {listed}{more}")
     return notes
 
 

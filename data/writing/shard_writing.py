@@ -47,12 +47,14 @@ class WriterContext:
         limit: for their size.
         dest: folder of the shards.
         work: folder of the records of finished shards.
+        upright: whether images are turned as their EXIF orientation says.
     """
 
     source: Source
     limit: SizeLimit
     dest: Path
     work: Path
+    upright: bool = False
 
 
 def write_shard(worker: Worker, plan: ShardPlan) -> None:
@@ -85,7 +87,7 @@ def _write_samples(worker: Worker, plan: ShardPlan, writer: "TarWriter") -> dict
     for place, sample in enumerate(plan.samples.tolist(), plan.first):
         name = source.listing.names[sample]
         try:
-            image = inspect(_read(source, sample, name), limit)
+            image = inspect(_read(source, sample, name), limit, worker.shared.upright)
         except Unreadable as damage:
             skipped.append({"name": printable(name), "reason": damage.reason})
             odd.update(damage.odd)

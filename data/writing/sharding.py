@@ -45,6 +45,7 @@ def shard(
     shortest_side: int | None = None,
     longest_side: int | None = None,
     quality: int = 95,
+    upright: bool = False,
     class_map: Path | None = None,
     labels: LabelTables | None = None,
     workers: int | None = None,
@@ -61,7 +62,8 @@ def shard(
         val_fraction: fraction of each class to hold out for validation if the source has no validation images.
         shard_size: bytes of images, as stored in the source, after which the next shard begins.
         shortest_side, longest_side: limits in pixels, above which an image is made smaller.
-        quality: JPEG quality of the images made smaller.
+        quality: JPEG quality of the images that are encoded again.
+        upright: turn images as their EXIF orientation says, and encode these again.
         class_map: file that gives folders other class names or numbers, see `data.sources.class_map`.
         labels: tables that hold the labels of the images.
         workers: processes; None: one per usable core.
@@ -83,7 +85,9 @@ def shard(
     dest = Path(folder).expanduser()
     try:
         opened = open_source(source, val_fraction, class_map, workers, progress, labels)
-        options = {"val_fraction": val_fraction, "shard_size": shard_size, "limit": asdict(limit)}
+        options: dict[str, Any] = {"val_fraction": val_fraction, "shard_size": shard_size, "limit": asdict(limit)}
+        if upright:  # only then, so that data sets of before this option are still known as complete
+            options["upright"] = True
         identity = {"kind": opened.kind, "listing": opened.digest(), "options": options}
         if _is_finished(dest, identity):
             shutil.rmtree(dest / WORK, ignore_errors=True)  # a killed command may have left it
@@ -94,10 +98,10 @@ def shard(
             if _is_finished(dest, identity):  # by the command whose lock this one has just waited for
                 return ShardSet.open(dest)
             if isinstance(opened, WebDatasetShards):
-                contents, notes = _index(opened, limit, dest, work, val_fraction, workers, progress)
+                contents, notes = _index(opened, limit, upright, dest, work, val_fraction, workers, progress)
             else:
                 notes = []
-                contents = _write(WriterContext(opened, limit, dest, work), shard_size, workers, progress)
+                contents = _write(WriterContext(opened, limit, dest, work, upright), shard_size, workers, progress)
             manifest = cast(Manifest, {"format": FORMAT, "name": opened.name, **contents, "source": identity})
             write_durably(work / MANIFEST, json.dumps(manifest, indent=1).encode())
             rename_durably(work / MANIFEST, dest / MANIFEST)  # so that a kill leaves no half manifest in `dest`
@@ -137,15 +141,16 @@ def _is_finished(dest: Path, identity: dict[str, Any]) -> bool:
 def _index(
     shards: WebDatasetShards,
     limit: SizeLimit,
+    upright: bool,
     dest: Path,
     work: Path,
     val_fraction: float,
     workers: int | None,
     progress: bool,
 ) -> tuple[dict[str, Any], list[str]]:
-    if limit.shortest_side or limit.longest_side:
+    if limit.shortest_side or limit.longest_side or upright:
         raise UserError(
-            f"{shards.name} is WebDataset shards, which are not rewritten: leave out the limits of the sides"
+            f"{shards.name} is WebDataset shards, which are not rewritten: leave out size limits and --upright"
         )
     return reference(shards, dest, work, val_fraction, workers, progress)
 

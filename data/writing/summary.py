@@ -39,6 +39,11 @@ def summary(dest: Path, manifest: Manifest, kind: str, notes: Sequence[str]) -> 
             )
     if odd := manifest.get("odd"):
         yield "odd images: " + ", ".join(f"{count:,} {kind}" for kind, count in odd.items())
+    if rotated := manifest.get("odd", {}).get("exif-rotated", 0):
+        if manifest.get("source", {}).get("options", {}).get("upright"):
+            yield f"turned {rotated:,} images upright, as their EXIF orientation says"
+        else:
+            yield f"{rotated:,} images have an EXIF rotation, which is ignored, as in torchvision: --upright turns them"
     if shrunk := manifest.get("shrunk"):
         yield f"made {shrunk:,} images smaller"
     yield from notes

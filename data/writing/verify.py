@@ -166,7 +166,7 @@ def _index(path: Path, record: SplitRecord, problems: list[str]) -> NDArray[np.v
             if hashlib.file_digest(stream, "sha256").hexdigest() != record["index_sha256"]:
                 problems.append(f"index {path.name} changed since its manifest was written (checksum)")
         index: NDArray[np.void] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy's reader raises almost any exception on damaged bytes
         problems.append(f"index {path.name} cannot be read: {error}")
         return None
     if index.dtype != INDEX_DTYPE or index.ndim != 1 or (np.diff(index["shard"].astype(np.int64)) < 0).any():

@@ -54,8 +54,15 @@ def shard(
         typer.Option(help="Shrink images whose longer side has more pixels.", min=1, rich_help_panel=_IMAGE_SIZES),
     ] = None,
     quality: Annotated[
-        int, typer.Option(help="JPEG quality of images that were shrunk.", min=1, max=100, rich_help_panel=_IMAGE_SIZES)
+        int,
+        typer.Option(
+            help="JPEG quality of images that are encoded again.", min=1, max=100, rich_help_panel=_IMAGE_SIZES
+        ),
     ] = 95,
+    upright: Annotated[
+        bool,
+        typer.Option("--upright", help="Turn images as their EXIF orientation says.", rich_help_panel=_IMAGE_SIZES),
+    ] = False,
 ) -> None:
     """Write a data set as WebDataset shards with an index. The same command resumes after an interruption."""
     from data.sources import LabelTables
@@ -71,6 +78,7 @@ def shard(
         shortest_side=shortest_side,
         longest_side=longest_side,
         quality=quality,
+        upright=upright,
         class_map=class_map,
         labels=LabelTables(tuple(labels), image_column, label_column) if labels else None,
         workers=workers,

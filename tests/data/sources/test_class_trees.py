@@ -143,7 +143,7 @@ def test_what_is_ignored_is_counted_by_ending(tmp_path):
     else:
         assert notes[0] == "ignored 4 files that are not images by their ending: 2 .txt, 1 without an ending, 1 .heic"
         assert "the .heic files are pictures" in notes[1] and "pillow-heif" in notes[1]
-    assert notes[-1] == "1 folders are empty: schwannoma"
+    assert notes[-1] == "1 folder is empty: schwannoma"
 
 
 def test_a_class_whose_files_are_all_ignored_is_an_error(tmp_path):
@@ -178,7 +178,7 @@ def test_a_class_in_one_split_only_and_a_class_of_few_images_are_said(tmp_path, 
     assert "1 class (d) without training images, which the model cannot learn" in printed
     assert "1 class (b) with fewer than 5 training images" in printed
     assert "1 class (b) without images in the test split" in printed
-    assert "1 folders are empty: train/c" in printed
+    assert "1 folder is empty: train/c" in printed
     assert list(json.loads((tmp_path / "out/manifest.json").read_text())["splits"]) == ["train", "val", "test"]
 
 
