@@ -1,4 +1,4 @@
-"""`bigbatch runs`: how every run stands, in one table."""
+"""`bigbatch runs`: the state of every run of a folder, in one table."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ _FRESH = 120.0  # seconds since the last event for which a run without a job cou
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run as the table shows it; None where there is nothing to show yet."""
+    """One run as the table shows it. A field is None while there is nothing to show."""
 
     run: str
     recipe: str
@@ -34,7 +34,7 @@ class RunStatus:
     epoch: float | None
     images_per_second: float | None
     accuracy: float | None
-    weights: str  # which reached it, where raw and averaged ones were evaluated
+    weights: str  # which ones reached the accuracy, where both raw and EMA weights were evaluated
     seconds_left: float | None
     restarts: int
     note: str
@@ -100,7 +100,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _row(path: Path, name: str, state: JobState | None) -> RunStatus:
-    """One row; a run that another version of bigbatch wrote is no reason to show none."""
+    """Return one row; a run that cannot be read gets a row with the reason, so that the others are shown."""
     try:
         return _read_row(path, name, state)
     except UserError as error:
@@ -149,7 +149,7 @@ def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
 
 
 def _without_job(events: list[dict], step: int | None, total: int | None) -> JobState:
-    """The state of a run that was not submitted, from its metrics alone."""
+    """Return the state of a run that was not submitted, judged by its metrics alone."""
     if total is not None and step == total:
         return JobState("COMPLETED", "")
     fresh = bool(events) and time.time() - events[-1]["time"] < _FRESH
@@ -165,7 +165,7 @@ def _show(value, form: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """A name on one line, whatever is in it."""
+    """Return a name with its control characters replaced, so that it stays on one line."""
     return re.sub(r"[\x00-\x1f\x7f]", "?", text)
 
 
