@@ -31,7 +31,7 @@ insist() {
       return 1
     fi
   done
-  echo "$output"
+  [ -z "$output" ] || echo "$output"
 }
 
 # Requeues this job, to run without the nodes in $1.

@@ -34,13 +34,13 @@ def batch_script(
     # A container that srun starts (pyxis) wraps the ranks only; the script itself runs on the node, with its Python.
     outside = shlex.quote(sys.executable) if "container-image" in cluster.srun else python
     partition = resources.partition or cluster.partition
-    export = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
+    setup = [*cluster.setup, *(f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items())]
     return _TEMPLATE.format(
         options="\n".join(_sbatch_options(resources, cluster, name, count, after, at_once)),
         outside=shlex.quote(outside),
         retries=cluster.retries,
         partition=shlex.quote(partition) if partition else '"$SLURM_JOB_PARTITION"',
-        setup="\n".join([*cluster.setup, *export]),
+        setup="\n".join(["# Setup", *setup, ""]) if setup else "",
         tasks=resources.tasks_per_node,
         srun=" ".join(_srun_options(resources, cluster, count)),
         command=f"{python} {_COMMAND}",
@@ -114,9 +114,7 @@ retries={retries}
 partition={partition}
 source slurm/batch_functions.sh || exit 1  # records and decides at every end of this script
 
-# Setup
 {setup}
-
 # Command
 after_setup
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * {tasks}))" {srun} \\

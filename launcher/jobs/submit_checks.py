@@ -4,11 +4,11 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from data.reading.storage import is_url
+from launcher.evaluation.initial_weights import check_initial_weights
 from launcher.jobs.planned_runs import PlannedRun
 from launcher.planning.auto_engine import EngineChoice, choose_engine, hardware_of_cluster
 from launcher.recipe_shards import open_shards
@@ -42,9 +42,8 @@ def check_recipe(
     shards = open_shards(recipe)
     StepSchedule(recipe, len(shards.split("train")))
     choices_by_nodes(recipe, resources, micro_batch, len(shards.classes), cluster)
-    weights = recipe.model.weights
-    if weights not in (None, "timm") and not follows and not Path(weights).exists():
-        raise UserError(f"there are no weights {weights}: model.weights is a run directory, a weights file, or timm")
+    if not follows:
+        check_initial_weights(recipe, list(shards.classes))
 
 
 def choices_by_nodes(

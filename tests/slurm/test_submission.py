@@ -30,7 +30,7 @@ REFUSALS = {  # arguments, what the sentence must say
     "more processes than images": (["demo", *SHORT, "batch.global=4", "--nodes", "3", "--gpus-per-node", "2"], "start at most 4"),
     "a cut that one size of the range cannot make": (["demo", *SHORT, "--nodes", "1-3", "--micro-batch", "64"], "use 1 to 32"),
     "other classes": (["demo", *SHORT, "data.classes=7"], "has 10 classes"),
-    "weights that are not there": (["demo", *SHORT, "model.weights=none.safetensors"], "there are no weights"),
+    "weights that are not there": (["demo", *SHORT, "model.weights=none.safetensors"], "there is no run or weights file"),
     "missing shards": (["demo", *SHORT, "--data", "none"], "there is no folder"),
     "a sweep of one": (["demo", *SHORT, "--array", "optimizer.lr=1"], "is not a sweep"),
     "a sweep of a wrong value": (["demo", *SHORT, "--array", "optimizer.lr=1,fast"], "optimizer.lr='fast' is not possible"),
