@@ -22,7 +22,9 @@ def main(folder: Path, entries: int, per_start: int) -> int:
     record = folder / "ran" / f"{os.environ['SLURM_JOB_ID']}-{os.getpid()}.json"
     while True:
         seen = {"rank": rank, "world": int(os.environ["WORLD_SIZE"]), "node": os.environ["SLURMD_NODENAME"]}
-        record.write_text(json.dumps({**seen, "from": started, "to": time.time()}))
+        unfinished = record.with_suffix(".tmp")  # a kill must not leave half a record
+        unfinished.write_text(json.dumps({**seen, "from": started, "to": time.time()}))
+        unfinished.rename(record)
         done = len(list(progress.glob("[!.]*")))
         if done >= entries:
             return 0
