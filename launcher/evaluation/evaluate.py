@@ -106,8 +106,8 @@ def _fitted_model(weights: SavedWeights, recipe: Recipe, shards: ShardSet) -> tu
             note = f"{shards.root} has the classes of {weights.origin} in another order: they are matched by name"
         case ClassMatch.DIFFERENT:
             raise UserError(
-                f"{weights.origin} was trained on {describe_classes(trained or [], wanted)} and {shards.root} has "
-                f"{describe_classes(wanted, trained or [])}: give shards of the same classes"
+                f"{weights.origin} was trained on {describe_classes(trained or [], wanted)}, but the shards in "
+                f"{shards.root} have {describe_classes(wanted, trained or [])}: give shards of the same classes"
             )
         case ClassMatch.UNNAMED:
             note = (
