@@ -4,4 +4,5 @@ from launcher.cli.entry import run_command
 from launcher.jobs.rank_program import run_rank
 
 if __name__ == "__main__":
-    run_command(run_rank)
+    # An error of the file system may pass, e.g. of a network mount, so that a job may start again after it.
+    run_command(run_rank, file_error=1)

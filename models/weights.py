@@ -67,6 +67,8 @@ def read_weights(path: Path, key: str | None = None) -> FileWeights:
         raise UserError(f"there is no weights file {path}")
     if path.is_dir():
         raise UserError(f"{path} is a folder without {' or '.join(_HUB_FILES)}: give a weights file")
+    if not path.is_file():  # reading a FIFO would wait for a writer for ever
+        raise UserError(f"{path} is not a file: give a weights file")
     content = _read(path)
     several = {name: value for name, value in content.items() if _holds_weights(value)}
     if key is not None:

@@ -68,13 +68,17 @@ class Ledger:
             write_atomically(self.events_file, "".join(lines[:-1]).encode())
 
     def events(self, *kinds: str) -> list[Event]:
-        """Return all events, or those of some kinds, oldest first; a line torn by a kill is left out."""
+        """Return all events, or those of some kinds, oldest first; a line that is torn or damaged is left out."""
         found: list[Event] = []
-        for line in self.events_file.read_text().splitlines() if self.events_file.is_file() else ():
+        # Undecodable bytes are replaced, so that one damaged line does not hide the others.
+        text = self.events_file.read_text(errors="replace") if self.events_file.is_file() else ""
+        for line in text.splitlines():
             try:
-                found.append(json.loads(line))
+                event = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                found.append(event)
         return [event for event in found if not kinds or event["event"] in kinds]
 
     def events_since_submit(self) -> list[Event]:

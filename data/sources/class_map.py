@@ -23,6 +23,8 @@ def read_class_map(path: Path) -> dict[str, str | int]:
         UserError: the file is missing, cannot be read, or has another form.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a FIFO would wait for a writer for ever
+            raise UserError(f"the class map {path} is not a file")
         text = text_of(str(path), path.read_bytes())
     except OSError as error:
         raise UserError(f"the class map {path} cannot be read: {error.strerror or error}") from None

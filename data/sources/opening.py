@@ -22,6 +22,8 @@ def open_files(path: Path) -> Files:
             return FolderFiles(path)
         if not path.exists():
             raise UserError(f"there is no {path}: give a folder, a zip or a tar of images, or the word `digits`")
+        if not path.is_file():  # reading a FIFO would wait for a writer for ever
+            raise UserError(f"{path} is neither a file nor a folder: give a folder, a zip or a tar of images")
         kind, name = archive_kind(path), path.name.lower()
         # A file that begins as none of these and has an ending of theirs is damaged, which opening it says.
         if kind == "zip" or (kind is None and name.endswith(".zip")):

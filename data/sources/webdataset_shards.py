@@ -90,7 +90,7 @@ def webdataset_shards(source: str, class_map: Path | None) -> WebDatasetShards |
 
 def _listed(path: Path) -> tuple[Path, list[Path]]:
     if not path.is_dir():
-        return path.parent, [path] if path.name.endswith((".tar", *PACKED_ENDINGS)) and path.exists() else []
+        return path.parent, [path] if path.name.endswith((".tar", *PACKED_ENDINGS)) and path.is_file() else []
     inner = [folder for folder in path.iterdir() if split_of_name(folder.name) is not None and folder.is_dir()]
     found = [file for folder in (path, *inner) for file in folder.iterdir()]
     return path, sorted(file for file in found if file.name.endswith((".tar", *PACKED_ENDINGS)) and _is_plain(file))

@@ -1,9 +1,11 @@
-"""Start and end of every program of bigbatch: a user's mistake is one sentence on stderr and exit code 2.
+"""Start and end of every program of bigbatch: a mistake is one sentence and an exit code, never a traceback.
 
 The end of another rank is no mistake of the user, so the ranks that lose their connection to it exit with 1: on a
 cluster, a job with that code starts again.
 """
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +15,9 @@ import typer
 from launcher.world import this_process
 from recipes.errors import UserError
 
+_USER_ERROR = 2
+# Errors of a full or read-only file system. Python does not always say which file they were about.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # What gloo and NCCL say, in a RuntimeError without a class of its own, when the process at the other end is gone.
 _CONNECTION_LOST = (
     "Connection closed by peer",
@@ -22,29 +27,57 @@ _CONNECTION_LOST = (
 )
 
 
-def run_command(command: Callable) -> None:
-    """Run a function as a program whose command line follows from the function's parameters."""
+def run_command(command: Callable, file_error: int = _USER_ERROR) -> None:
+    """Run a function as a program whose command line follows from the function's parameters; see `run_app`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    run_app(app)
+    run_app(app, file_error)
 
 
-def run_app(app: typer.Typer) -> None:
-    """Run a program; print a UserError as one sentence and exit with code 2, and with 1 where another rank is gone."""
+def run_app(app: typer.Typer, file_error: int = _USER_ERROR) -> None:
+    """Run a program; print a mistake, or an error of the file system, as one sentence and exit.
+
+    The exit code is 2 for a UserError and 1 where another rank is gone.
+
+    Args:
+        file_error: the exit code for an error of the file system that no code closer to it has explained, such as a
+            missing permission.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may not be text in the terminal's encoding
     try:
         app()
     except UserError as error:
-        # Mostly every rank meets the same mistake, so only rank 0 prints it. A mistake that only some ranks meet starts
-        # with the rank's number.
-        if str(error).startswith("[rank") or _is_main_process():
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _print_error(str(error))
+        sys.exit(_USER_ERROR)
+    except OSError as error:
+        if error.filename is None and error.errno not in _NO_SPACE:
+            raise  # not about a file, so probably a defect of ours
+        place = f"{error.filename}: " if error.filename is not None else ""
+        prefix = "" if _is_main_process() else f"[rank {this_process().rank}] "  # other ranks may not meet it
+        _print_error(f"{prefix}{place}{error.strerror or error}")
+        sys.exit(file_error)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _CONNECTION_LOST):
             raise
         rank = this_process().rank
         print(f"error: [rank {rank}] another rank ended too early: its error is the one to look at", file=sys.stderr)
         sys.exit(1)
+
+
+def _print_error(message: str) -> None:
+    # Mostly every rank meets the same mistake, so only rank 0 prints it. A mistake that only some ranks meet starts
+    # with the rank's number.
+    if message.startswith("[rank") or _is_main_process():
+        print(f"error: {_one_line(message)}", file=sys.stderr)
+
+
+def _one_line(message: str) -> str:
+    """Return the message with control characters escaped, which may come from the name of a file."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in message
+    )
 
 
 def _is_main_process() -> bool:

@@ -51,9 +51,11 @@ def train(
     resolved = load_recipe(recipe, overrides, data)
     run_path = run_dir or Path("runs") / resolved.name
     if dry_run:
-        from launcher.planning.dry_run import print_dry_run
+        _processes_to_start(procs)  # refuses what the start would refuse
+        from launcher.runs.run_directory import RunDirectory
+        from launcher.training.dry_run import print_dry_run
 
-        print_dry_run(resolved, procs, micro_batch)
+        print_dry_run(resolved, RunDirectory(run_path), procs, micro_batch)
         return
     from launcher.recipe_shards import check_names_shards
 
@@ -62,7 +64,8 @@ def train(
         from slurm.srun_step import step_variables
 
         os.environ.update(step_variables(os.environ))
-    if _processes_to_start(procs) > 1:
+    processes = _processes_to_start(procs)
+    if processes > 1:
         from launcher.processes import option_arguments, run_processes
 
         options = option_arguments(
@@ -74,7 +77,7 @@ def train(
                 "--profile": profile,
             }
         )
-        code = run_processes("launcher.train", [recipe, *(overrides or []), *options], _processes_to_start(procs))
+        code = run_processes("launcher.train", [recipe, *(overrides or []), *options], processes)
     else:
         code = _train_here(resolved, run_path, micro_batch, workers, profile)
     if code == _INTERRUPTED and not this_process().is_launched:
@@ -108,7 +111,7 @@ def _processes_to_start(procs: int | None) -> int:
     """Return the number of training processes; 1 means that this process trains.
 
     Raises:
-        UserError: `--procs` is given although a launcher started this process.
+        UserError: `--procs` is given although a launcher started this process, or exceeds the visible GPUs.
     """
     if this_process().is_launched:
         if procs is not None:
@@ -116,11 +119,16 @@ def _processes_to_start(procs: int | None) -> int:
                 "--procs starts processes, but a launcher (torchrun, accelerate) started this one already: leave it out"
             )
         return 1
-    if procs is not None:
-        return procs
     import torch
 
-    return max(1, torch.cuda.device_count())
+    gpus = torch.cuda.device_count()
+    if procs is not None and gpus and procs > gpus:
+        # NCCL refuses two ranks on one GPU, with a message that does not say so.
+        raise UserError(
+            f"--procs {procs} needs as many GPUs, and {gpus} {'is' if gpus == 1 else 'are'} visible here: "
+            f"use --procs {gpus}"
+        )
+    return procs or max(1, gpus)
 
 
 def _train_here(

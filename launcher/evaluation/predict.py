@@ -125,6 +125,8 @@ def _images(places: list[Path]) -> list[Path]:
             if not names:
                 raise UserError(f"{place} holds no images ({', '.join(IMAGE_ENDINGS[:4])}, …): check the path")
             found += [place / name for name in names]
+        elif place.exists() and not place.is_file():  # reading a FIFO would wait for a writer for ever
+            raise UserError(f"{place} is neither an image nor a folder of images")
         elif place.exists():
             found.append(place)
         else:

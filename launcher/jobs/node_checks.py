@@ -19,6 +19,7 @@ from torch import distributed
 from data.reading import staging
 from data.reading.shards import ShardSet
 from data.worker_processes import shared_memory_problem
+from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
 from slurm.job import BAD_NODE
 
@@ -99,6 +100,7 @@ def check_node(data: str | None, run: Path, stage: Path | None, rank: int, first
         if data:
             ShardSet.open(data)
         if first_of_node:
+            RunDirectory(run).check_can_be_made()
             report.disk_mb_per_second = _disk_speed(nearest_folder(run))
         if data and stage:
             report.shards = staging.stage(Path(data), stage)

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from data.reading.storage import is_url
-from launcher.evaluation.initial_weights import check_initial_weights
 from launcher.jobs.planned_runs import PlannedRun
 from launcher.planning.auto_engine import EngineChoice, choose_engine, hardware_of_cluster
 from launcher.recipe_shards import open_shards
+from launcher.training.dry_run import check_weights
 from models.prepared import prepare_model
 from recipes.errors import UserError
 from recipes.schedule import StepSchedule
@@ -43,7 +43,7 @@ def check_recipe(
     StepSchedule(recipe, len(shards.split("train")))
     choices_by_nodes(recipe, resources, micro_batch, len(shards.classes), cluster)
     if not follows:
-        check_initial_weights(recipe, list(shards.classes))
+        check_weights(recipe, list(shards.classes), run.directory)
 
 
 def choices_by_nodes(
@@ -91,6 +91,7 @@ def check_run_directories(steps: Iterable[list[PlannedRun]]) -> None:
                 f"{path} has job {state.job_id} in the queue ({state.name}): "
                 f"`bigbatch cancel {shlex.quote(str(path))}` first"
             )
+        run.directory.check_can_be_made()
         run.directory.check_recipe(run.recipe)
 
 

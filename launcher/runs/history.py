@@ -25,8 +25,8 @@ class History:
 
     def __init__(self, path: Path):
         run = RunDirectory(path)
-        self.folder = path.resolve().name
         self.recipe = run.recipe()
+        self.folder = path.resolve().name  # after the recipe was found, because `resolve` raises on circular links
         self.metadata = run.metadata()
         self.events = run.metrics.events()
         self.starts = self._of_kind("start")

@@ -81,6 +81,23 @@ class RunDirectory:
         if not os.access(self.path, os.W_OK):
             raise UserError(f"the run directory {self.path} cannot be written: choose another --run-dir")
 
+    def check_can_be_made(self) -> None:
+        """Refuse a path where no run directory can be made, without making it.
+
+        Raises:
+            UserError: the path, or the nearest folder above it that exists, is not a folder or cannot be written.
+        """
+        path = self.path.absolute()
+        nearest = next(place for place in (path, *path.parents) if os.path.lexists(place))
+        if not nearest.is_dir():
+            raise UserError(
+                f"the run directory {self.path} cannot be made ({nearest} is not a folder): choose another --run-dir"
+            )
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(
+                f"the run directory {self.path} cannot be written ({nearest} is read-only): choose another --run-dir"
+            )
+
     def lock(self) -> None:
         """Keep other processes from training here until this object or this process is gone, however the process ends.
 

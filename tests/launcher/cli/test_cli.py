@@ -162,6 +162,33 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(bigbatch, tmp_path, digits, r
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize(
+    "variables, part",
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "one"}, "RANK is 'one', not a number"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "contradict each other"),
+        ({"WORLD_SIZE": "two", "RANK": "1"}, "WORLD_SIZE is 'two', not a number"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--dry-run"], ["--procs", "2"]])
+def test_variables_of_a_launcher_that_are_wrong_are_named(
+    bigbatch, monkeypatch, tmp_path, digits, variables, part, options
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, _, errors = bigbatch("train", "demo", *SMALL, "--data", digits, "--run-dir", tmp_path / "run", *options)
+    assert code == 2 and errors.startswith("error: ") and errors.count("\n") == 1 and part in errors
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_more_processes_than_gpus_are_refused(bigbatch, monkeypatch, tmp_path, digits, options):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    command = ["train", "demo", *SMALL, "--data", digits, "--run-dir", tmp_path / "run", "--procs", "3", *options]
+    code, _, errors = bigbatch(*command)
+    assert code == 2 and "--procs 3 needs as many GPUs, and 2 are visible here: use --procs 2" in errors
+
+
 def test_every_command_has_help_with_an_example():
     command = get_command(app)
     for name, sub in command.commands.items():
