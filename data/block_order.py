@@ -1,5 +1,4 @@
-"""The block shuffle of an epoch, for remote or spinning storage: samples that are neighbours in a shard are read
-together.
+"""The block shuffle of an epoch, for remote or spinning storage: neighbours in a shard are read together.
 
 Blocks of consecutive samples are permuted and form one sequence. Each slice of the global batch has its own section of
 that sequence for the whole epoch. It goes through the section in windows of several blocks and shuffles the samples of

@@ -53,8 +53,7 @@ class DevicePreprocessor:
 
 
 def _mixed(images: Tensor, batch: MicroBatch) -> Tensor:
-    """Mix every image in place with its partner and return the images of the micro-batch itself, float32 ``[n, 3, size,
-    size]``.
+    """Mix every image in place with its partner; return the micro-batch's own images, float32 ``[n, 3, size, size]``.
 
     The partner is in the same slice. It may be one of the extra images at the end, which are dropped here.
     """

@@ -46,9 +46,11 @@ class Cut:
 def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest: int, statistics_size: int = 1) -> Cut:
     """Cut the recipe's batch over `world_size` processes.
 
-    Args: micro_batch: images per forward pass; None: as few accumulation steps as `largest` allows, then the least
-        padding. largest: images per forward pass that are not exceeded where `micro_batch` is None. statistics_size:
-        the number of images of which a micro-batch must hold a multiple (`unit_of_cut`).
+    Args:
+        micro_batch: images per forward pass; None: as few accumulation steps as `largest` allows, then the least
+            padding.
+        largest: images per forward pass that are not exceeded where `micro_batch` is None.
+        statistics_size: the number of images of which a micro-batch must hold a multiple (`unit_of_cut`).
 
     Raises:
         UserError: this cut is impossible; the message names the possible numbers.

@@ -3,6 +3,7 @@
 Defaults are those of ConvNeXt's ImageNet-1K training (paper, table 5; upstream code where the paper is silent).
 """
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -102,10 +103,13 @@ class BatchSettings(Section):
 
     @model_validator(mode="after")
     def _whole_slices(self) -> Self:
-        if self.global_ % self.slices:
-            raise ValueError(f"batch.global {self.global_} is not a multiple of batch.slices {self.slices}")
-        if self.statistics and self.global_ % self.statistics:
-            raise ValueError(f"batch.global {self.global_} is not a multiple of batch.statistics {self.statistics}")
+        for key, size in (("batch.slices", self.slices), ("batch.statistics", self.statistics or 1)):
+            if self.global_ % size:
+                unit = math.lcm(self.slices, self.statistics or 1)
+                nearby = max(1, self.global_ // unit) * unit
+                raise ValueError(
+                    f"batch.global {self.global_} is not a multiple of {key} {size}: try batch.global={nearby}"
+                )
         return self
 
 
@@ -141,7 +145,8 @@ class ScheduleSettings(Section):
     def _warmup_within_run(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"schedule.warmup_epochs {self.warmup_epochs} must be smaller than schedule.epochs {self.epochs}"
+                f"schedule.warmup_epochs {self.warmup_epochs} must be smaller than schedule.epochs {self.epochs}: "
+                f"add schedule.warmup_epochs={self.epochs // 10}"
             )
         return self
 

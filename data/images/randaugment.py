@@ -1,7 +1,6 @@
-"""timm's RandAugment on arrays, with faster code for most operations. What is drawn, and in which order, is still
-timm's.
+"""timm's RandAugment on arrays, with faster code for most operations.
 
-An image is uint8 ``[height, width, 3]``.
+What is drawn, and in which order, is still timm's. An image is uint8 ``[height, width, 3]``.
 """
 
 import numpy as np

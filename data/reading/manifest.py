@@ -71,11 +71,16 @@ def read_manifest(folder: LocalFolder | RemoteFolder) -> Manifest:
     """
     root, path = folder.root, folder.path(MANIFEST)
     if isinstance(folder, LocalFolder) and not folder.root.is_dir():
+        if folder.root.exists():
+            raise UserError(f"{root} is a file, not a folder of shards: make one with `bigbatch shard {root} FOLDER`")
         raise UserError(f"there is no folder {root}: make it with `bigbatch shard SOURCE {root}`")
     try:
         contents = json.loads(folder.read_whole(MANIFEST))
     except FileNotFoundError:
-        raise UserError(f"{root} has no {MANIFEST}: `bigbatch shard SOURCE FOLDER` makes it, or finishes it") from None
+        raise UserError(
+            f"{root} has no {MANIFEST}, so it is no complete folder of shards: make or finish one with "
+            f"`bigbatch shard SOURCE FOLDER`"
+        ) from None
     except ValueError as error:
         if isinstance(error, UserError):
             raise

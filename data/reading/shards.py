@@ -112,9 +112,7 @@ class Split:
         row = self.index[i]
         shard, offset, size = int(row["shard"]), int(row["offset"]), int(row["size"])
         if shard >= len(self.files) or offset + size > self._bytes[shard]:
-            raise UserError(
-                f"{self.index_path} is damaged: sample {i} is in no shard; copy {self.folder.root} again"
-            )
+            raise UserError(f"{self.index_path} is damaged: sample {i} is in no shard; copy {self.folder.root} again")
         return self.files[shard], offset, size
 
 

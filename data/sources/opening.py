@@ -21,7 +21,9 @@ def open_files(path: Path) -> Files:
         if path.is_dir():
             return FolderFiles(path)
         if not path.exists():
-            raise UserError(f"there is no {path}: give a folder, a zip or a tar of images, or the word `digits`")
+            raise UserError(
+                f"there is no file or folder {path}: give a folder, a zip or a tar of images, or the word `digits`"
+            )
         if not path.is_file():  # reading a FIFO would wait for a writer for ever
             raise UserError(f"{path} is neither a file nor a folder: give a folder, a zip or a tar of images")
         kind, name = archive_kind(path), path.name.lower()

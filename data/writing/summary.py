@@ -28,7 +28,7 @@ def summary(dest: Path, manifest: Manifest, kind: str, notes: Sequence[str]) -> 
             f"{split}: {record['samples']:,} images of {len(manifest['classes'])} classes, "
             f"{record['bytes'] / 1e6:,.1f} MB, shards: {len(record['shards'])}"
         )
-    yield "images per class: " + ", ".join(_per_class(manifest))
+    yield f"images per class ({'+'.join(manifest['splits'])}): {', '.join(_per_class(manifest))}"
     if skipped := manifest.get("skipped"):
         reasons = Counter(_KINDS.get(entry["reason"], "unreadable images") for entry in skipped)
         for kind_of, count in reasons.items():

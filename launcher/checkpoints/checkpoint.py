@@ -125,9 +125,9 @@ def latest_valid(folder: Path) -> Checkpoint | None:
 
     Warns about damaged ones that are newer than the one returned.
 
-    Raises: UserError: all are damaged. Or a newer version of bigbatch wrote the newest one: an older one must not
-        silently take
-            its place.
+    Raises:
+        UserError: all are damaged, or a newer version of bigbatch wrote the newest one, whose place an older one must
+            not silently take.
     """
     damaged: dict[Path, DamagedCheckpoint] = {}
     while remaining := set(folder.glob("step-*")) - damaged.keys():

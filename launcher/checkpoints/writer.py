@@ -41,9 +41,10 @@ class CheckpointWriter:
     ):
         """Prepare to write into `folder`. The main process makes it and removes what killed saves left behind.
 
-        Args: retention: decides which checkpoints are kept. attempt: a name that all ranks of this start share and no
-            other start has (`new_attempt`). It keeps ranks of an
-                earlier start that are still alive from writing into this start's folders.
+        Args:
+            retention: decides which checkpoints are kept.
+            attempt: a name that all ranks of this start share and no other start has (`new_attempt`). It keeps ranks of
+                an earlier start that are still alive from writing into this start's folders.
             resumed_step: the step of the checkpoint that this start resumes from, which need not be saved again.
         """
         self.folder = folder

@@ -17,12 +17,13 @@ def shard(
     source: Annotated[
         str,
         typer.Argument(
+            metavar="SOURCE",
             help="A folder with one folder per class, or a zip or tar of it; Kaggle's cats-vs-dogs zip; "
             "ImageNet or CIFAR-10 as distributed; WebDataset shards; `torchvision:NAME:ROOT`; or `digits`, "
-            "which scikit-learn contains."
+            "which scikit-learn contains.",
         ),
     ],
-    destination: Annotated[str, typer.Argument(help="The folder to write.")],
+    destination: Annotated[str, typer.Argument(metavar="FOLDER", help="The folder of shards to write.")],
     val_fraction: Annotated[
         float,
         typer.Option(help="Share of the images for validation, if the source has no validation split.", min=0, max=1),
@@ -36,10 +37,10 @@ def shard(
         typer.Option(help="A table of labels: CSV, TSV, JSON lines or parquet. May be repeated.", show_default=False),
     ] = None,
     image_column: Annotated[
-        str | None, typer.Option(help="Its column of image names, if the guess is wrong.", show_default=False)
+        str | None, typer.Option(help="The table's column of image names, if the guess is wrong.", show_default=False)
     ] = None,
     label_column: Annotated[
-        str | None, typer.Option(help="Its column of labels, if the guess is wrong.", show_default=False)
+        str | None, typer.Option(help="The table's column of labels, if the guess is wrong.", show_default=False)
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Approximate size of a shard in MiB.", min=1)] = 256,
     workers: Annotated[
@@ -86,7 +87,11 @@ def shard(
 
 
 @data.command(epilog="Example: bigbatch verify shards/digits", rich_help_panel=_PANEL)
-def verify(folder: Annotated[str, typer.Argument(help="A folder or URL of what `bigbatch shard` wrote.")]) -> None:
+def verify(
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Folder or URL of shards that `bigbatch shard` wrote.")
+    ],
+) -> None:
     """Read every shard and print what is damaged. The exit code is 1 if anything is."""
     from data.writing.verify import verify as find_problems
 

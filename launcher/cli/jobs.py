@@ -23,7 +23,7 @@ def submit(
     recipes: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE [KEY=VALUE]... [RECIPE [KEY=VALUE]...]...",
+            metavar="RECIPE [KEY=VALUE]...",
             help="Recipes, each followed by its overrides. Each recipe after the first starts when the one before has "
             "finished, from its weights.",
         ),
@@ -113,7 +113,9 @@ def submit(
 
 @jobs.command(epilog="Example: bigbatch runs", rich_help_panel=_PANEL)
 def runs(
-    folder: Annotated[Path, typer.Argument(help="The folder that holds the run directories.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds the run directories.")] = Path(
+        "runs"
+    ),
 ) -> None:
     """List the runs with state, job, nodes, step, speed, accuracy, remaining time and restarts."""
     from launcher.runs.runs_table import print_runs

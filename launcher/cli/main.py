@@ -46,7 +46,9 @@ def _options(
     epilog="Example: bigbatch recipes convnext_tiny_in1k optimizer.lr=2e-3", rich_help_panel="Recipes and data"
 )
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="The recipe to print in full.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="The recipe to print in full.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """List the recipes, or print one as YAML with every default."""

@@ -23,7 +23,7 @@ RecipeArgument = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of recipe keys, e.g. optimizer.lr=2e-3."),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides of recipe keys, e.g. optimizer.lr=2e-3."),
 ]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="Folder or URL of shards that `bigbatch shard` wrote.", show_default=False)
@@ -40,7 +40,7 @@ MicroBatch = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="Loader processes per training process; 0 loads images in the training process itself. "
+        help="Processes that load images, per process that computes; 0: it loads them itself. "
         "Default: as many as the CPUs allow.",
         min=0,
     ),

@@ -50,7 +50,7 @@ def evaluate(
 @results.command(epilog="Example: bigbatch predict runs/demo photograph.jpg --json", rich_help_panel=_PANEL)
 def predict(
     weights: WeightsArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...|FOLDER", help="Images, or folders of images.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images, or folders of images.")],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per line, with the five most likely classes.")
     ] = False,
@@ -110,7 +110,7 @@ def export(
 
 @results.command(epilog="Example: bigbatch report runs/demo --out runs/report.html", rich_help_panel=_PANEL)
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or more run directories.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="One or more run directories.")],
     out: Annotated[
         Path | None, typer.Option(help="The HTML file to write. Default: report.html in the first run.")
     ] = None,

@@ -1,4 +1,8 @@
-"""Plain data parallelism (DDP): every rank holds the whole model and optimizer state."""
+"""Plain data parallelism (DDP): every rank holds the whole model and optimizer state.
+
+DDP all-reduces the gradients itself, while `backward` runs in the last micro-batch of a step. `micro_batch` keeps it
+from doing so in the others.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -45,6 +49,7 @@ class DataParallel(Engine):
         self.zero_grad()
 
     def all_reduce_gradients(self, images: Tensor) -> None:
+        # The backward pass of a zero loss adds nothing to the gradients, and makes DDP all-reduce them.
         if self.model is not self.module:
             self.accelerator.backward(self.model(images).float().sum() * 0.0)
 

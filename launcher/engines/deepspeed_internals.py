@@ -39,9 +39,9 @@ class FlatSlice(NamedTuple):
 class Partitions(ABC):
     """What one rank holds of the training state, group by group of the optimizer's parameters.
 
-    Attributes: flats: this rank's float32 weights, one flat tensor a group. They are the parameters that torch's
-        optimizer sees, so
-            its state holds tensors of the same layout.
+    Attributes:
+        flats: this rank's float32 weights, one flat tensor a group. They are the parameters that torch's optimizer
+            sees, so its state holds tensors of the same layout.
         slices: which elements of which parameters lie in each flat tensor, and where.
     """
 

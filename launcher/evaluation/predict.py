@@ -130,7 +130,7 @@ def _images(places: list[Path]) -> list[Path]:
         elif place.exists():
             found.append(place)
         else:
-            raise UserError(f"there is no {place}: give images or a folder of them")
+            raise UserError(f"there is no file or folder {place}: give images or a folder of them")
     return found
 
 

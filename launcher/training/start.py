@@ -26,9 +26,9 @@ def find_checkpoint(accelerator: Accelerator, run: RunDirectory, recipe: Recipe,
 
     Only the main process reads and verifies the files: checksums of a large model take minutes of a shared disk.
 
-    Raises: UserError: on every rank, if the checkpoint belongs to another recipe or other shards, or if there was a
-        checkpoint
-            and none is left that can be used.
+    Raises:
+        UserError: on every rank, if the checkpoint belongs to another recipe or other shards, or if there was a
+            checkpoint and none is left that can be used.
     """
     found, problem = None, None
     if accelerator.is_main_process:

@@ -36,6 +36,22 @@ def test_a_wrong_override_is_one_helpful_sentence(override, parts):
         assert part in message
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["schedule.warmup_epochs=20"],
+        ["batch.global=121"],
+        ["batch.global=5"],
+        ["batch.global=121", "batch.statistics=48"],
+        ["batch.statistics=48"],
+    ],
+)
+def test_the_value_that_a_message_proposes_is_possible(overrides):
+    with pytest.raises(UserError) as error:
+        load("demo", overrides)
+    load("demo", [*overrides, str(error.value).split()[-1]])
+
+
 def test_overrides_change_what_they_name_and_nothing_else():
     plain, changed = load("demo"), load("demo", ["optimizer.lr=2e-3", "model.name=convnext_femto", "ema.decay=null"])
     assert (changed.optimizer.lr, changed.model.name, changed.ema.decay) == (2e-3, "convnext_femto", None)

@@ -174,7 +174,7 @@ def test_a_class_in_one_split_only_and_a_class_of_few_images_are_said(tmp_path, 
     shard(str(tmp_path / "tree"), tmp_path / "out")
     printed = capsys.readouterr().err
     assert "3 classes, recognised as class folders" in printed
-    assert "images per class: a 6+6+6, b 3+3+0, d 0+3+0" in printed
+    assert "images per class (train+val+test): a 6+6+6, b 3+3+0, d 0+3+0" in printed
     assert "1 class (d) without training images, which the model cannot learn" in printed
     assert "1 class (b) with fewer than 5 training images" in printed
     assert "1 class (b) without images in the test split" in printed

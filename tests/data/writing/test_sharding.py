@@ -299,6 +299,9 @@ def test_opening_a_damaged_data_set_is_one_sentence(tree, tmp_path, damage, mess
 def test_opening_nothing_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="there is no folder .*bigbatch shard"):
         ShardSet.open(tmp_path / "nowhere")
+    (tmp_path / "images.zip").touch()
+    with pytest.raises(UserError, match="images.zip is a file, not a folder of shards: .*bigbatch shard"):
+        ShardSet.open(tmp_path / "images.zip")
 
 
 def test_an_unknown_split_is_one_sentence(tree, tmp_path):
