@@ -71,7 +71,7 @@ def read_manifest(folder: LocalFolder | RemoteFolder) -> Manifest:
     """
     root, path = folder.root, folder.path(MANIFEST)
     if isinstance(folder, LocalFolder) and not folder.root.is_dir():
-        if folder.root.exists():
+        if folder.root.is_file():
             raise UserError(f"{root} is a file, not a folder of shards: make one with `bigbatch shard {root} FOLDER`")
         raise UserError(f"there is no folder {root}: make it with `bigbatch shard SOURCE {root}`")
     try:
