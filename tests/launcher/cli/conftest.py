@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from recipes.errors import UserError
 from tests.launcher.cli.bad_inputs import run
 
 GOOD = Path(__file__).parents[2] / "compatibility" / "made_by_0_1_0"
@@ -28,6 +29,12 @@ def complaints(tmp_path, capfd, monkeypatch) -> Callable[..., list[str]]:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "good" / "config"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "good" / "cache"))
     monkeypatch.chdir(tmp_path / "good")  # where a project's own clusters.toml is looked for
+
+    def refuse(*_: object) -> None:
+        raise UserError("no job is started in this test")
+
+    # A run whose ledger is damaged is no longer known to be finished, so that `resume` would start a job.
+    monkeypatch.setattr("launcher.jobs.cancel_resume.submit_jobs", refuse)
 
     def check(command: list[str], fine: bool, codes: tuple[int, ...], named: str = "") -> list[str]:
         code = run(command)
