@@ -1,1 +1,1 @@
-"""What learns: models by name, their initialisation, parameter groups and keyed random layers."""
+"""Models: construction by name, initialisation, pretrained weights, parameter groups and keyed random layers."""

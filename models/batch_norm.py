@@ -21,7 +21,7 @@ class StatisticsBatchNorm2d(nn.BatchNorm2d):
 
     Attributes:
         seen: float32 ``[2, num_features]`` (mean, variance) of each statistics batch of the last forward pass.
-        total: their sum over the step so far; None before the first micro-batch.
+        total: float32 ``[2, num_features]``, the sum of these over the step so far; None before the first micro-batch.
     """
 
     # `attach` refuses layers without running statistics, so these are never None here.
@@ -129,7 +129,7 @@ class RunningStatistics:
         self._batches = 0
 
     def forget(self) -> None:
-        """Discard what was added since the last update, because the step is repeated."""
+        """Discard the statistics added since the last update; called before a step is repeated."""
         for layer in self.layers:
             layer.seen, layer.total = [], None
         self._batches = 0

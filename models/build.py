@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from models import roadmap  # noqa: F401  importing it registers the steps of the road as timm models
+from models import roadmap  # noqa: F401  importing it registers the roadmap's networks with timm
 from models.parameter_groups import layer_of_parameters
 from recipes.errors import UserError
 from recipes.randomness import random_key
@@ -69,7 +69,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Modul
     ]  # the innermost
     if not blocks:
         raise UserError(f"{type(model).__name__} has no repeated blocks to compile: add engine.compile=false")
-    # One function is compiled for every width, for training and for evaluation: more versions than torch allows.
+    # torch compiles one version of the block's code per width, for training and for evaluation. Beyond its limit on
+    # versions it would run the block uncompiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
     for block in blocks:
         block.compile(backend=backend, dynamic=False)
@@ -87,7 +88,8 @@ def scale_head(model: nn.Module, factor: float) -> None:
     head = cast(Any, model).get_classifier()
     if not isinstance(head, nn.Linear | nn.Conv2d):
         raise UserError(
-            f"the classifier of {type(model).__name__} is not one layer to be scaled: add model.head_init_scale=null"
+            f"the classifier of {type(model).__name__} is not a single layer, so it cannot be scaled: "
+            f"add model.head_init_scale=null"
         )
     with torch.no_grad():
         head.weight.mul_(factor)
@@ -116,7 +118,7 @@ def _create(recipe: Recipe, classes: int) -> nn.Module:
             ) from None
         unsupported["model.drop_path=0"] = "stochastic depth"
     if unsupported:
-        # The keys that would be refused only later are named as well, so that one attempt more is enough.
+        # Also name the keys that would be refused only later, so that the user can correct all of them at once.
         unsupported |= _unsupported_elsewhere(recipe, classes)
         missing = " and no ".join(unsupported.values())
         raise UserError(f"model {wanted.name} has no {missing}: add {' '.join(unsupported)}")
@@ -124,7 +126,7 @@ def _create(recipe: Recipe, classes: int) -> nn.Module:
 
 
 def _unsupported_elsewhere(recipe: Recipe, classes: int) -> dict[str, str]:
-    """Return overrides for what the recipe asks for, the model lacks, and other functions refuse; with its name."""
+    """Return overrides for features that the model lacks and that are checked only later, each with its name."""
     found = {}
     with torch.device("meta"):
         model = timm.create_model(recipe.model.name, num_classes=classes)

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 def multiply_adds(model: nn.Module, size: int) -> int:
     """Return the multiply-adds of one forward pass over one image of `size` pixels a side.
 
-    Convolutions, linear layers and the matrix products of attention are counted; norms, activations and sums are not.
+    Convolutions, linear layers and the matrix products of attention are counted; norms, activations and additions are
+    not.
     The papers of ResNet, Swin and ConvNeXt count in the same way and call the result FLOPs.
 
     Args:

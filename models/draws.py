@@ -1,4 +1,4 @@
-"""Finds the layers of a model that draw random numbers, by one run on tensors that have shapes but no values."""
+"""Finds the layers of a model that draw random numbers, by one forward pass on meta tensors (shapes without values)."""
 
 import random
 from functools import partial
@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.stochastic_depth import KeyedDropout, StochasticDepth
 
-# A prime that no other dimension is a multiple of: a first dimension that is one holds the images.
+# Number of images in that pass: a prime that divides no other dimension of a model. A tensor whose first dimension is
+# a multiple of it has the images in that dimension.
 _IMAGES = 13
 
 
@@ -20,27 +21,28 @@ class Draw(NamedTuple):
 
     Attributes:
         layer: dotted name of the layer that draws; empty for the model itself.
-        before_classifier: it is dropout by the model itself, directly on the input of the classifier.
+        before_classifier: whether it is the ``F.dropout`` that the model itself applies to the classifier's input.
     """
 
     layer: str
     before_classifier: bool
 
 
-def find_draws(model: nn.Module, depth: StochasticDepth, size: int) -> list[Draw]:
+def find_draws(model: nn.Module, drop_path: StochasticDepth, size: int) -> list[Draw]:
     """Return the draws of a forward pass in training mode, and set `per_image` of the keyed dropout layers.
 
     Args:
-        model: on the meta device, with `depth` attached.
+        model: on the meta device.
+        drop_path: the model's keyed layers, from `stochastic_depth.attach`.
         size: width and height of the images in pixels.
 
     Raises:
         Exception: whatever the model raises for images of that size, or because its operations depend on values.
     """
     images = torch.empty(_IMAGES, 3, size, size, device="meta")
-    depth.use(torch.empty(len(depth.branches), _IMAGES, device="meta"))
-    for dropout in depth.dropouts:
-        dropout.register_forward_pre_hook(_note_images)
+    drop_path.use(torch.empty(len(drop_path.branches), _IMAGES, device="meta"))
+    for dropout in drop_path.dropouts:
+        dropout.register_forward_pre_hook(_set_per_image)
     outside = _states_outside_torch()
     with _Draws(model) as draws:
         model.train()(images)
@@ -49,7 +51,7 @@ def find_draws(model: nn.Module, depth: StochasticDepth, size: int) -> list[Draw
     return draws.found
 
 
-def _note_images(dropout: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _set_per_image(dropout: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     assert isinstance(dropout, KeyedDropout)
     dropout.per_image = inputs[0].shape[0] % _IMAGES == 0
 
@@ -59,7 +61,7 @@ def _states_outside_torch() -> str:
 
 
 class _Draws(TorchDispatchMode):
-    """Notes, for each operation that reads a generator, the innermost layer that is running."""
+    """Records the innermost running layer of each operation that reads a generator."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -98,6 +100,7 @@ class _Draws(TorchDispatchMode):
         self._running.pop()
 
     def _at_classifier(self, classifier: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        # After drawing its mask, dropout divides it by the share that is kept, and multiplies its input by it.
+        # `F.dropout` runs at most two operations after its draw: it divides the mask by the keep probability, and
+        # multiplies its input by the mask.
         if self.found and self.found[-1].layer == "" and self._since_draw <= 2:
             self.found[-1] = Draw("", before_classifier=True)

@@ -2,9 +2,9 @@
 
 Layer-wise decay numbers the layers from the stem, 0, to the head. A parameter of layer ``l`` has ``decay ** (last -
 l)`` times the learning rate. ConvNeXt's numbering is that of its code: the blocks of the third stage form groups of
-three, which gives S, B, L and XL the paper's 12 groups between stem and head. That code refuses T. Here the same rule
-is applied to any depth without gaps in the numbers, so T (9 blocks in the third stage) has 6 groups. The steps on the
-road from ResNet-50 (`models.roadmap`) are numbered in the same way.
+three, which gives S, B, L and XL the paper's 12 groups between stem and head. That code does not support T. Here the
+same rule is applied to any depth without gaps in the numbers, so T (9 blocks in the third stage) has 6 groups. The
+networks of the roadmap from ResNet-50 (`models.roadmap`) are numbered in the same way.
 """
 
 import re
@@ -56,7 +56,7 @@ def layer_of_parameters(model: nn.Module) -> dict[str, int]:
     """Return each parameter's layer number, 0 for the stem and the largest for the head.
 
     Raises:
-        UserError: the model is not a ConvNeXt, a step on the road to it, a ResNet, ResNeXt or Swin.
+        UserError: the model is not a ConvNeXt, a network of the roadmap to it, a ResNet, ResNeXt or Swin.
     """
     names = [name for name, _ in model.named_parameters()]
     if hasattr(model, "stages") and hasattr(model, "stem"):

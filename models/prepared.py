@@ -18,7 +18,7 @@ from recipes.schema import Recipe
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model, and what must be called around its passes so that the result does not depend on the cut of the batch.
+    """A model with the objects that make its result independent of how the batch is cut into micro-batches.
 
     Attributes:
         module: the network, float32.

@@ -1,4 +1,4 @@
-"""timm's pretrained weights: from the local cache, or downloaded after saying from where."""
+"""timm's pretrained weights: from the local cache, or downloaded after announcing the URL."""
 
 import shutil
 import urllib.request
@@ -17,7 +17,7 @@ from torch import Tensor
 from models.weights import first_line
 from recipes.errors import UserError
 
-_SECONDS = 5.0  # for the first answer of the server; a machine without internet access must not wait for minutes
+_TIMEOUT = 5.0  # seconds for the server's first answer; a machine without internet access must not wait for minutes
 _FILES = ("model.safetensors", "pytorch_model.bin")  # what timm looks for in a repository of the hub
 
 
@@ -26,7 +26,7 @@ def timm_pretrained(name: str, say: Callable[[str], None] = print) -> dict[str, 
 
     Args:
         name: a model name, with or without the tag of its weights, e.g. ``convnext_tiny.fb_in22k``.
-        say: told what is downloaded from where, before the download starts.
+        say: called with a line that names URL and size before a download starts.
 
     Raises:
         UserError: timm has no weights of that name, or they cannot be downloaded; names the URL.
@@ -39,7 +39,7 @@ def timm_pretrained(name: str, say: Callable[[str], None] = print) -> dict[str, 
         )
     file = _from_hub(name, source, source.hf_hub_id, say) if source.hf_hub_id else _from_url(name, source, say)
     try:
-        # Given as a file, so that timm asks the hub nothing: even for cached weights it would wait for an answer.
+        # Given a file, timm does not contact the hub. Otherwise it would wait for the hub even if weights are cached.
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}).state_dict()
     except Exception as error:  # whatever reading a damaged file raises
         raise UserError(
@@ -63,12 +63,12 @@ def _from_hub(name: str, source: PretrainedCfg, hub_id: str, say: Callable[[str]
         for file in files:
             url = hf_hub_url(repository, file, revision=revision)
             try:
-                # One quick question first: the download itself would retry for more than a minute.
-                size = get_hf_file_metadata(url, timeout=_SECONDS).size
+                # A short request first: without a network, the download itself would retry for more than a minute.
+                size = get_hf_file_metadata(url, timeout=_TIMEOUT).size
             except EntryNotFoundError:
                 continue
             say(_announcement(name, url, size))
-            return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision, etag_timeout=_SECONDS))
+            return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision, etag_timeout=_TIMEOUT))
         raise EntryNotFoundError(f"the repository has neither {' nor '.join(files)}")
     except Exception as error:  # the hub's client raises its own errors, those of its HTTP client, and OSError
         for path in leftovers:
@@ -84,7 +84,7 @@ def _from_url(name: str, source: PretrainedCfg, say: Callable[[str], None]) -> P
     if cached.is_file():
         return cached
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_SECONDS) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT) as answer:
             say(_announcement(name, url, int(answer.headers.get("Content-Length") or 0)))
         return Path(download_cached_file(url))
     except Exception as error:  # URLError, OSError, and what a proxy or a broken answer raise

@@ -1,8 +1,8 @@
-"""The road from ResNet-50 to ConvNeXt-T (ConvNeXt paper, section 2), as one network with one change a step.
+"""The roadmap from ResNet-50 to ConvNeXt-T (ConvNeXt paper, section 2): one network class, one change per step.
 
-`ROAD` names every step; each differs from the one before it in one line. All are timm models once this module is
-imported, e.g. ``timm.create_model("roadmap_02_patchify")``. The first step is ResNet-50 as in timm and torchvision,
-plus layer scale. The last step is ConvNeXt-T with timm's parameter names, so each loads the other's weights.
+`ROAD` maps the name of each step to its `Design`. Importing this module registers all of them with timm, e.g. for
+``timm.create_model("roadmap_02_patchify")``. The first step is ResNet-50 as in timm and torchvision, plus layer scale.
+The last step is ConvNeXt-T with timm's parameter names, so it loads timm's ConvNeXt-T weights and the reverse.
 
 The table shows top-1 on ImageNet-1K and billions of multiply-adds at 224 pixels, from the paper's table 10 (three
 seeds, the recipe of its table 5 without EMA). The last column is what `models.cost` counts for these networks:
@@ -26,14 +26,14 @@ seeds, the recipe of its table 5 without EMA). The last column is what `models.c
     roadmap_15_convnext_tiny      81.97    4.49      4.46
 
 The paper's 4.46 for LayerNorm is a slip. Replacing a norm changes no convolution, the paper's figure 2 prints 4.2 at
-that step, and its table 11 (the same road from ResNet-200) has 14.81 before and after it. 4.46 is the count of the
+that step, and its table 11 (the same roadmap from ResNet-200) has 14.81 before and after it. 4.46 is the count of the
 *next* step. The paper prints 4.49 there, 0.8% more. Its table 11 has 15.35 for ConvNeXt-B, which is the count of
 convolutions and linear layers alone. So 4.46 follows the paper's own way of counting and 4.49 does not.
 
 The paper leaves some details open; these are the choices made here. The stem keeps ResNet's norm and activation until
 the steps that reduce a block to one of each, and has a norm again from the separate downsampling on. Projection
-shortcuts lose their norm together with the block. Convolutions have a bias from the step on at which not every one is
-followed by a norm.
+shortcuts lose their norm together with the block. Convolutions have a bias from the first step in which some of them
+are not followed by a norm.
 """
 
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Design:
-    """Everything that changes on the road; the defaults give ResNet-50."""
+    """The settings that change along the roadmap; the defaults give ResNet-50."""
 
     depths: tuple[int, int, int, int] = (3, 4, 6, 3)  # blocks per stage
     patchify: bool = False  # stem of 4x4, stride 4 instead of 7x7, stride 2, and 3x3 max pooling
@@ -58,8 +58,9 @@ class Design:
     depthwise_first: bool = False  # the spatial convolution is a block's first layer instead of its middle one
     kernel: int = 3  # of the spatial convolution
     activation: type[nn.Module] = nn.ReLU
-    one_activation: bool = False  # in a block, between its 1x1 convolutions, instead of after every layer and the sum
-    one_norm: bool = False  # in a block, after its spatial convolution, instead of after every layer
+    # per block, between its 1x1 convolutions; otherwise one after every layer and after the sum
+    one_activation: bool = False
+    one_norm: bool = False  # per block, after its spatial convolution; else one after every layer
     norm: type[nn.Module] = nn.BatchNorm2d
     separate_downsampling: bool = False  # norm and 2x2 convolution between stages; norms after the stem and the pooling
 
@@ -157,7 +158,10 @@ class RoadmapNet(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution. From the second stage on, the first block or the layer before it halves it."""
+    """The blocks of one resolution.
+
+    From the second stage on, the first block or the downsampling layer before it halves the resolution.
+    """
 
     def __init__(
         self, design: Design, stage: int, in_width: int, width: int, drop_paths: list[float], layer_scale: float | None

@@ -4,10 +4,10 @@ The mask of the image at `position` of the global batch in optimizer step `step`
 step, layer, position) compared with the layer's rate. No generator is read, so micro-batch size, rank and restarts
 cannot change it, and recomputed activations get the same mask.
 
-All of this is hashed in one go before a forward pass. A residual branch then only multiplies by its row. A dropout
-layer gets a key per image, and hashes it with the index of each element when it runs, because the shape of its input
-is not known earlier. Nothing random is left inside the model: torch.compile, activation checkpointing, DDP and ZeRO
-see plain arithmetic.
+The masks of all residual branches are computed at once before a forward pass, and a branch then multiplies by its row.
+A dropout layer gets a key per image, and hashes it with the index of each element when it runs, because the shape of
+its input is not known earlier. The model itself draws no random numbers: torch.compile, activation checkpointing, DDP
+and ZeRO see plain arithmetic.
 """
 
 import math
@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from recipes.randomness import random_key
 
 _UNIFORM_BITS = 24  # a float32 holds these exactly
-_ALL_IMAGES = -1  # stands for a position in the keys of layers whose input all images share
+_ALL_IMAGES = -1  # replaces the position in the keys of layers whose input is shared by all images
 _CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 class KeyedDropPath(nn.Module):
-    """Takes the place of timm's DropPath: drops the residual branch of whole images."""
+    """Replaces timm's DropPath: drops the residual branch of whole images."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -47,11 +47,11 @@ class KeyedDropPath(nn.Module):
 
 
 class KeyedDropout(nn.Module):
-    """Takes the place of `nn.Dropout`, and of `nn.Dropout1d` to `nn.Dropout3d`, which drop whole channels.
+    """Replaces `nn.Dropout`, and `nn.Dropout1d` to `nn.Dropout3d`, which drop whole channels.
 
     Attributes:
-        per_image: the first dimension of the input holds the images in order, one row or several for each. Otherwise
-            all images share the input, e.g. a table of position biases, and one mask serves for all of them.
+        per_image: whether the first dimension of the input holds the images in order, with one or several rows each.
+            Otherwise all images share the input, e.g. a table of position biases, and so its mask.
     """
 
     def __init__(self, rate: float, channels: bool = False):
@@ -76,7 +76,7 @@ class KeyedDropout(nn.Module):
 
 
 class StochasticDepth:
-    """The masks of one model. `attach` makes it; call `draw` before each forward pass in training mode."""
+    """The masks of one model. `attach` returns one; call `draw` before each forward pass in training mode."""
 
     def __init__(self, seed: int, rates: Sequence[float], dropouts: Sequence[KeyedDropout] = ()):
         self.seed = seed
@@ -129,11 +129,11 @@ class StochasticDepth:
         return scales
 
     def drawn_for(self, image: int) -> list[Tensor]:
-        """Return what the last `draw` gave to one image: factors of branches, float32, and keys of dropout, int64."""
+        """Return the last `draw` of one image: float32 ``[branches]`` factors, and int64 ``[dropouts]`` keys."""
         return [one[:, image] for one in self._drawn]
 
     def key_head_dropout(self, model: nn.Module) -> None:
-        """Let a keyed layer do what `model` does with ``F.dropout`` and its `drop_rate` before the classifier."""
+        """Replace the ``F.dropout`` that `model` applies before its classifier by a keyed layer of the same rate."""
         timm_model = cast(Any, model)
         dropout = KeyedDropout(timm_model.drop_rate)
         timm_model.drop_rate = 0.0
@@ -149,7 +149,7 @@ class StochasticDepth:
         """Return a key per layer, int64 ``[layers, 1]``."""
         numbers = [random_key(self.seed, purpose, step, layer) for layer in range(layers)]
         keys = torch.tensor(numbers, dtype=torch.int64, device="cpu")[:, None]
-        if device.type == "cuda":  # copied from pageable memory, they would wait for all kernels queued before
+        if device.type == "cuda":  # a copy from pageable memory would wait for all kernels queued before it
             keys = keys.pin_memory()
         return keys.to(device, non_blocking=True)
 
@@ -171,7 +171,7 @@ def attach(model: nn.Module, seed: int) -> StochasticDepth:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, keyed)
     for module in model.modules():
-        # A fused kernel draws its own dropout. timm's other path, of the same result, calls the dropout layer.
+        # A fused kernel draws its own dropout. timm's unfused path gives the same result and calls the dropout layer.
         if isinstance(getattr(module, "attn_drop", None), KeyedDropout) and getattr(module, "fused_attn", False):
             cast(Any, module).fused_attn = False
     return depth

@@ -19,10 +19,10 @@ _KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # What wrappers put before the names: DDP, torch.compile, Lightning modules, and models of backbone and head.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder as the hub lays it out, the preferred one first
-_OF_A_RESOLUTION = ("pos_embed", "relative_position", "rel_pos", "attn_mask")  # their shapes depend on the image size
+_RESOLUTION_DEPENDENT = ("pos_embed", "relative_position", "rel_pos", "attn_mask")  # shapes depend on the image size
 
-# timm's and ConvNeXt's training scripts also save their arguments and metrics, the latter as NumPy scalars. None of
-# these classes executes anything when it is read. Files written with NumPy 1 know `scalar` under the second name.
+# timm's and ConvNeXt's training scripts also save their arguments and metrics, the latter as NumPy scalars. Unpickling
+# these classes executes no code from the file. Files written with NumPy 1 refer to `scalar` by the second name.
 _SCALAR = np.float64(0).__reduce__()[0]
 _HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -59,7 +59,7 @@ def read_weights(path: Path, key: str | None = None) -> FileWeights:
         key: which weights to take; None for the EMA weights if the file has them, else the only ones.
 
     Raises:
-        UserError: there is no such file, it holds no weights, or none or several that could be meant.
+        UserError: there is no such file, it holds no weights, or `key` does not select one set of weights.
     """
     if path.is_dir():
         path = next((path / name for name in _HUB_FILES if (path / name).is_file()), path)
@@ -89,8 +89,8 @@ def read_weights(path: Path, key: str | None = None) -> FileWeights:
     weights = _tensors(several[chosen])
     if others:
         weights.note = (
-            f"{chosen} is taken from {path.name}, which also holds {_listed(others)}; "
-            f"model.weights_key={others[0]} takes the other"
+            f"loading {chosen} from {path.name}, which also holds {_listed(others)}; "
+            f"model.weights_key={others[0]} selects the other"
         )
     return weights
 
@@ -141,10 +141,10 @@ def _read(path: Path) -> dict[Any, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read as weights ({first_line(error)}): it is damaged or of another kind"
+            f"{path} cannot be read as weights ({first_line(error)}): it is damaged or not a weights file"
         ) from None
     except Exception as error:  # torch.load raises errors of several kinds for a pickle that it does not accept
-        raise UserError(f"{path} holds more than weights and is not opened ({first_line(error)})") from None
+        raise UserError(f"{path} holds more than weights, so it is not loaded ({first_line(error)})") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -202,7 +202,7 @@ def _adapted(
 
 def _misfit(name: str, there: Tensor, here: Tensor, origin: str) -> str:
     shapes = f"{name} is {_shape(there)} there and {_shape(here)} here"
-    if any(part in name for part in _OF_A_RESOLUTION):
+    if any(part in name for part in _RESOLUTION_DEPENDENT):
         return (
             f"{origin} was trained at another resolution ({shapes}), and timm cannot resize it for this model: "
             f"set input.size to the resolution of the weights"

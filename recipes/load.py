@@ -154,14 +154,14 @@ def _sections() -> list[str]:
 
 
 def _keys_of(section: str, value: str) -> str:
-    """Return a question with the key of a section that a value was probably meant for, and all keys of the section."""
+    """Return a suggestion of the section's likeliest key for a value, followed by all keys of the section."""
     keys = [key for key in config_keys() if key.startswith(f"{section}.")]
     meant = f"{section}.name" if f"{section}.name" in keys else keys[0]
     return f"did you mean {meant}={value}? Its keys are {', '.join(keys)}"
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    """Return a sentence that suggests the known key nearest to `key`, if one is near.
+    """Return a sentence that says that `key` is unknown and suggests the most similar known key, if one is similar.
 
     Two keys are compared by their whole dotted paths and by their last parts alone; the higher similarity counts.
     """
@@ -171,7 +171,8 @@ def _unknown(key: str, known: list[str]) -> str:
         last = difflib.SequenceMatcher(None, key.rsplit(".")[-1], candidate.rsplit(".")[-1]).ratio()
         return max(whole, last) + 0.01 * whole
 
-    depth = key.count(".")  # keys with as many parts come first: a misspelt section is a section rather than mix.mode
+    # Prefer keys with as many parts: a misspelt section name should suggest a section, not a key such as mix.mode.
+    depth = key.count(".")
     nearest = max(known, key=lambda candidate: likeness(candidate) + 0.2 * (candidate.count(".") == depth))
     advice = (
         f"; did you mean {nearest!r}?"
@@ -182,6 +183,7 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def _sentence(error: ValidationError) -> str:
+    """Return one sentence about the first mistake that pydantic found."""
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     while (
@@ -199,4 +201,4 @@ def _sentence(error: ValidationError) -> str:
     problem = first["msg"][0].lower() + first["msg"][1:]
     if key in _sections():
         return f"{key}: {first['input']!r} is not a section; {_keys_of(key, str(first['input']))}"
-    return f"{key}={first['input']!r} is not possible: {problem}"
+    return f"{key}={first['input']!r} is not valid: {problem}"

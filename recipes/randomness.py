@@ -1,4 +1,4 @@
-"""Keyed randomness: every random choice of a run is a pure function of the seed and of what is being decided.
+"""Keyed randomness: every random choice of a run is a pure function of the seed and of a key that names the choice.
 
 A key names one decision, e.g. ``random_key(seed, "augment", epoch, sample_id)``. No generator state is shared between
 decisions, so a decision does not depend on the process or worker that makes it, nor on restarts.

@@ -5,15 +5,15 @@ import math
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
-# With fewer steps the schedule, the EMA and AdamW's moments hardly take effect. The demo's 154 steps are enough.
+# With fewer steps the schedule, the EMA and AdamW's moments have hardly any effect. The demo's 154 steps are enough.
 _FEW_STEPS = 150
 
 
 class StepSchedule:
     """The optimizer steps that a recipe takes over `train_images` images, and the learning rate of each.
 
-    An epoch is ``floor(train_images / global batch)`` steps, as upstream. The images left out at its end differ from
-    epoch to epoch because the order does.
+    An epoch is ``floor(train_images / global batch)`` steps, as in ConvNeXt's code. Every epoch has another order, so
+    the images left out at its end differ too.
 
     Raises:
         UserError: there are fewer images than one global batch.
@@ -50,12 +50,12 @@ class StepSchedule:
         return schedule.min_lr + 0.5 * (peak - schedule.min_lr) * (1 + math.cos(math.pi * progress))
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each setting that does not suit this number of images, with a value that does."""
+        """Return a sentence for each setting that does not suit this number of images, with a better value."""
         found = []
         decay = self.recipe.ema.decay
         if decay is not None and 1 / (1 - decay) > self.total_steps:
             found.append(
-                f"the EMA looks back {round(1 / (1 - decay)):,} steps but the run has {self.total_steps:,}: "
+                f"the EMA averages over {round(1 / (1 - decay)):,} steps but the run has {self.total_steps:,}: "
                 f"it will lag behind the weights; try ema.decay={1 - 5 / max(self.total_steps, 10):.4g}"
             )
         if self.total_steps < _FEW_STEPS:
@@ -79,7 +79,7 @@ class StepSchedule:
         return found
 
     def _fuller_batch(self) -> str:
-        """Return overrides for the largest batch with which an epoch has one step more, in whole slices if possible."""
+        """Return overrides for the largest batch that gives an epoch one more step, in whole slices if possible."""
         images, slices = self.train_images // (self.steps_per_epoch + 1), self.recipe.batch.slices
         if images >= slices:
             return f"batch.global={images // slices * slices}"

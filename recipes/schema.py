@@ -31,11 +31,11 @@ from recipes.sections import (
 )
 
 Values = dict[str, Any]  # plain YAML values by key, nested by section
-_FROM_FILE = "file"  # stands in a trajectory for the path in model.weights
+_FROM_FILE = "file"  # replaces the path in model.weights in a trajectory
 
 
 class Recipe(Section):
-    """A complete recipe. ``recipes.load.load`` makes one from the catalogue, a file and overrides."""
+    """A complete recipe. ``recipes.load.load`` returns one from the catalogue or a file, with overrides."""
 
     name: str = Field(description="name of the recipe, also that of its run directory")
     summary: str = Field("", description="one line for the table of recipes")
@@ -61,7 +61,7 @@ class Recipe(Section):
             AttributeError: there is no such section.
             pydantic.ValidationError: a section has no such key, or the value is not valid.
         """
-        # `model_copy(update=...)` alone would accept misspelt keys and values of the wrong type without a word.
+        # `model_copy(update=...)` does not validate: it would accept misspelt keys and values of the wrong type.
         changed = {
             name: getattr(self, name).model_validate({**getattr(self, name).model_dump(), **values})
             for name, values in sections.items()
@@ -75,8 +75,8 @@ class Recipe(Section):
     def trajectory(self) -> Values:
         """Return only what decides the trajectory: two recipes with equal trajectories are the same run.
 
-        A path in ``model.weights`` is replaced by a constant, because a moved file is the same file: the run directory
-        compares its contents. Keys declared with `added_in` are left out while they have their defaults.
+        A path in ``model.weights`` is replaced by a constant, so that the file may be moved; the run directory compares
+        the file's contents. Keys declared with `added_in` are left out while they have their defaults.
         """
         values = self._hashed_by_0_1_0()
         if values["model"]["weights"] not in (None, "timm"):
@@ -96,10 +96,10 @@ class Recipe(Section):
 
     def _hashed_by_0_1_0(self) -> Values:
         values = _without_new_defaults(self, self.to_dict())
-        for not_computed in ("name", "summary", "source", "engine", "run"):
-            del values[not_computed]
-        for not_computed in ("path", "cache", "cache_gib", "name", "train_images"):
-            del values["data"][not_computed]
+        for section_or_key in ("name", "summary", "source", "engine", "run"):
+            del values[section_or_key]
+        for key in ("path", "cache", "cache_gib", "name", "train_images"):
+            del values["data"][key]
         return values
 
 

@@ -21,7 +21,7 @@ class Section(BaseModel):
 
 
 def added_in(version: str, default: Any, description: str) -> Any:
-    """Return a field that version 0.1.0 did not have; while it has its default it is left out of a recipe's identity.
+    """Return a field that version 0.1.0 did not have. A recipe's identity leaves it out while it has its default.
 
     Args:
         version: the first version of bigbatch that has the key.
@@ -68,7 +68,8 @@ class DataSettings(Section):
     )
     shuffle: Literal["full", "blocks"] = Field(
         "full",
-        description="full: shuffle all images; blocks: shuffle blocks of neighbours, for remote storage and hard disks",
+        description="full: shuffle all images; blocks: shuffle blocks of adjacent images, for remote storage and hard "
+        "disks",
     )
     path: str | None = Field(
         None,
@@ -162,9 +163,11 @@ class InputSettings(Section):
         "from 384 pixels on it resizes the whole image to a square",
     )
     mean: tuple[float, float, float] = Field(
-        (0.485, 0.456, 0.406), description="subtracted from each channel of pixels in 0..1"
+        (0.485, 0.456, 0.406), description="mean of each channel, subtracted from pixels scaled to 0..1"
     )
-    std: tuple[Positive, Positive, Positive] = Field((0.229, 0.224, 0.225), description="each channel is divided by it")
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.229, 0.224, 0.225), description="standard deviation of each channel, by which it is then divided"
+    )
 
 
 class AugmentSettings(Section):
@@ -213,7 +216,8 @@ class EngineSettings(Section):
         "auto: what `accelerate launch` is configured with, else bf16 on GPUs that support it",
     )
     compile: bool = Field(
-        False, description="compile each block with torch.compile: training starts minutes later, steps are faster"
+        False,
+        description="compile each block with torch.compile: the start takes minutes longer, and steps are faster",
     )
     deterministic: bool = Field(
         False, description="use deterministic kernels only: the same cut gives the same bits on a GPU too"

@@ -1,1 +1,1 @@
-"""Jobs on a cluster: profiles, submission, requeueing, states. This package knows recipes, and nothing of training."""
+"""Jobs on a cluster: profiles, submission, requeueing, states. This package imports no training code."""

@@ -1,8 +1,8 @@
-# What every batch script of bigbatch does besides its srun; the script sources this file from the copy of the code.
+# The functions and traps of every batch script of bigbatch. The script sources this file from the job's copy of the code.
 #
-# Whatever ends the script (a failing line of setup, a signal, the program), `conclude` records why and decides about the next
-# start. It must not depend on anything that setup may change: the directory, the shell's options, traps. Where Python itself does
-# not run on this node, the shell alone records that and excludes the node.
+# Whatever ends the script (a failing line of setup, a signal, the program), `conclude` records why and decides whether the
+# job starts again. It must not depend on anything that setup may change: the directory, the shell's options, traps. If
+# Python itself does not run on this node, the shell alone records that and excludes the node.
 #
 # Set by the script: python (a command), retries, partition.
 
@@ -14,12 +14,12 @@ if [ -n "$SLURM_ARRAY_JOB_ID" ]; then
   records=../records/$SLURM_ARRAY_TASK_ID
 fi
 code_folder=$PWD
-signal= # the one that the script got
+signal= # name of the signal that the script received
 step=   # process id of srun
 
-# Runs a command of SLURM and prints its output. Waits up to half an hour for a controller that does not answer: a job whose
+# Runs a command of SLURM and prints its output. Retries for up to half an hour if the controller does not answer: a job whose
 # requeue failed would be lost.
-insist() {
+retried() {
   local output until=$((SECONDS + 1800))
   until output=$("$@" 2>&1); do
     case $output in
@@ -34,14 +34,14 @@ insist() {
   [ -z "$output" ] || echo "$output"
 }
 
-# Requeues this job, to run without the nodes in $1.
+# Requeues this job, excludes the nodes in $1 (comma-separated, may be empty), and ends the script.
 requeue_without() {
-  insist scontrol requeue "$job" >&2 || exit 1
-  [ -z "$1" ] || insist scontrol update JobId="$job" ExcNodeList="$1" >&2
+  retried scontrol requeue "$job" >&2 || exit 1
+  [ -z "$1" ] || retried scontrol update JobId="$job" ExcNodeList="$1" >&2
   exit 0
 }
 
-# Decides where Python does not run on this node.
+# Decides whether the job starts again if Python, and so `slurm.verdict`, does not run on this node.
 decide_without_python() {
   local node=${SLURMD_NODENAME:-$(hostname)} again=true excluded
   [ -f ../jobs.json ] || exit 1 # this node does not see the run directory either
@@ -56,7 +56,7 @@ decide_without_python() {
   requeue_without "$node${excluded:+,$excluded}"
 }
 
-# Runs at every end of the script.
+# Runs whenever the script ends.
 conclude() {
   code=$?
   local info verdict nodes
@@ -64,7 +64,7 @@ conclude() {
   trap "" TERM HUP INT USR1 USR2
   set +eu
   cd "$code_folder" || exit 1
-  info=$(insist scontrol show job "$job" --oneliner)
+  info=$(retried scontrol show job "$job" --oneliner)
   nodes=$(sinfo --noheader --Node --partition="$partition" --format="%N|%G" 2> /dev/null)
   verdict=$(PYTHONSAFEPATH='' eval "$python" -m slurm.verdict '.. "$job" "${SLURM_RESTART_COUNT:-0}" "$code" "$signal" "$info"' \
     <<< "$nodes" | tail -n 1)
@@ -75,7 +75,7 @@ conclude() {
   esac
 }
 
-# Undoes what setup may have changed. Ends the script where a signal came before there was an srun to pass it to.
+# Undoes what setup may have changed. Ends the script if a signal came before there was an srun to forward it to.
 after_setup() {
   set +eu
   cd "$code_folder" || exit 1
@@ -103,7 +103,7 @@ end_with() {
 }
 
 trap conclude EXIT
-# srun would kill the step at once on TERM; USR2 it passes on to the ranks, which save and stop.
+# On TERM, srun would kill the step at once. It forwards USR2 to the ranks, which save and stop.
 trap 'signal=TERM; [ -z "$step" ] || kill -USR2 "$step"' TERM HUP INT
 trap 'signal=USR2; [ -z "$step" ] || kill -USR2 "$step"' USR2
 trap : USR1

@@ -1,8 +1,8 @@
 """The batch script of a job: sbatch's options, the user's setup, and one srun.
 
-It differs from submitit's in two ways. ``batch_functions.sh`` acts at every end of the script, whatever ended it. And
-srun is told all numbers, because it would otherwise take them from variables that an outer job, a profile or a module
-may have set.
+It differs from submitit's script in two ways. ``batch_functions.sh`` acts whenever the script ends, for whatever
+reason. And srun gets all numbers of nodes, tasks and CPUs as options, because it would otherwise read them from
+variables that an outer job, a profile or a module may have set.
 """
 
 import shlex
@@ -32,12 +32,12 @@ def batch_script(
     """
     python = cluster.python or shlex.quote(sys.executable)
     # A container that srun starts (pyxis) wraps the ranks only; the script itself runs on the node, with its Python.
-    outside = shlex.quote(sys.executable) if "container-image" in cluster.srun else python
+    script_python = shlex.quote(sys.executable) if "container-image" in cluster.srun else python
     partition = resources.partition or cluster.partition
     setup = [*cluster.setup, *(f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items())]
     return _TEMPLATE.format(
         options="\n".join(_sbatch_options(resources, cluster, name, count, after, at_once)),
-        outside=shlex.quote(outside),
+        script_python=shlex.quote(script_python),
         retries=cluster.retries,
         partition=shlex.quote(partition) if partition else '"$SLURM_JOB_PARTITION"',
         setup="\n".join(["# Setup", *setup, ""]) if setup else "",
@@ -48,7 +48,10 @@ def batch_script(
 
 
 def save_seconds(resources: Resources, cluster: Cluster) -> int:
-    """Return how long before the time limit the job is told: the profile's key, but at most a quarter of the limit."""
+    """Return how many seconds before its time limit the job is told to save.
+
+    This is the profile's `save_seconds`, but at most a quarter of the limit.
+    """
     return min(cluster.save_seconds, resources.minutes * 15) if resources.minutes else cluster.save_seconds
 
 
@@ -66,7 +69,7 @@ def _sbatch_options(
         "exclude": cluster.exclude,
         "time": resources.minutes,
         "nodes": resources.nodes,
-        # Not --ntasks-per-node: with it, sbatch takes no more nodes than the least of `--nodes 2-8`.
+        # Not --ntasks-per-node: with it, sbatch never allocates more than the smallest number of `--nodes 2-8`.
         "mincpus": resources.tasks_per_node * resources.cpus_per_task,
         "gpus-per-node": f"{resources.gpu_type}:{gpus}" if gpus and resources.gpu_type else gpus,
         "mem": f"{cluster.memory_gb}GB" if cluster.memory_gb else None,
@@ -109,7 +112,7 @@ _TEMPLATE = """\
 # Options
 {options}
 
-python={outside}
+python={script_python}
 retries={retries}
 partition={partition}
 source slurm/batch_functions.sh || exit 1  # records and decides at every end of this script

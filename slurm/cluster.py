@@ -1,4 +1,4 @@
-"""Cluster profiles: what is the same for every job on a cluster, one section of ``clusters.toml`` per cluster.
+"""Cluster profiles: the settings that all jobs on a cluster share, one section of ``clusters.toml`` per cluster.
 
 The user's file is ``~/.config/bigbatch/clusters.toml``, the project's is ``clusters.toml`` in the working directory.
 Where both describe a cluster, the project's keys win. The profile ``local`` always exists: this machine, without
@@ -43,7 +43,7 @@ _OWN_SBATCH_OPTIONS = {
     **dict.fromkeys(["ntasks", "ntasks-per-node", "ntasks-per-gpu"], "gpus_per_node: one task runs per GPU"),
     **dict.fromkeys(["cpus-per-gpu", "mincpus"], "the key cpus_per_task"),
 }
-# Without these bigbatch could not requeue the job, find its logs, or read sbatch's answer.
+# bigbatch needs its own values of these to requeue the job, find its logs, and read sbatch's answer.
 _FIXED_SBATCH_OPTIONS = [
     *("requeue", "no-requeue", "signal", "output", "error", "open-mode", "chdir", "kill-on-invalid-dep"),
     *("wrap", "parsable", "test-only", "wait"),
@@ -54,7 +54,7 @@ _OWN_SRUN_OPTIONS = {
 }
 _FIXED_SRUN_OPTIONS = ["output", "error", "unbuffered", "kill-on-bad-exit", "export"]
 
-# Variables by which users of SLURM set defaults, and the keys of a profile that they stand for.
+# Variables by which users of SLURM set defaults, and the profile key that each of them sets here.
 _VARIABLES = {
     "SBATCH_PARTITION": "partition",
     "SBATCH_ACCOUNT": "account",
@@ -71,12 +71,12 @@ class Cluster(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     partition: OneLine | None = Field(
-        None, description="where jobs go; several separated by commas: whichever is free first"
+        None, description="partition of the jobs; several separated by commas: the one that is free first"
     )
     account: OneLine | None = None
     qos: OneLine | None = None
     constraint: OneLine | None = Field(None, description="features that nodes must have")
-    exclude: OneLine | None = Field(None, description="nodes that are never used")
+    exclude: OneLine | None = Field(None, description="nodes that jobs never use")
     gpus_per_node: int = Field(1, ge=0, description="--gpus-per-node overrides it; 0: no GPUs, one task per node")
     gpu_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
         None, description="SLURM's name of a type of GPU, as `sinfo -o %G` prints it; --gpu-type overrides it"
@@ -138,14 +138,15 @@ def user_settings() -> Path:
 
 
 def profile_files() -> list[Path]:
-    """Return the files that profiles are read from; keys of a later one win."""
+    """Return the files that profiles are read from; keys of a later file override those of an earlier one."""
     return [user_settings() / "clusters.toml", Path("clusters.toml")]
 
 
 def load_cluster(name: str | None) -> tuple[str, Cluster]:
-    """Return a cluster's name and profile; without a name, the only one there is, or SLURM's defaults if there is none.
+    """Return a cluster's name and profile.
 
-    The variables SBATCH_PARTITION, SBATCH_ACCOUNT and their like set keys that the profile leaves out.
+    Without a name, this is the only profile, or SLURM's defaults if there is none. SBATCH_PARTITION, SBATCH_ACCOUNT and
+    similar variables set keys that the profile leaves out.
 
     Raises:
         UserError: there is no such profile, there are several to choose from, or a file has a mistake in it.
@@ -194,7 +195,7 @@ def _sections() -> dict[str, dict[str, Any]]:
         for name, keys in found.items():
             if not isinstance(keys, dict):
                 raise UserError(
-                    f"{file}: the key {name!r} stands outside of any cluster; put it under a line like [mycluster]"
+                    f"{file}: the key {name!r} is not in the section of a cluster: put it below a line like [mycluster]"
                 )
             sections[name] = sections.get(name, {}) | keys
     return sections
@@ -213,5 +214,5 @@ def _validated(name: str, keys: dict[str, Any]) -> Cluster:
         if first["type"] == "value_error":
             raise UserError(f"the profile of {name}: {first['ctx']['error']}") from None
         raise UserError(
-            f"the profile of {name}: {key} = {first['input']!r} is not possible: {first['msg'].lower()}"
+            f"the profile of {name}: {key} = {first['input']!r} is not valid: {first['msg'].lower()}"
         ) from None

@@ -1,4 +1,4 @@
-"""Runs SLURM's commands: free of variables that would change their behaviour, and patient with a busy controller."""
+"""Runs SLURM's commands without variables that would change their behaviour, and retries while SLURM is busy."""
 
 import os
 import subprocess
@@ -14,9 +14,9 @@ _PREFIXES = (
     *("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCONTROL_", "SCANCEL_"),
     *("SPRIO_", "SSTAT_", "SACCTMGR_", "PMI_", "PMIX_"),
 )
-# These say which cluster is asked, and who asks.
+# These select the cluster that is asked and identify the user.
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
-# SLURM and launchers set these for the processes of one job; a job that is submitted from inside of it is another one.
+# SLURM and launchers set these for the processes of one job. A job that is submitted from inside must not inherit them.
 _OF_A_JOB = {
     *("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL"),
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -33,15 +33,15 @@ _UNREACHABLE = (  # parts of the messages of a controller or an accounting daemo
 
 
 class SlurmDidNotAnswer(UserError):
-    """SLURM was asked several times and gave no answer, so nothing is known about its jobs."""
+    """SLURM did not answer in several tries, so nothing is known about its jobs."""
 
 
 class SlurmRefused(UserError):
-    """SLURM answered a question with an error."""
+    """SLURM answered a command with an error."""
 
 
 def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the environment without what an outer job, or a habit of the user's shell, would add to SLURM's commands.
+    """Return the environment without the variables by which an outer job or the user's shell changes SLURM's commands.
 
     SBATCH_CLUSTERS becomes SLURM_CLUSTERS, so that every command asks the cluster that jobs are submitted to.
     """
@@ -57,10 +57,10 @@ def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
 
 
 def ask(command: list[str]) -> str:
-    """Run a command that only asks, and return what it prints; try again where SLURM does not answer.
+    """Run a command that changes nothing, and return what it prints; try again if SLURM does not answer.
 
     Raises:
-        SlurmDidNotAnswer: SLURM is out of reach, also after several tries.
+        SlurmDidNotAnswer: SLURM did not answer in several tries.
         SlurmRefused: it answered with an error.
         FileNotFoundError: the command is not installed here.
     """
@@ -83,7 +83,7 @@ def ask(command: list[str]) -> str:
 
 
 def reason_of(text: str) -> str:
-    """Return SLURM's error messages in one line, the hint at --help left out."""
+    """Return SLURM's error messages in one line, without its hint to use --help."""
     lines = []
     for line in text.splitlines():
         message = line.strip()

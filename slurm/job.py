@@ -1,4 +1,4 @@
-"""A job: a program, the resources it asks for, and the folder of its records. All of it is saved as JSON."""
+"""A job: a program, the resources that it requests, and the folder of its records. All of these are saved as JSON."""
 
 import math
 import re
@@ -20,7 +20,7 @@ class _Saved(BaseModel):
 
 
 class Resources(_Saved):
-    """What a job asks of the cluster. One task runs per GPU, and one per node where there are no GPUs."""
+    """The resources that a job requests. One task runs per GPU, or one per node if the job uses no GPUs."""
 
     min_nodes: int = Field(1, ge=1)
     max_nodes: int = Field(1, ge=1)
@@ -49,8 +49,8 @@ class Job(_Saved):
         module, arguments: the program is ``python -m module arguments``; no shell sees the arguments. It exits with
             `FINISHED`, `STOPPED`, `USER_ERROR`, `BAD_NODE`, or anything else if it failed. SIGTERM tells it to save
             and stop.
-        progress: a folder in which the program makes a new entry, last in the alphabet, whenever it could resume later
-            than before.
+        progress: a folder to which the program adds an entry, the last in alphabetical order, whenever it has saved
+            something to resume from.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Submission(_Saved):
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
-    """Return the least and the most nodes of ``4`` or ``2-8``.
+    """Return the smallest and the largest number of nodes in ``4`` or ``2-8``.
 
     Raises:
         UserError: the text is neither a number nor a range.
@@ -106,6 +106,6 @@ def parse_minutes(text: str) -> int:
 
 
 def show_minutes(minutes: int) -> str:
-    """Return a time limit in SLURM's notation."""
+    """Return a time limit in SLURM's notation, e.g. ``1-12:00:00``."""
     days, rest = divmod(minutes, 1440)
     return (f"{days}-" if days else "") + f"{rest // 60:02}:{rest % 60:02}:00"

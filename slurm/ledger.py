@@ -62,13 +62,13 @@ class Ledger:
             file.write(json.dumps({"event": event, "time": round(time.time(), 3), **where, **values}) + "\n")
 
     def take_back(self, event: str) -> None:
-        """Remove the last event if it is of this kind. Only for a job outside of the queue: nobody else may write."""
+        """Remove the last event if it is of this kind. The job must not be queued, as nobody else may write now."""
         lines = self.events_file.read_text().splitlines(keepends=True) if self.events_file.is_file() else []
         if lines and json.loads(lines[-1])["event"] == event:
             write_atomically(self.events_file, "".join(lines[:-1]).encode())
 
     def events(self, *kinds: str) -> list[Event]:
-        """Return all events, or those of some kinds, oldest first; a line that is torn or damaged is left out."""
+        """Return all events, or those of some kinds, oldest first; cut-off or damaged lines are skipped."""
         found: list[Event] = []
         # Undecodable bytes are replaced, so that one damaged line does not hide the others.
         text = self.events_file.read_text(errors="replace") if self.events_file.is_file() else ""

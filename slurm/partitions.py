@@ -1,4 +1,4 @@
-"""What a partition offers, asked from SLURM, so that a job that could never start is refused instead of queued."""
+"""Asks SLURM what its partitions offer, so that a job that could never start is refused instead of queued."""
 
 import re
 import shutil
@@ -58,20 +58,20 @@ class Partition:
 
 
 def read_partitions() -> list[Partition]:
-    """Ask SLURM for its partitions, hidden ones too: some centres hide what their users may use.
+    """Return SLURM's partitions, including hidden ones: some centres hide partitions that their users may use.
 
     Raises:
         UserError: there is no SLURM here, or it does not answer.
     """
     if shutil.which("sinfo") is None:
         raise UserError(
-            "SLURM's commands (sinfo, sbatch) are not here: submit from a login node, or use --cluster local"
+            "SLURM's commands (sinfo, sbatch) are not installed here: submit from a login node, or use --cluster local"
         )
     return parse_partitions(ask(["sinfo", "--all", "--noheader", "--noconvert", "-o", _FIELDS]))
 
 
 def parse_partitions(text: str) -> list[Partition]:
-    """Read the lines that ``sinfo -o`` prints with the fields above."""
+    """Return the partitions in the output of ``sinfo -o`` with the fields of `_FIELDS`."""
     found: dict[str, Partition] = {}
     for line in text.splitlines():
         if "|" not in line:  # with several clusters, sinfo names each in a line of its own
@@ -101,16 +101,16 @@ def gpus_of(gres: str) -> dict[str, int]:
 
 
 def fitting_partitions(resources: Resources, cluster: Cluster, partitions: list[Partition]) -> list[Partition]:
-    """Return those of the partitions asked for that can run the job.
+    """Return those of the requested partitions that can run the job.
 
     Raises:
-        UserError: none can; with the reason of the first one.
+        UserError: none of them can, for the reason given for the first one; or one does not exist.
     """
     asked = resources.partition or cluster.partition
     names: list[str | None] = [*asked.split(",")] if asked else [None]
     found, refusals = [], []
     for name in names:
-        partition = _find(name, partitions)  # a wrong name is an error also where another partition fits
+        partition = _find(name, partitions)  # an unknown name is an error even if another partition fits
         try:
             check_fits(resources, cluster, partition)
             found.append(partition)
@@ -122,7 +122,7 @@ def fitting_partitions(resources: Resources, cluster: Cluster, partitions: list[
 
 
 def check_fits(resources: Resources, cluster: Cluster, partition: Partition) -> None:
-    """Refuse what a partition cannot give.
+    """Check that a partition can run the job.
 
     Raises:
         UserError: the partition is down, or the job asks for too many nodes, GPUs or CPUs, for too much memory or time.
@@ -155,7 +155,7 @@ def _check_limits(resources: Resources, partition: Partition) -> None:
     if minutes and partition.minutes and minutes > partition.minutes:
         raise UserError(
             f"--time {show_minutes(minutes)} is over the limit of partition {partition.name}, "
-            f"{show_minutes(partition.minutes)}: ask for less, the run saves before its time is up and queues again"
+            f"{show_minutes(partition.minutes)}: ask for less; the run saves before its time is up and is requeued"
         )
     # SLURM queues a range of nodes whose upper end is over the limit, and never starts it.
     if partition.most_nodes and resources.max_nodes > partition.most_nodes:

@@ -1,8 +1,8 @@
 """Runs on every rank of a job: starts the program and supervises it.
 
 The program cannot supervise itself: it may hang in a collective, be killed because memory ran out, or belong to a start
-that SLURM has replaced. A small process beside it passes on SLURM's signals, records how the program ended, and ends it
-where it must.
+that SLURM has replaced. This small process beside it forwards SLURM's signals, records how the program ended, and kills
+it when necessary.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from slurm.log_lines import last_error_line
 from slurm.srun_step import device_index, rendezvous_port
 from slurm.verdict import decide_requeue, newest_entry
 
-_LEDGER_INTERVAL = 3.0  # seconds between looks at the ledger: who owns the job, has another rank failed
+_LEDGER_INTERVAL = 3.0  # seconds between checks in the ledger of the job's owner and of failures on other ranks
 _PEER_GRACE = 10.0  # seconds that a rank has to end by itself after another one failed
 _FRESH_HEARTBEAT = 60.0  # seconds for which ranks of an earlier start may still be alive
 _LOCAL_REQUEUE = 144  # the exit code by which submitit's local executor starts a job again
@@ -34,7 +34,7 @@ _LOCAL_REQUEUE = 144  # the exit code by which submitit's local executor starts 
 
 @dataclass(frozen=True)
 class RankContext:
-    """One rank's place in a job."""
+    """One rank of a job: its attempt, its number, its node and its log."""
 
     attempt: Attempt
     rank: int
@@ -48,7 +48,7 @@ class RankContext:
 
     @classmethod
     def of_this_process(cls, ledger: Ledger) -> "RankContext":
-        """Return this process's place, from the variables of SLURM or of submitit's local executor."""
+        """Return the context of this process, from the variables of SLURM or of submitit's local executor."""
         env = submitit.JobEnvironment()
         local = env.cluster == "local"
         restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
@@ -67,7 +67,7 @@ class RankContext:
         )
 
     def environment(self) -> dict[str, str]:
-        """Return the variables by which the ranks find each other, as torchrun would set them."""
+        """Return the program's environment, with the variables that torchrun would set for the ranks."""
         per_node = self.world_size // self.node_count
         threads = usable_cpus() // (per_node if self.local else 1)
         number = int(re.sub(r"\D", "", self.attempt.job_id)) * 64 + self.attempt.restart
@@ -88,8 +88,8 @@ class RankTask:
 
     Args:
         grace: seconds that the program has to save and end after it is told to.
-        retries: as in `slurm.verdict`; used where there is no batch script to decide.
-        tasks_per_node: as the job asked for; another number of ranks would train with another cut than was planned.
+        retries: as in `slurm.verdict`; used only on submitit's local executor, where no batch script decides.
+        tasks_per_node: as requested; another number of ranks would cut the batch differently from the plan.
     """
 
     def __init__(self, job: Job, grace: float, retries: int, tasks_per_node: int):
@@ -143,7 +143,7 @@ class RankSupervisor:
             self.program.terminate()
 
     def _take_over(self) -> None:
-        """Claim the job. If ranks of an earlier start may still live on a lost node, wait until they have seen that."""
+        """Claim the job. If ranks of an earlier start may still run on a lost node, wait until they see the claim."""
         ledger, attempt, before = self.ledger, self.context.attempt, self.ledger.owner()
         ledger.claim(attempt)
         if before and before != attempt and not ledger.events_of(before, "finished", "stopped", "verdict"):
@@ -179,13 +179,16 @@ class RankSupervisor:
                     self.program.kill()
                     self.program.wait()
                     return None
-                with contextlib.suppress(OSError):  # a file system that is away for a moment is no reason to end
+                with contextlib.suppress(OSError):  # a file system that fails for a moment must not end the rank
                     self._end_after_failed_peer(now)
                     if self.context.rank == 0:
                         self.ledger.heartbeat()
 
     def _is_superseded(self) -> bool:
-        """Return whether another start has claimed the job since; before rank 0 has, the owner is an earlier start."""
+        """Return whether a later start has claimed the job.
+
+        The owner may also be an earlier start, as long as rank 0 of this one has not claimed the job.
+        """
         owner, own = self.ledger.owner(), self.context.attempt
         self.seen_as_owner = self.seen_as_owner or owner == own
         if owner is None or owner == own:
@@ -193,7 +196,7 @@ class RankSupervisor:
         return self.seen_as_owner or (owner.job_id == own.job_id and owner.restart > own.restart)
 
     def _end_after_failed_peer(self, now: float) -> None:
-        """Set the time to end: a rank whose peer has died may wait for it in a collective for ever."""
+        """If another rank has failed, kill the program soon: it may wait for that rank in a collective for ever."""
         if not self.peer_failed and self.ledger.failures(self.context.attempt):
             self.peer_failed = True
             self.kill_at = self.kill_at or now + _PEER_GRACE
@@ -207,7 +210,7 @@ class RankSupervisor:
         elif code in (STOPPED, -signal.SIGTERM) or (self.stop_signal and code not in (USER_ERROR, BAD_NODE)):
             if context.rank == 0:
                 ledger.log("stopped", context.attempt, signal=self.stop_signal, saved=code == STOPPED)
-            code = FINISHED  # srun must not kill ranks that still save
+            code = FINISHED  # after any other code, srun would kill the ranks that are still saving
         else:
             time.sleep(0.5)  # SLURM writes the log, and may be a little behind
             message = last_error_line(context.log, self.log_start)

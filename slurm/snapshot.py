@@ -1,12 +1,11 @@
-"""The copy of the code that a job runs: edits in the working tree change nothing in a job that waits or restarts."""
+"""The copy of the code that a job runs, so that edits in the working tree do not affect a waiting or restarted job."""
 
 import shutil
 import uuid
 from pathlib import Path
 
 PACKAGES = ("recipes", "models", "data", "slurm", "launcher")  # the code of bigbatch
-# How a batch script starts the code of a snapshot. It changes when the names that the script or a pickle refers to
-# change.
+# Version of the names in a snapshot that a batch script or a pickle refers to. Raise it when one of them changes.
 _PROTOCOL = "2"
 
 
@@ -26,6 +25,6 @@ def is_complete(code: Path) -> bool:
 
 
 def can_be_started(code: Path) -> bool:
-    """Return whether the batch scripts of this version can start a snapshot; those of 0.1.0 they cannot."""
+    """Return whether the batch scripts of this version can start a snapshot. They cannot start those of 0.1.0."""
     protocol = code / "protocol"
     return protocol.is_file() and protocol.read_text() == _PROTOCOL

@@ -1,7 +1,6 @@
-"""A process's place among the ranks of an srun, in the variables that torch expects.
+"""Translates the variables of an srun into those by which torch's processes find each other (RANK, WORLD_SIZE, …).
 
-``srun bigbatch train`` inside of an allocation needs no other launcher: SLURM numbers the tasks, and this module
-translates.
+``srun bigbatch train`` inside an allocation therefore needs no other launcher.
 """
 
 import re
@@ -19,13 +18,13 @@ def rendezvous_port(number: int) -> int:
 
 
 def device_index(environment: Mapping[str, str], local_rank: int) -> int:
-    """Return the index of a task's GPU among those it can see: 0 where SLURM shows each task only its own."""
+    """Return the index of a task's GPU among the visible ones: 0 if SLURM lets each task see only its own GPU."""
     visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES")
     return 0 if visible and "," not in visible else local_rank
 
 
 def step_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return RANK, WORLD_SIZE and their like for a task of an srun; nothing outside of one, or if they are set.
+    """Return the variables that torchrun would set, for a task of an srun; empty outside an srun, or if they are set.
 
     Raises:
         UserError: SLURM's variables are incomplete, or a node's tasks are not one per GPU.
@@ -37,8 +36,8 @@ def step_variables(environment: Mapping[str, str]) -> dict[str, str]:
     missing = [name for name in (*names, "SLURM_JOB_ID") if not environment.get(name)]
     if missing:
         raise UserError(
-            f"srun started {tasks} tasks, and {missing[0]} is not set, so the ranks do not know each other: "
-            f"type `bigbatch submit`, or start one `bigbatch train --procs {tasks}`"
+            f"srun started {tasks} tasks, and {missing[0]} is not set, so the ranks cannot find each other: "
+            f"use `bigbatch submit`, or start one `bigbatch train --procs {tasks}`"
         )
     rank, local_rank, node = (int(environment[name]) for name in names[:3])
     on_node = _tasks_by_node(environment["SLURM_STEP_TASKS_PER_NODE"])[node]
@@ -46,7 +45,7 @@ def step_variables(environment: Mapping[str, str]) -> dict[str, str]:
     if gpus.isdecimal() and int(gpus) != on_node:
         raise UserError(
             f"srun started {on_node} task{'s' if on_node > 1 else ''} on a node with {gpus} GPUs: "
-            f"type `srun --ntasks-per-node={gpus} bigbatch train`, one task per GPU"
+            f"use `srun --ntasks-per-node={gpus} bigbatch train`, one task per GPU"
         )
     number = int(environment["SLURM_JOB_ID"]) * 64 + int(environment.get("SLURM_STEP_ID", 0))
     return {

@@ -13,7 +13,7 @@ _NO_ESTIMATE = timedelta(days=360)  # SLURM counts a running job without a time 
 
 
 def estimated_start(script: str) -> datetime | str:
-    """Return when SLURM expects the job of a batch script to start; where it has no estimate, its reason."""
+    """Return when SLURM expects the job of a batch script to start, or the reason why it has no estimate."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "script.sh"
         file.write_text(script)

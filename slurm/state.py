@@ -22,7 +22,7 @@ _SLURM_ENDS = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT"),
 }
-NO_ANSWER = "NO_ANSWER"  # our own word, as is LOST: SLURM could not be asked
+NO_ANSWER = "NO_ANSWER"  # not a state of SLURM, and neither is LOST: SLURM could not be asked
 _SILENT = 120.0  # seconds without a heartbeat after which a running job is in doubt
 
 
@@ -31,8 +31,8 @@ class JobState:
     """A job's state, and a note for people.
 
     Attributes:
-        name: SLURM's word; or REQUEUED (it waits for another start), LOST (SLURM does not know the job any more and it
-            left no record of its end), NO_ANSWER (SLURM could not be asked and the job left no record of its end).
+        name: SLURM's state; or REQUEUED (it waits for another start), LOST (SLURM no longer knows the job and it left
+            no record of its end), NO_ANSWER (SLURM could not be asked and the job left no record of its end).
         is_active: whether the job is in the queue, so that no second one may be submitted; False for NO_ANSWER, where
             nobody knows.
     """
@@ -71,7 +71,7 @@ def job_states(folders: list[Path]) -> dict[Path, JobState]:
     except (SlurmDidNotAnswer, SlurmRefused) as error:
         no_answer = str(error)
     except FileNotFoundError as error:
-        no_answer = f"SLURM's command {error.filename} is not here: ask on a login node"
+        no_answer = f"SLURM's command {error.filename} is not installed here: ask on a login node"
     states = {}
     for folder, submission in submissions.items():
         local = submission.cluster == LOCAL
@@ -88,9 +88,12 @@ def job_states(folders: list[Path]) -> dict[Path, JobState]:
 
 
 def resolve_state(ledger: Ledger, job_id: str, said: SlurmState | None, after: str | None = None) -> JobState:
-    """Combine what SLURM says (None: it does not know the job) with what the job has recorded.
+    """Return a job's state from SLURM's answer and the job's own records.
 
     Args:
+        ledger: the job's records.
+        job_id: as in its last submission.
+        said: SLURM's answer; None: it does not know the job.
         after: id of the job that had to succeed first.
     """
     starts = [event for event in ledger.events("start") if event["job"] == job_id]
@@ -125,7 +128,7 @@ def ask_slurm(ids: list[str]) -> dict[str, SlurmState]:
 
     Raises:
         SlurmDidNotAnswer, SlurmRefused: nothing is known.
-        FileNotFoundError: SLURM's commands are not here.
+        FileNotFoundError: SLURM's commands are not installed here.
     """
     found = {}
     for line in _queue(_arrays(ids)):
@@ -177,4 +180,4 @@ def _state_from_records(ledger: Ledger, job_id: str, nodes: int | None) -> JobSt
         return JobState("FAILED", job_id, since[-1]["reason"], nodes)
     silent = ledger.seconds_since_heartbeat()
     seen = "it never started" if silent is None else f"its last heartbeat was {silent / 60:.0f} min ago"
-    return JobState("LOST", job_id, f"SLURM does not know it any more, {seen}", nodes)
+    return JobState("LOST", job_id, f"SLURM no longer knows it, and {seen}", nodes)

@@ -1,7 +1,8 @@
 """Submits a job or an array of jobs through submitit, to SLURM or to this machine; cancels jobs.
 
-A job works in the folder of its code, so that `python -m` finds that copy before anything installed. SLURM only gets to
-read plain words: paths reach the job as its working directory and in submitit's pickle, never as text in a script.
+A job runs in the folder of its code, so that `python -m` finds that copy before anything installed. No path is written
+into the script, where SLURM or the shell could misread it: the job gets paths from its working directory and from
+submitit's pickle.
 """
 
 import contextlib
@@ -52,7 +53,7 @@ def submit_jobs(
         at_once: how many jobs of an array may run at the same time; None: all.
 
     Raises:
-        UserError: SLURM refuses the job; with its reason.
+        UserError: SLURM refuses the job; gives its reason.
     """
     write_jobs(folder, jobs, cluster.retries, cluster.exclude, resources)
     grace = max(5.0, save_seconds(resources, cluster) - _SAVE_MARGIN)
@@ -91,7 +92,7 @@ def submit_jobs(
 
 
 def check_path(folder: Path) -> None:
-    """Refuse a submission's folder whose name SLURM would change.
+    """Check that SLURM would not change the name of a submission's folder.
 
     Raises:
         UserError: the name contains a %.
@@ -101,14 +102,14 @@ def check_path(folder: Path) -> None:
 
 
 def check_slurm_is_here() -> None:
-    """Refuse to submit from a machine without SLURM.
+    """Check that SLURM is installed on this machine.
 
     Raises:
-        UserError: its commands are not here.
+        UserError: its commands are not installed here.
     """
     if not submitit.SlurmExecutor.affinity() > 0:
         raise UserError(
-            "SLURM's commands (sbatch, srun) are not here: submit from a login node, or use --cluster local"
+            "SLURM's commands (sbatch, srun) are not installed here: submit from a login node, or use --cluster local"
         )
 
 
@@ -222,7 +223,7 @@ def _wait_until_visible(job_id: str) -> None:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Replace the environment: submitit has no parameter for that of sbatch."""
+    """Replace the environment inside the block: submitit has no parameter for the environment of sbatch."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(values)
@@ -235,7 +236,10 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _detached_output() -> Iterator[None]:
-    """Point stdout and stderr elsewhere: submitit's local controller inherits them, and would hold a caller's pipe."""
+    """Discard stdout and stderr inside the block.
+
+    submitit's local controller inherits them, and would keep a caller's pipe open for as long as the job runs.
+    """
     sys.stdout.flush()
     kept, nothing = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):

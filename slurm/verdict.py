@@ -2,13 +2,12 @@
 
     python -m slurm.verdict FOLDER JOB RESTART CODE SIGNAL INFO < NODES
 
-runs in the batch script after every rank has ended, so that there is one decision and nobody left to race with. It
-prints ``requeue:NODES TO EXCLUDE`` or ``end:EXIT CODE``; the script does the rest, because SLURM's commands may be
-missing where Python is (in a container).
+runs in the batch script after every rank has ended, so that exactly one process decides. It prints
+``requeue:NODES TO EXCLUDE`` or ``end:EXIT CODE``. The script then runs SLURM's commands itself, because they may be
+missing in the container that Python runs in.
 
-A job that was told to stop, or that failed, starts again, but not for ever: it is given up after `retries` + 1
-consecutive starts without a new entry in its progress folder. A program that ends with `USER_ERROR` would fail again
-and is not restarted.
+A job that was told to stop, or that failed, starts again until `retries` + 1 consecutive starts have added no entry to
+its progress folder. A program that ends with `USER_ERROR` would fail again and is not restarted.
 """
 
 import json
@@ -62,13 +61,13 @@ def decide_requeue(
     pool: NodePool | None = None,
     no_record: str = "",
 ) -> Verdict:
-    """Decide whether a job starts again, and log the decision.
+    """Decide whether a job starts again, log the decision, and return it.
 
     Args:
         code: the highest exit code of the ranks, as srun returns it.
         progress: the newest entry of the job's progress folder now.
         broken: nodes on which no rank could start, each with the reason.
-        pool: the nodes there are, if known; a job is not requeued where too few remain.
+        pool: the nodes that the job could use, if known; a job is not requeued if too few would remain.
         no_record: why an attempt without any record may have ended.
     """
     failures, broken = ledger.failures(attempt), broken or {}
@@ -112,7 +111,7 @@ def newest_entry(folder: Path) -> str:
 
 
 def write_jobs(folder: Path, jobs: list[Job], retries: int, exclude: str | None, resources: Resources) -> None:
-    """Save for `main` what is submitted together from a folder."""
+    """Save the jobs that are submitted together, and how to requeue them, in `folder` for `main`."""
     content = {
         "jobs": [job.model_dump(mode="json") for job in jobs],
         "retries": retries,
@@ -120,7 +119,7 @@ def write_jobs(folder: Path, jobs: list[Job], retries: int, exclude: str | None,
         "resources": resources.model_dump(mode="json"),
     }
     (folder / "jobs.json").write_text(json.dumps(content, indent=1))
-    # By these links the batch script finds the records of an array's task where it has to do without Python.
+    # Through these links the batch script finds the records of an array's task if Python does not run.
     if len(jobs) > 1:
         (folder / "records").mkdir(exist_ok=True)
         for number, job in enumerate(jobs):
@@ -132,8 +131,8 @@ def write_jobs(folder: Path, jobs: list[Job], retries: int, exclude: str | None,
 def broken_nodes(messages: str, job_nodes: int, failures: list[Failure]) -> dict[str, str]:
     """Return the nodes on which no rank could start, each with the reason, from what srun printed.
 
-    A rank that could run our code has recorded its failure. Where the ranks of a single node end without a record
-    while other nodes do not, that node is at fault; where all do, it is the environment.
+    A rank that could run our code has recorded its failure. If only some nodes have ranks that ended without a record,
+    those nodes are at fault. If all have, the environment is at fault, and no node is named.
     """
     recorded = {failure.node for failure in failures}
     codes = {node: int(code) for node, code in _ENDED_TASK.findall(messages) if node not in recorded}
@@ -148,7 +147,7 @@ def broken_nodes(messages: str, job_nodes: int, failures: list[Failure]) -> dict
 
 
 def main(folder: Path, job_id: str, restart: int, code: int, signal: str, info: str, nodes: list[str]) -> str:
-    """Decide about the job that ends; return the answer for the batch script.
+    """Decide whether the job that ends starts again; return the answer for the batch script.
 
     Args:
         folder: of the submission.
@@ -166,7 +165,7 @@ def main(folder: Path, job_id: str, restart: int, code: int, signal: str, info: 
     if int(_field(info, "Restarts") or 0) > restart:
         ledger.log("requeued", attempt, reason="SLURM requeued the job: preemption, a lost node, or scontrol requeue")
         return "end:1"
-    # A job that scancel ends is COMPLETING too, and SLURM would accept to requeue it.
+    # A job that scancel ends is COMPLETING too, and SLURM would still accept a requeue.
     if _field(info, "JobState") in ("COMPLETING", "CANCELLED") and _field(info, "Reason") != "TimeLimit":
         verdict = Verdict(False, 1, "cancelled")
         if ledger.events_of(attempt, "finished"):
@@ -215,7 +214,7 @@ def _refuse_too_few(verdict: Verdict, excluded: set[str], pool: NodePool) -> Ver
 
 
 def _wasted_before(ledger: Ledger) -> int:
-    """Return how many starts in a row, up to now, ended without progress."""
+    """Return how many of the latest starts in a row ended without progress."""
     count = 0
     for event in reversed(ledger.events("verdict", "submit")):
         if event["event"] == "submit" or event["gained"]:

@@ -198,7 +198,7 @@ def test_of_raw_and_ema_weights_the_ema_is_taken_and_that_is_said(trained, fresh
     state, path = trained.state_dict(), tmp_path / "both.pth"
     torch.save({raw: {name: value + 1 for name, value in state.items()}, ema: state, "epoch": 1}, path)
     notes = fit_weights(fresh, read_weights(path), "both.pth")
-    assert len(notes) == 1 and f"{ema} is taken from both.pth" in notes[0] and f"model.weights_key={raw}" in notes[0]
+    assert len(notes) == 1 and f"loading {ema} from both.pth" in notes[0] and f"model.weights_key={raw}" in notes[0]
     assert is_same(fresh, trained)
     assert fit_weights(fresh, read_weights(path, raw), "both.pth") == []
     assert torch.equal(fresh.state_dict()["stem.0.bias"], state["stem.0.bias"] + 1)

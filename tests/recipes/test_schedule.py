@@ -39,7 +39,7 @@ def test_fewer_images_than_one_batch_is_refused_with_a_batch_that_works():
 
 
 SMALL_DATA = {  # changes to the ImageNet recipe, training images, what is wrong, and the keys that put it right
-    "an average that looks too far back": (["schedule.epochs=100"], 50_000, "looks back 10,000 steps", ["ema.decay"]),
+    "an EMA that is too long": (["schedule.epochs=100"], 50_000, "averages over 10,000 steps", ["ema.decay"]),
     "few steps": (["schedule.epochs=30", "ema.decay=null"], 5000, "only 30 optimizer steps", ["schedule.epochs"]),
     "a long warm-up": (["schedule.epochs=30"], 1_281_167, "warm-up takes 20 of 30 epochs", ["schedule.warmup_epochs"]),
     "a large remainder": (["ema.decay=null"], 7000, "leaves out 2,904 of 7,000 images", ["batch.global"]),

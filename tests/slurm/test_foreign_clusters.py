@@ -280,4 +280,4 @@ def test_srun_starts_ranks_without_another_launcher(cluster, monkeypatch, tmp_pa
     done = subprocess.run(
         ["srun", "-N1", "-n3", "--gpus-per-node=2", *command], env=cluster._env(), capture_output=True, text=True
     )
-    assert done.returncode and "type `srun --ntasks-per-node=2 bigbatch train`" in done.stderr
+    assert done.returncode and "use `srun --ntasks-per-node=2 bigbatch train`" in done.stderr

@@ -125,9 +125,9 @@ def test_without_a_profile_slurms_defaults_serve_and_local_always_does(profiles)
         ("[a]\n[b]", None, "choose one with --cluster"),
         ("[a]", "b", "no profile of a cluster 'b'"),
         ("[a]\npartitoin = 'x'", "a", "unknown key 'partitoin'"),
-        ("[a]\nretries = 'x'", "a", "retries = 'x' is not possible"),
+        ("[a]\nretries = 'x'", "a", "retries = 'x' is not valid"),
         ('[a]\naccount = "x\\n#SBATCH --nodes=9"', "a", "account"),
-        ("partition = 'x'", None, "outside of any cluster"),
+        ("partition = 'x'", None, "not in the section of a cluster"),
         ("[a", None, "cannot be read"),
     ],
 )

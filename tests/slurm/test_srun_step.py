@@ -33,7 +33,7 @@ def test_outside_of_a_step_and_under_another_launcher_nothing_is_set(change):
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"SLURM_GPUS_ON_NODE": "4"}, "started 2 tasks on a node with 4 GPUs: type `srun --ntasks-per-node=4"),
+        ({"SLURM_GPUS_ON_NODE": "4"}, "started 2 tasks on a node with 4 GPUs: use `srun --ntasks-per-node=4"),
         ({"SLURM_PROCID": ""}, "SLURM_PROCID is not set"),
         ({"SLURM_STEP_TASKS_PER_NODE": "many"}, "cannot be read"),
     ],

@@ -33,7 +33,7 @@ REFUSALS = {  # arguments, what the sentence must say
     "weights that are not there": (["demo", *SHORT, "model.weights=none.safetensors"], "there is no run or weights file"),
     "missing shards": (["demo", *SHORT, "--data", "none"], "there is no folder"),
     "a sweep of one": (["demo", *SHORT, "--array", "optimizer.lr=1"], "is not a sweep"),
-    "a sweep of a wrong value": (["demo", *SHORT, "--array", "optimizer.lr=1,fast"], "optimizer.lr='fast' is not possible"),
+    "a sweep of a wrong value": (["demo", *SHORT, "--array", "optimizer.lr=1,fast"], "optimizer.lr='fast' is not valid"),
     "a % in the run directory": (["demo", *SHORT, "--run-dir", "100%j"], "replaces what follows a %"),
     "what only SLURM knows": (["demo", *SHORT, "--cluster", "stranger"], "SLURM refuses the job: Batch job submission failed: "),
     "an option that sbatch does not have": (["demo", *SHORT, "--cluster", "typing"], "SLURM refuses the job: unrecognized option '--foo=x'"),

@@ -117,9 +117,9 @@ STATES = {  # what SLURM says, what the ledger has, what is shown
     "forgotten, no end": (
         None,
         ["start", "silent"],
-        ("LOST", "SLURM does not know it any more, its last heartbeat was 60 min ago"),
+        ("LOST", "SLURM no longer knows it, and its last heartbeat was 60 min ago"),
     ),
-    "forgotten, no start": (None, [], ("LOST", "SLURM does not know it any more, it never started")),
+    "forgotten, no start": (None, [], ("LOST", "SLURM no longer knows it, and it never started")),
 }
 
 
