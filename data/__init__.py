@@ -1,1 +1,1 @@
-"""What a model sees: sources, shards, order, decode, augmentation, mixing, batches."""
+"""The input pipeline: sources, shards, sample order, decoding, augmentation, mixing and batches."""

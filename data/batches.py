@@ -1,7 +1,7 @@
 """The micro-batches of a process, each computed from (seed, step, position) alone.
 
-A micro-batch depends on nothing but its step and its positions in the global batch, so there is no loader state. To
-resume is to ask for a later step. Worker processes (`data.loader`) only decide how early a micro-batch is ready.
+A micro-batch depends on nothing but its step and its positions in the global batch. So there is no loader state, and a
+run resumes by asking for a later step. Worker processes (`data.loader`) only decide how early a micro-batch is ready.
 """
 
 import errno
@@ -58,7 +58,7 @@ class MicroBatch:
     labels: Tensor  # int64 [n]
     partners: Tensor  # int64 [n], row in `pixels` of the image to mix with
     partner_labels: Tensor  # int64 [n]
-    lam: Tensor  # float32 [n], share of the image and label themselves; the rest is the partner's
+    lam: Tensor  # float32 [n], weight of the own image and label; the partner's is 1 - lam
     mixes: list[tuple[int, int, SliceMix]]  # first row, last row (exclusive), and how these rows are mixed
     replaced: list[str] = field(default_factory=list)  # names of unreadable images, each with the reason
 
@@ -221,7 +221,7 @@ class EvalBatches:
             return self.transform(self.split.read(sample))
         except Exception as error:
             _raise_unless_damaged(error, self.split, sample)
-            # An evaluation replaces nothing: another image would make another accuracy.
+            # An evaluation replaces nothing: another image would change the accuracy.
             raise UserError(
                 f"validation image {_name(self.split, sample)} cannot be read ({error}): run `bigbatch verify`, "
                 f"then shard again"
@@ -233,7 +233,7 @@ def _batch_bytes(images: int, size: int) -> int:
 
 
 def _raise_unless_damaged(error: Exception, split: Split, sample: int) -> None:
-    """Raise if the error does not come from the image: to replace the image would hide it and change the run.
+    """Raise an error if its cause is not a damaged image: replacing the image would hide the cause and change the run.
 
     Raises:
         UserError: storage fails, the shard is gone, or memory or open files have run out.

@@ -31,7 +31,8 @@ STORED_EXTENSIONS = {
     "JPEG2000": "jp2",
     "HEIF": "heic",
 }
-# Formats that hold pictures but are not read. A file of such a format in a class folder is an image that is missing.
+# Image formats that are not read. A file of such a format in a class folder would be missing from the data set, so it
+# is reported.
 _UNREAD_PICTURES = (
     *(".svg", ".psd", ".eps", ".jxl", ".ico", ".tga", ".exr", ".hdr", ".dcm", ".nii"),
     *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),

@@ -105,7 +105,7 @@ class _Mapped(Dataset[Item], Generic[Item]):
 
 
 class _ToSlots(Dataset[SlotMessage | UserError]):
-    """What a worker does with a task, which is the number of a free slot and a place in the data set."""
+    """The data set that a worker sees: a task is the number of a free slot and a place; its item is a message."""
 
     def __init__(self, dataset: Loadable[Any, object], slots: SharedSlots | None):
         self.dataset, self.slots = dataset, slots
@@ -132,8 +132,8 @@ def _start(loader: DataLoader[Any]) -> tuple[Iterator[Any], list[BaseProcess]]:
         with starting_processes(_FEWER) as workers:
             iterator = iter(loader)
     finally:
-        # torch's handler raises wherever the trainer is when a worker dies, even while it saves a checkpoint. Without
-        # it, the death is noticed by the wait for the next item.
+        # torch's handler would raise in the trainer at whatever it does when a worker dies, even while it saves a
+        # checkpoint. Without the handler, the wait for the next item notices the death.
         if signal.getsignal(signal.SIGCHLD) != handler and handler is not None:
             signal.signal(signal.SIGCHLD, handler)
     return iterator, workers
@@ -143,7 +143,7 @@ def _received(iterator: Iterator[Any], workers: list[BaseProcess]) -> Iterator[A
     """Yield the items that workers have put into slots.
 
     Raises:
-        UserError: a worker has died, or has met a mistake of the user's.
+        UserError: a worker has died, or has returned a `UserError`.
     """
     failure = None
     try:
@@ -170,8 +170,8 @@ def _begin_worker(trainer: int, _worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent(trainer)
-    # A queue's thread prints an error and drops the message, and the trainer would wait for it for ever. The death of a
-    # worker is noticed.
+    # On an error, a queue's thread drops the message, and the trainer would wait for it for ever. So the worker ends
+    # itself, because the trainer notices the death of a worker.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_this_worker)  # type: ignore
 
 

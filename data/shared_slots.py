@@ -2,7 +2,7 @@
 
 torch would put every tensor into a new file in /dev/shm and pass it on through a socket in TMPDIR. That happens in a
 background thread of the worker. If it fails there, the trainer waits for ever. It fails where /dev/shm is small (64 MiB
-in a Docker container), where TMPDIR is too long for the path of a socket, and where few files may be open.
+in a Docker container), where TMPDIR is too long for the path of a socket, and where the limit on open files is low.
 
 Here the trainer allocates all slots before it starts the workers, as anonymous memory that its children inherit. A
 worker copies the tensors of an item into a free slot, and only a small message goes through the queue.

@@ -51,7 +51,7 @@ def cause_of_death(processes: Iterable[BaseProcess]) -> str | None:
 
 @contextmanager
 def starting_processes(fewer: str) -> Iterator[list[BaseProcess]]:
-    """Yield a list, which holds the processes that the block has started once the block is left.
+    """Yield a list that receives the processes started in the block when the block ends.
 
     Raises:
         UserError: the system does not let them start; `fewer` says how to ask for fewer, e.g. "fewer --workers".
@@ -62,7 +62,7 @@ def starting_processes(fewer: str) -> Iterator[list[BaseProcess]]:
     except (OSError, RuntimeError) as error:
         for child in multiprocessing.active_children():
             if child not in before:
-                child.kill()  # it would wait for tasks for ever, and Python for it
+                child.kill()  # it would wait for tasks for ever, and Python would wait for it at its exit
         raise UserError(why_no_start(error, fewer)) from None
     started += [child for child in multiprocessing.active_children() if child not in before]
 

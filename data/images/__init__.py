@@ -1,1 +1,1 @@
-"""From the bytes of an image to augmented pixels."""
+"""Images: checking, decoding and augmenting, from encoded bytes to uint8 pixels."""

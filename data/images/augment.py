@@ -1,7 +1,8 @@
 """The transforms of one image: timm's, with every random choice decided by the sample's key.
 
 timm draws from the global generators of Python, NumPy and torch. They are seeded with the sample's key right before its
-transform runs. What is drawn is then a function of (seed, epoch, sample), however many numbers an operation takes.
+transform runs. The draws are then a function of (seed, epoch, sample), no matter how many numbers the transforms of
+earlier images drew.
 
 Training draws timm's crop from the size of the image alone and decodes only what the crop needs (`data.images.decode`).
 Evaluation uses timm's transform unchanged. Normalisation, erasing and mixing come later, on the device
@@ -116,7 +117,7 @@ def seed_generators(number: int) -> None:
 
 
 def _size_only(image: EncodedImage) -> Tensor:
-    """Return an empty tensor of the image's height and width: timm asks for nothing else when it draws a crop."""
+    """Return an empty tensor of the image's height and width, which is all that timm reads when it draws a crop."""
     return torch.empty(0, image.height, image.width)
 
 

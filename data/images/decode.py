@@ -1,4 +1,4 @@
-"""From the bytes of an image to the pixels of one crop, decoding no more than that crop needs.
+"""Decodes one crop of an encoded image, and no more of the image than the crop needs.
 
 The size of a JPEG is in its header, so a random crop can be drawn before anything is decoded. There are two ways:
 
@@ -11,8 +11,8 @@ torch's antialiased resize does the rest. It differs from Pillow's by at most 2 
 gives the same bits with and without vector instructions.
 
 Pillow decodes everything else: other formats, and JPEGs that libjpeg-turbo does not turn into RGB (CMYK, truncated,
-unusual sampling). It also takes over if libjpeg-turbo reports damage while it decodes a whole image. The way depends on
-the bytes and the crop alone, so every machine takes the same one.
+unusual sampling). It is also the fallback if libjpeg-turbo reports damage while it decodes a whole image. The choice
+depends on the bytes and the crop alone, so it is the same on every machine.
 """
 
 import io

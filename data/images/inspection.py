@@ -1,6 +1,6 @@
-"""Checking that training can read an image, and what is unusual about it.
+"""Checks that training can read an image, and recognises what is unusual about it.
 
-Every oddity has a name, under which it is counted, and one treatment:
+Every kind of unusual image has a name, under which it is counted, and one treatment:
 
 - cmyk, grayscale, palette: stored unchanged; readers convert to RGB.
 - exif-rotated: stored unchanged and read without rotation, as torchvision and timm do; or turned upright, if asked for.
@@ -28,8 +28,8 @@ class Unreadable(Exception):
     """The image cannot be decoded.
 
     Attributes:
-        reason: why; the same for the same bytes, as reports of several runs are compared.
-        odd: names of oddities that were recognised all the same.
+        reason: why; equal for equal bytes, because the reports of several runs are compared.
+        odd: names of what is unusual about the image, as far as it was recognised before the error.
     """
 
     def __init__(self, reason: str, odd: tuple[str, ...] = ()):
@@ -44,7 +44,7 @@ class CheckedImage:
     Attributes:
         data: the encoded image.
         extension: file extension of its true format, whatever the file was called.
-        odd: names of its oddities.
+        odd: names of what is unusual about it.
         shrunk: whether it was above the size limit.
     """
 
@@ -103,7 +103,7 @@ def _inspect(data: bytes, limit: SizeLimit, upright: bool) -> CheckedImage:
     elif turned:
         pass  # turning it has decoded it completely
     elif image.format == "JPEG":
-        # A draft decode reads every coded bit too: it finds the damage that a full one finds, in about half the time.
+        # A draft decode reads every coded bit too: it finds the same damage as a full decode in about half the time.
         image.draft(None, (1, 1))
     image.load()
     if _rotated(image):

@@ -1,8 +1,8 @@
-"""Decoding a rectangle of a JPEG by the libjpeg-turbo of nvImageCodec, on the CPU.
+"""Decodes a rectangle of a JPEG with the libjpeg-turbo of nvImageCodec, on the CPU.
 
 Rows above the rectangle and columns beside it are read but not turned into pixels, and reading ends with its last row.
-The pixels are those of a full decode, bit for bit. nvImageCodec does not exist for macOS: there, whole images are
-decoded.
+The pixels are those of a full decode, bit for bit. nvImageCodec does not exist for macOS, where whole images are
+decoded instead.
 """
 
 import os
@@ -20,8 +20,8 @@ _JPEG_END = b"\xff\xd9"
 def decode_rectangle(image: bytes, top: int, left: int, height: int, width: int) -> np.ndarray | None:
     """Return a rectangle of a JPEG as RGB, uint8 ``[height, width, 3]``.
 
-    Returns None if the whole image has to be decoded instead. That is so for a truncated file, for a kind of JPEG that
-    libjpeg-turbo does not turn into RGB, and where nvImageCodec is not installed.
+    Returns None if the whole image has to be decoded instead: for a truncated file, for a kind of JPEG that
+    libjpeg-turbo does not turn into RGB, and if nvImageCodec is not installed.
     """
     codec = _codec()
     # A file without its end marker is truncated, perhaps below the rectangle. Only a full decode would notice that.
@@ -45,7 +45,7 @@ def _codec() -> tuple[Any, Any, Any] | None:  # a compiled module and its object
     with tempfile.TemporaryDirectory() as folder:
         for extension in Path(found.origin).parent.glob("extensions/*jpeg_turbo_ext*"):
             Path(folder, extension.name).symlink_to(extension)
-        # Verbosity 0, because an image that it refuses is decoded by other means and needs no message.
+        # Verbosity 0: an image that it refuses is decoded by Pillow, so it needs no message.
         wanted = {"NVIMGCODEC_EXTENSIONS_PATH": folder, "PYNVIMGCODEC_VERBOSITY": "0"}
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)  # the module reads them when it is imported, and never again

@@ -1,6 +1,6 @@
-"""timm's RandAugment on arrays, with faster code for most operations.
+"""timm's RandAugment on arrays, with faster code for most operations. The random draws and their order stay timm's.
 
-What is drawn, and in which order, is still timm's. An image is uint8 ``[height, width, 3]``.
+An image is uint8 ``[height, width, 3]``.
 """
 
 import numpy as np

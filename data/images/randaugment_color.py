@@ -1,8 +1,7 @@
 """RandAugment's operations on colour and sharpness: timm's results bit for bit, several times as fast.
 
 For each image, Pillow fills a table of 256 entries per channel in Python and then looks up every value. These functions
-need one or two operations on whole arrays of bytes instead, or a blend for which the number of channels does not
-matter.
+use one or two NumPy operations on the whole array instead, or Pillow's blend of images that are viewed as grey ones.
 
 An image is uint8 ``[height, width, 3]``, contiguous.
 """
@@ -58,7 +57,7 @@ def _blend(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _as_grey(image: np.ndarray) -> Image.Image:
-    """Return a Pillow image on the same memory in which each value is a grey pixel: no bytes are rearranged."""
+    """Return a Pillow image on the same memory in which each value is a grey pixel, so that no bytes are rearranged."""
     height, width, channels = image.shape
     return Image.frombuffer("L", (width * channels, height), image, "raw", "L", 0, 1)
 

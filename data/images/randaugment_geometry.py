@@ -1,8 +1,7 @@
-"""RandAugment's shears and translations on arrays.
+"""RandAugment's shears and translations on arrays, several times as fast as Pillow's affine transform that timm calls.
 
-They are several times as fast as the general transform of Pillow that timm calls. They shift every row, or every
-column, along itself by an offset of its own. Bicubic interpolation then needs four pixels of that row, with the same
-weights all along it. Pillow computes sixteen weights for each pixel.
+They shift every row, or every column, along itself by its own offset. Bicubic interpolation then needs four pixels of
+that row, with the same weights for the whole row. Pillow computes sixteen weights for each pixel.
 
 Kernel, edges, fill and truncation are Pillow's. Values differ from Pillow's by at most 1 of 255, because weights are
 rounded to multiples of 2**-14. That makes the sums exact in single precision, and so the same on every processor.

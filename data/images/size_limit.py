@@ -28,9 +28,9 @@ class SizeLimit:
     def __post_init__(self) -> None:
         for name, side in (("shortest", self.shortest_side), ("longest", self.longest_side)):
             if side is not None and side < 1:
-                raise UserError(f"a limit of {side} pixels for the {name} side is not possible: give e.g. 256")
+                raise UserError(f"a limit of {side} pixels for the {name} side is not valid: give e.g. 256")
         if not 1 <= self.quality <= 100:
-            raise UserError(f"a JPEG quality of {self.quality} is not possible: give one from 1 to 100, e.g. 95")
+            raise UserError(f"a JPEG quality of {self.quality} is not valid: give one from 1 to 100, e.g. 95")
 
     def allowed(self, width: int, height: int) -> tuple[int, int] | None:
         """Return the width and height to shrink such an image to; None if it is within the limit."""

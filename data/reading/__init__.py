@@ -1,1 +1,1 @@
-"""From shards, local or remote, to the bytes of one image."""
+"""Reads the bytes of any image from shards, local or remote."""

@@ -1,8 +1,9 @@
 """Blocks of remote files on a local disk, below a size limit, shared by all processes of a node.
 
-One process fetches a block while the others wait for it; a block appears whole or not at all. At the limit the blocks
-that were fetched first are removed, until a tenth of the space is free again. A reader keeps a block that is removed
-while it reads. When the disk is full or fails, blocks are not kept: reading gets slower, and the run continues.
+One process fetches a block while the others wait for it; a block appears whole or not at all. At the size limit, the
+blocks that were fetched first are removed until a tenth of the space is free again. A process that is reading a block
+can finish although the block is removed. When the disk is full or fails, blocks are not kept: reading gets slower, and
+the run continues.
 """
 
 import hashlib
@@ -45,8 +46,8 @@ class BlockCache:
                 pass
         except OSError as error:
             raise UserError(
-                f"the cache folder {folder} cannot be written ({error.strerror}), perhaps since it is another user's: "
-                f"choose another data.cache"
+                f"the cache folder {folder} cannot be written ({error.strerror}), perhaps because it is "
+                f"another user's: choose another data.cache"
             ) from None
 
     def read(self, path: str, block: int, start: int, stop: int, fetch: Callable[[], bytes]) -> bytes:
@@ -64,7 +65,7 @@ class BlockCache:
         return found
 
     def whole_file(self, path: str, fetch: Callable[[], bytes]) -> Path:
-        """Return the local path of a whole file, fetching it if missing. Whole files do not count to the limit."""
+        """Return the local path of a whole file, fetched if missing. Whole files do not count towards the limit."""
         kept = self.folder / hashlib.sha256(f"{self.version}\n{path}".encode()).hexdigest()[:40]
         with file_lock(self._lock_path("whole")):
             if not kept.exists():

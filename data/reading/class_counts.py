@@ -1,4 +1,4 @@
-"""What is unusual about the number of images per class, in sentences for the user."""
+"""Warnings for the user about classes that have few images or none."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from data.names import printable
 
-_FEW = 5  # training images; below it a class is hardly learned, and a validation split holds one image or none
+_FEW = 5  # training images; with fewer, a class is hardly learned, and a validation split holds one image or none
 _NAMED = 5  # classes in a sentence
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_POLL = 0.1  # seconds between two tries of a lock that is waited for with a limit
+_POLL = 0.1  # seconds between two tries to get the lock when `patience` limits the wait
 
 
 @contextmanager

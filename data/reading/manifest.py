@@ -15,9 +15,9 @@ MANIFEST = "manifest.json"
 
 
 class ShardRecord(TypedDict):
-    """One shard: its file, relative to the manifest or absolute, and what verifies it.
+    """One shard: its file, relative to the manifest or absolute, and the sizes and checksums that verify it.
 
-    `spots_sha256` is the `data.reading.sampled_checksum`; the first data sets were written without it.
+    `spots_sha256` is the `data.reading.sampled_checksum`, which the oldest manifests lack.
     """
 
     file: str
@@ -46,7 +46,7 @@ class Manifest(TypedDict):
         odd: number of images of each unusual kind, see `data.images.inspection`.
         shrunk: number of images that were above the size limit.
         labels: for shards that others wrote, the class number of each text in their label members.
-        source: what the data set was made from and with which options; the same command resumes or finds it complete.
+        source: what the data set was made from and with which options, by which a repeated command recognises it.
     """
 
     format: int
@@ -93,7 +93,7 @@ def read_manifest(folder: LocalFolder | RemoteFolder) -> Manifest:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise UserError(f"{path} is damaged at {where!r}: remake the folder with `bigbatch shard`") from None
 
-    return cast(Manifest, contents)  # as it was read: validation would drop what later versions may add
+    return cast(Manifest, contents)  # not the validated copy, which would lack keys that later versions may add
 
 
 def contents_digest(manifest: Manifest) -> str:

@@ -101,7 +101,7 @@ class Split:
         return found
 
     def sample_name(self, i: int) -> str:
-        """Return a name of sample `i` for messages: its tar member, named after the original image, and its shard."""
+        """Return a name of sample `i` for messages: its tar member, which is named after the image, and its shard."""
         file, offset, _ = self._place(i)
         header = self.folder.read(file, offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
@@ -201,7 +201,7 @@ class ShardSet:
 def _at_once(
     check: Callable[[ShardRecord], None], shards: list[ShardRecord], folder: LocalFolder | RemoteFolder
 ) -> None:
-    """Check shards in their order; remote ones several at a time, since each waits for an answer."""
+    """Check shards in their order; remote ones several at a time, because each check waits for the store's answer."""
     if isinstance(folder, LocalFolder):
         for shard in shards:
             check(shard)

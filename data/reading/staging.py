@@ -1,7 +1,7 @@
-"""Shards copied to a node's local disk: once per node, verified against the manifest, and shared by all its processes.
+"""Copies shards to a node's local disk: once per node, verified against the manifest, and shared by all its processes.
 
-Every file is checked while it is copied and gets its name when it is complete; the manifest comes last. So an
-interrupted copy resumes at the file it had reached, and the next job on that node finds everything in place.
+Every file is checked while it is copied and gets its name when it is complete; the manifest is written last. So an
+interrupted copy resumes at the file that it had reached, and the next job on that node reuses the whole copy.
 """
 
 import hashlib
@@ -35,9 +35,8 @@ def stage(source: Path, folder: Path) -> Path:
         staged.mkdir(parents=True, exist_ok=True)
         with file_lock(staged / "lock"):
             if not (staged / MANIFEST).exists():
-                for left_over in staged.glob(
-                    "*.partial"
-                ):  # of a copy that was killed; the lock says that nobody writes it
+                # These belong to a copy that was killed: the lock shows that no other process is writing here.
+                for left_over in staged.glob("*.partial"):
                     left_over.unlink()
                 _copy(source, staged)
     except OSError as error:

@@ -36,7 +36,7 @@ _READ_AHEAD = 32  # images per process, which bounds the memory they take
 
 
 def is_url(path: str | Path) -> bool:
-    """Return whether this is a URL such as ``s3://bucket/folder``, and not a path."""
+    """Return whether `path` is a URL such as ``s3://bucket/folder``, and not a local path."""
     return "://" in str(path)
 
 
@@ -143,7 +143,7 @@ class RemoteFolder:
         return array
 
     def read_ahead(self, ranges: Iterable[Range]) -> None:
-        """Start to read these ranges, which will be taken in this order. Ranges announced earlier are dropped."""
+        """Start to read these ranges, which `take` will request in this order; forget those announced earlier."""
         self._connection.begin(self.read, ranges)
 
     def take(self, file: str, offset: int, size: int) -> bytes:
@@ -179,7 +179,7 @@ class RemoteFolder:
 
 
 class _Connection:
-    """What one process needs to read from a store: fsspec's file system, and threads that read ahead."""
+    """One process's connection to a store: fsspec's file system, and threads that read ahead."""
 
     def __init__(self, root: str):
         import fsspec

@@ -1,4 +1,4 @@
-"""The members of a tar one after the other, in constant memory."""
+"""Iterates over the members of a tar in constant memory."""
 
 import tarfile
 from collections.abc import Iterator

@@ -16,14 +16,9 @@ from data.reading.tar_members import tar_members
 
 LABEL_ENDINGS = ("cls", "json", "txt")
 IMAGE_ENDINGS = (*(ending.removeprefix(".") for ending in image_formats.IMAGE_ENDINGS), "img", "image")
-_PHOTO_ENDINGS = (
-    "jpg",
-    "jpeg",
-    "jpe",
-    "jfif",
-    "webp",
-)  # beside one of them, an image of another kind is a mask or a map
-_LOOKED_AT = 64  # members, to tell how the names are split
+# If a sample has an image of one of these kinds, its images of other kinds are masks or depth maps.
+_PHOTO_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "webp")
+_LOOKED_AT = 64  # members from which it is decided where names are split
 
 
 @dataclass
@@ -47,7 +42,7 @@ class TarSample:
     _rank: int = len(_PHOTO_ENDINGS) + 2
 
     def add_image(self, member: tarfile.TarInfo, ending: str) -> None:
-        """Take an image as the sample's, unless it has a better one: photographs go before other kinds of images."""
+        """Use an image as the sample's unless there is a better one: formats of photographs come before others."""
         own = ending.rpartition(".")[2]
         rank = 0 if own in _PHOTO_ENDINGS else 1
         rank += 2 * (own != ending)  # "0001.seg.png" is less likely the image than "0001.png"
@@ -60,11 +55,11 @@ class TarSample:
 
 
 def tar_samples(path: Path, mode: Literal["r:", "r:*"] = "r:") -> Iterator[TarSample]:
-    """Yield the samples of a tar; reads headers and labels, not images.
+    """Yield the samples of a tar, reading headers and labels but no images.
 
     Args:
         path: of the tar.
-        mode: "r:*" also reads compressed tars, of which the offsets are those of the unpacked tar.
+        mode: "r:*" also reads compressed tars, for which offsets refer to the unpacked tar.
 
     Raises:
         tarfile.TarError: the tar is damaged or ends too early.
@@ -109,7 +104,7 @@ def _has_dotted_keys(path: Path, mode: Literal["r:", "r:*"]) -> bool:
 def _files(path: Path, mode: Literal["r:", "r:*"]) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
     with tarfile.open(path, mode) as tar:
         for member in tar_members(tar):
-            # macOS adds a "._" file with attributes beside each file, which has the ending of an image but is none.
+            # macOS adds a "._" file with attributes beside each file. It has an image's ending but is not an image.
             if member.name.rpartition("/")[2].startswith("._") or member.name.startswith("__MACOSX/"):
                 continue
             contents = tar.extractfile(member) if member.isreg() else None

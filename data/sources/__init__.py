@@ -1,4 +1,4 @@
-"""Where images come from: one module per kind of source, and the function that recognises which kind it is."""
+"""Sources of labelled images: one module per kind of source, and the function that recognises the kind."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ class LabelTables:
     """Tables that hold the labels of images.
 
     Attributes:
-        tables: files on the disk, or inside of the source.
+        tables: files on the disk, or inside the source.
         image_column, label_column: names of the columns; None: guessed from their contents.
     """
 
@@ -42,7 +42,7 @@ def open_source(
     progress: bool = False,
     labels: LabelTables | None = None,
 ) -> Source | WebDatasetShards:
-    """Recognise a source and list its images.
+    """Return the source with its images listed, after recognising its kind.
 
     Args:
         source: a path, the word `digits`, or ``torchvision:NAME:ROOT``.
@@ -50,13 +50,13 @@ def open_source(
         class_map: a file in the form that `data.sources.class_map.read_class_map` describes.
         workers: processes that list a source of many tars; None: one per usable core.
         progress: show the progress of a long listing.
-        labels: tables that hold the labels of the images; None: folders or the source's own form tell them.
+        labels: tables that hold the labels of the images; None: the source's folders or its own format hold them.
 
     Raises:
         UserError: there is no such source, its kind is not known, or it is damaged.
     """
     if not 0 <= val_fraction <= 1:
-        raise UserError(f"a validation fraction of {val_fraction} is not possible: give one from 0 to 1, e.g. 0.1")
+        raise UserError(f"a validation fraction of {val_fraction} is not valid: give one from 0 to 1, e.g. 0.1")
     path = Path(source).expanduser()
     found: Source
     if labels is not None:

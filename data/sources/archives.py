@@ -108,7 +108,7 @@ class UnpackedArchive(Archive):
 
 
 def archive_kind(path: Path) -> str | None:
-    """Return what kind of archive a file is, or None, by its contents: the ending of its name is often wrong.
+    """Return the kind of an archive, or None, by its contents, because the ending of its name is often wrong.
 
     The kinds are "zip", "tar", "gzip", "bz2", "xz", "zstd", "7z" and "rar".
     """

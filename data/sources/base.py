@@ -1,4 +1,4 @@
-"""What all kinds of sources have in common: a listing of their images, and reading any one of them in any process."""
+"""The common interface of all sources: a listing of their images, and reading any one image in any process."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from recipes.errors import UserError
 
 
 class Names(Sequence[str]):
-    """Immutable strings in one block of bytes, which takes little memory and is shared with forked processes."""
+    """A sequence of strings in one block of bytes, which takes little memory and is shared with forked processes."""
 
     def __init__(self, names: Iterable[str]):
         block, ends = bytearray(), array("Q", [0])

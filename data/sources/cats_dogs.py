@@ -1,7 +1,7 @@
 """Kaggle's cats-vs-dogs as downloaded: labels from file names, ``train/cat.0.jpg`` to ``train/dog.12499.jpg``.
 
-Kaggle distributes ``dogs-vs-cats.zip`` with ``train.zip`` and the unlabelled ``test1.zip`` inside. The folders that
-unpacking either gives are recognised too.
+Kaggle distributes ``dogs-vs-cats.zip`` with ``train.zip`` and the unlabelled ``test1.zip`` inside. The unpacked folders
+of the outer or of the inner zip are recognised too.
 """
 
 import re

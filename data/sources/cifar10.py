@@ -1,9 +1,9 @@
-"""CIFAR-10 as distributed: the python or the binary tarball, or the folder that either unpacks to.
+"""CIFAR-10 as distributed: the Python or the binary tarball, or an unpacked folder of one.
 
 The images are stored losslessly, as PNG.
 
-The python version is pickled. It is read by an unpickler that accepts numbers, text, lists and plain arrays only, so
-nothing in the file can run.
+The Python version is pickled. It is read by an unpickler that accepts only numbers, text, lists and plain arrays, so no
+code in the file can run.
 """
 
 import io

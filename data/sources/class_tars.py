@@ -44,7 +44,7 @@ class TarImages(Files):
         self.names = Names(f"{tar.name}/{name}" for tar, (names, _, _) in zip(tars, found) for name in names)
 
     def read(self, i: int) -> bytes:
-        # Opened again for each image: in shuffled order, neighbours are hardly ever in the same one of 21,841 tars.
+        # Opened again for each image: in shuffled order, two images in a row are rarely in the same of 21,841 tars.
         descriptor = os.open(self._paths[self.numbers[i]], os.O_RDONLY)
         try:
             return os.pread(descriptor, int(self.sizes[i]), int(self._offsets[i]))

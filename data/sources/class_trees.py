@@ -1,13 +1,13 @@
-"""Understands a tree of class folders: which folders are splits, which are classes, and which trees are neither.
+"""Interprets a tree of folders: which folders are splits, which are classes, and which trees are ambiguous.
 
-Understood are, below any number of folders that hold everything::
+These layouts are recognised, below any number of folders that hold everything::
 
     <class>/…/image.jpg
     <split>/<class>/…          train, Training, seg_train, val, validation, test, … (`data.sources.splits`)
     <split>/<split>/<class>/…  as some archives unpack, e.g. seg_train/seg_train
     <class>/<split>/…
 
-A tree that could be read in two ways is refused, because the wrong reading would train without an error.
+An ambiguous tree is refused, because training would run without an error on a wrong interpretation.
 """
 
 import unicodedata
@@ -29,7 +29,7 @@ _ANNOTATION_FOLDERS = {"annotations", "annotation", "masks", "mask", "labels", "
 
 @dataclass
 class ClassTree:
-    """How the images of a tree were understood.
+    """How the images of a tree were interpreted.
 
     Attributes:
         rows: which of the paths are labelled images.
@@ -50,10 +50,10 @@ class ClassTree:
 
 
 def read_tree(paths: Sequence[str], place: str, named: Collection[str]) -> ClassTree:
-    """Return how the paths of images, below the folders common to all, are understood.
+    """Return the interpretation of a tree of images.
 
     Args:
-        paths: relative paths with forward slashes.
+        paths: of the images, relative to the folders common to all, with forward slashes.
         place: name of the tree in messages.
         named: folders that a class map names: these are classes, whatever they look like.
 
@@ -78,7 +78,7 @@ def read_tree(paths: Sequence[str], place: str, named: Collection[str]) -> Class
 def class_numbers(folders: Sequence[str]) -> tuple[NDArray[np.int32], list[str], list[str]]:
     """Return the class number of each folder, the sorted class names, and notes for the user.
 
-    Folders whose names differ only in their Unicode form, as copies through macOS do, are one class.
+    Folders whose names differ only in their Unicode form are one class. Copying through macOS changes that form.
     """
     forms: dict[str, set[str]] = defaultdict(set)
     for folder in set(folders):
@@ -88,7 +88,9 @@ def class_numbers(folders: Sequence[str]) -> tuple[NDArray[np.int32], list[str],
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number[class_of[folder]] for folder in folders], np.int32)
     merged = sorted(composed for composed, found in forms.items() if len(found) > 1)
-    notes = [f"folders of one name in two Unicode forms were taken as one class: {', '.join(merged)}"] if merged else []
+    notes = (
+        [f"folders of one name in two Unicode forms were merged into one class: {', '.join(merged)}"] if merged else []
+    )
     return labels, classes, notes
 
 
@@ -104,7 +106,7 @@ def below_common_folders(paths: list[str]) -> list[str]:
 def _are_splits(split_of: dict[str, int | None], subfolders: dict[str, set[str]]) -> bool:
     labelled = {split for top, split in split_of.items() if split is not None and subfolders[top]}
     named = {split for split in split_of.values() if split is not None}
-    # A second split without class folders, mostly an unlabelled test set, still shows that the first is a split.
+    # A second split without class folders, usually an unlabelled test set, still shows that the first is a split.
     return len(labelled) >= 2 or (labelled == {TRAIN} and len(named) >= 2)
 
 
@@ -121,14 +123,14 @@ def _split_first(paths: Sequence[str], split_of: dict[str, int | None]) -> Class
     for row, path in enumerate(paths):
         top, *below = path.split("/")
         split, below = split_of.get(top), below[repeated.get(top, 0) :]
-        # "test/test/1.jpg" has no class folder: the inner folder is the outer one again.
+        # "test/test/1.jpg" has no class folder: the inner folder only repeats the split.
         again = len(below) >= 2 and split_of_name(below[0]) == split and len(first[top]) == 1
         if split is None or len(below) < 2 or again:
             left_out[top if "/" in path else ""] += 1
         else:
             tree.add(row, below[0], split)
     for folder, count in sorted(left_out.items()):
-        reason = "is no split" if split_of.get(folder) is None else "holds them outside of class folders"
+        reason = "is not a split" if split_of.get(folder) is None else "holds them outside of class folders"
         where = f"{folder}, which {reason}" if folder else "the top folder, outside of the splits"
         tree.notes.append(f"left out {count:,} images of {where}")
     for split in sorted({split for split in split_of.values() if split is not None}):

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits, real images that need no download: 8x8 pixels, upscaled and stored as JPEG.
+"""scikit-learn's handwritten digits, which need no download: 8x8 pixels, upscaled to 32x32 and stored as JPEG.
 
 Source: the UCI test set of handwritten digits, `sklearn.datasets.load_digits`.
 """

@@ -1,4 +1,4 @@
-"""What files are to a source, in a folder or an archive: listed once, then read one by one from any process."""
+"""The files of a folder or an archive: listed once, then read one by one from any process."""
 
 import os
 from abc import ABC, abstractmethod
@@ -15,10 +15,10 @@ class Files(ABC):
     """Named files in a fixed order, sorted by name.
 
     Attributes:
-        place: its name in messages.
+        place: the name of the folder or archive in messages.
         names: relative paths with forward slashes.
-        sizes: in bytes.
-        empty_folders: folders without any file in them, which only a folder on a disk can tell.
+        sizes: int64 ``[n]``, in bytes.
+        empty_folders: folders without any file in them; always empty for archives.
     """
 
     place: str
@@ -59,7 +59,8 @@ class FolderFiles(Files):
 def _walk(folder: str, prefix: str, empty: list[str], above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
     """Yield path and size of each file below a folder; add the folders that hold nothing to `empty`.
 
-    `above` are the real paths of the folders above: a link to one of them would repeat the images without an end.
+    `above` are the real paths of the folders above. A link to one of them is skipped, because following it would never
+    end.
     """
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:

@@ -1,4 +1,4 @@
-"""The files of a source that are not used: counted by their ending for the user, and never a whole class."""
+"""The files of a source that are not used: counted by ending for the user, with an error if a class would be lost."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ def ignored_notes(files: Files) -> list[str]:
             if ending in _ARCHIVE_ENDINGS:
                 notes.append(f"the {ending} files inside are not read: unpack them, or give one of them as the source")
             if ending in PICTURE_ENDINGS:
-                notes.append(f"the {ending} files are pictures, but of a format that is not read: {advice(ending)}")
+                notes.append(f"the {ending} files are images, but of a format that is not read: {advice(ending)}")
     if files.empty_folders:
         listed = ", ".join(map(printable, sorted(files.empty_folders)[:5]))
         more = ", …" if len(files.empty_folders) > 5 else ""
@@ -34,7 +34,7 @@ def ignored_notes(files: Files) -> list[str]:
 
 
 def require_no_lost_class(files: Files, class_folders: Iterable[str]) -> None:
-    """Check that no folder beside the class folders holds only pictures or nameless files that are not read.
+    """Check that no folder beside the class folders holds only images of unread formats or files without an ending.
 
     Raises:
         UserError: there is such a folder, which would be a class that is missing from the data set.
@@ -55,8 +55,9 @@ def require_no_lost_class(files: Files, class_folders: Iterable[str]) -> None:
         if str(place.parent) in parents and place.name not in known and lost and not found & set(IMAGE_ENDINGS):
             listed = ", ".join(ending or "files without an ending" for ending in lost)
             raise UserError(
-                f"the folder {printable(folder)} of {files.place} would be a class without images, since it holds only "
-                f"{listed}: {advice(lost[0]) if lost[0] else 'give them an ending such as .jpg'}, or remove the folder"
+                f"the folder {printable(folder)} of {files.place} would be a class without images, because it holds "
+                f"only {listed}: {advice(lost[0]) if lost[0] else 'give them an ending such as .jpg'}, "
+                f"or remove the folder"
             )
 
 

@@ -1,4 +1,4 @@
-"""Which columns of a table hold the images, their labels and their splits: guessed, or named by the user."""
+"""Finds the columns of a table that hold the images, their labels and their splits, unless the user names them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ _LABEL_NAMES = (
     *("label_name", "class_id", "classid", "label_id", "breed", "species", "diagnosis", "dx", "variety", "type"),
 )
 _SPLIT_NAMES = ("split", "set", "subset", "partition", "data_set", "dataset", "usage", "phase")
-_RESOLVED = 0.5  # of the cells of a column of images, at least, have to name a file
+_RESOLVED = 0.5  # smallest share of a column's cells that must name a file for it to be the column of images
 
 
 @dataclass(frozen=True)
 class LabelledRows:
     """The rows of a table as columns: image cell, label and split, the latter an index into `SPLITS` or None.
 
-    `understood` is a sentence for the user that says which columns were taken.
+    `understood` is a sentence for the user that says which columns are used.
     """
 
     images: list[str]
@@ -45,13 +45,13 @@ def labelled_rows(
     images = table.column(image)
     split = next((name for name in table.columns if _plain(name) in _SPLIT_NAMES and _are_splits(table, name)), None)
     splits: list[int | None] = [split_of_name(cell) for cell in table.column(split)] if split else [None] * len(images)
-    said = f"images in the column {image!r}" + (f", splits in {split!r}" if split else "")
+    summary = f"images in the column {image!r}" + (f", splits in {split!r}" if split else "")
     others = [name for name in table.columns if name not in (image, split) and name]
     if label_column is None and (one_hot := _one_hot(table, others)):
-        return LabelledRows(images, one_hot, splits, f"{table.name}: {said}, one column of 0 and 1 per class")
+        return LabelledRows(images, one_hot, splits, f"{table.name}: {summary}, one column of 0 and 1 per class")
     label = label_column or _label_column(table, others)
     return LabelledRows(
-        images, whole_numbers(table.column(label)), splits, f"{table.name}: {said}, labels in {label!r}"
+        images, whole_numbers(table.column(label)), splits, f"{table.name}: {summary}, labels in {label!r}"
     )
 
 
@@ -98,7 +98,7 @@ def _label_column(table: Table, others: list[str]) -> str:
 
 
 def _one_hot(table: Table, others: list[str]) -> list[str] | None:
-    """Return the label of each row where the other columns are one of 0 and 1 per class, or else None."""
+    """Return the label of each row if the other columns are one-hot (one column of 0 and 1 per class), else None."""
     if len(others) < 2:
         return None
     numbers = [table.columns.index(name) for name in others]

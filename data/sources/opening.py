@@ -1,4 +1,4 @@
-"""Opens a folder or an archive as files, whatever the ending of its name says."""
+"""Opens a folder or an archive as `Files`. An archive's kind is recognised by its contents, not by its ending."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def open_files(path: Path) -> Files:
         if not path.is_file():  # reading a FIFO would wait for a writer for ever
             raise UserError(f"{path} is neither a file nor a folder: give a folder, a zip or a tar of images")
         kind, name = archive_kind(path), path.name.lower()
-        # A file that begins as none of these and has an ending of theirs is damaged, which opening it says.
+        # A file with the ending of an archive but other contents is damaged; opening it raises the error that says so.
         if kind == "zip" or (kind is None and name.endswith(".zip")):
             return ZipFiles(path)
         if kind in ("tar", "gzip", "bz2", "xz", "zstd") or (kind is None and name.endswith(TAR_ENDINGS)):
@@ -36,4 +36,4 @@ def open_files(path: Path) -> Files:
         raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
     if kind is not None:
         raise UserError(f"{path} is a {kind} archive, which is not read: unpack it and give the folder")
-    raise UserError(f"{path} is no folder, zip or tar: sources of other kinds are not known")
+    raise UserError(f"{path} is not a folder, zip or tar: no other kinds of sources are supported")

@@ -1,4 +1,4 @@
-"""Which split a folder or file is for, by its name, and which images become the validation split."""
+"""Recognises the split that a folder or file is for by its name, and chooses the images of a validation split."""
 
 import re
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ _WORDS = {
 
 
 def split_of_name(name: str) -> int | None:
-    """Return the split that a name such as ``Training``, ``seg_test`` or ``valImages`` tells, an index into `SPLITS`.
+    """Return the split in a name such as ``Training``, ``seg_test`` or ``valImages``, as an index into `SPLITS`.
 
-    None if it tells none, or more than one.
+    Returns None if the name contains no split, or more than one.
     """
     spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
     found = {_WORDS[word] for word in re.findall("[a-z]+", spaced.lower()) if word in _WORDS}
@@ -52,8 +52,8 @@ def with_validation(
 ) -> tuple[NDArray[np.uint8], list[str]]:
     """Return the split column with a validation split, and notes for the user.
 
-    If there is none, `fraction` of the training images of each class become it. Test images never do: the best weights
-    of a run are chosen by validation accuracy, and a test split that chose them would no longer measure them.
+    If there is none, it is made of `fraction` of the training images of each class. Test images are never used for it:
+    the best weights of a run are chosen by validation accuracy, so their test accuracy would be too high.
     """
     if VAL in splits or fraction == 0:
         return splits, []
@@ -63,4 +63,4 @@ def with_validation(
     if TEST not in splits or not len(rows):
         return found, []
     held_out = np.count_nonzero(found == VAL)
-    return found, [f"{held_out:,} training images became the validation split, since the source has only a test split"]
+    return found, [f"{held_out:,} training images are the validation split, because the source has only a test split"]

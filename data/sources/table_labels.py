@@ -21,8 +21,8 @@ from data.sources.splits import TRAIN, split_of_name, with_validation
 from data.sources.tables import TABLE_ENDINGS, Table, read_table
 from recipes.errors import UserError
 
-_LOOKED_AT = 200  # rows of a table that is only offered
-_LARGEST_OFFERED = 64 * 2**20  # bytes; a larger one is not read only for the sake of a message
+_LOOKED_AT = 200  # rows that are checked of a table that may only be suggested in a message
+_LARGEST_OFFERED = 64 * 2**20  # bytes; a larger table is not read just for that message
 
 
 class ImageNames:
@@ -180,7 +180,7 @@ def _in_split(numbers: list[int], paths: Sequence[str], split: int | None) -> li
 
 
 def _splits(known: list[int | None], names: list[str]) -> list[int]:
-    """Return the split of each image: of its row or table, or else of its folder if the folders tell several."""
+    """Return the split of each image: of its row or table, or else of its top folder if all of these are splits."""
     if any(split is not None for split in known):
         return [TRAIN if split is None else split for split in known]
     of_folder = [split_of_name(name.partition("/")[0]) if "/" in name else None for name in names]

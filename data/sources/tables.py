@@ -1,4 +1,4 @@
-"""Tables as people have them: CSV from a spreadsheet or a script, TSV, JSON lines, parquet."""
+"""Reads tables: CSV from a spreadsheet or a script, TSV, JSON lines, parquet."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ class Table:
 
 
 def read_table(name: str, contents: bytes) -> Table:
-    """Return the table in a file, whose kind is told by the ending of its name.
+    """Return the table in a file; the ending of its name determines the format.
 
     Raises:
         UserError: it has no rows, or is damaged.
@@ -59,12 +59,10 @@ def read_table(name: str, contents: bytes) -> Table:
 
 
 def text_of(name: str, contents: bytes) -> str:
-    """Return the text of a file in an encoding that spreadsheets write.
-
-    That is UTF-8, UTF-16 with its mark, or else Windows-1252.
+    """Return the text of a file in UTF-8, UTF-16 with a byte order mark, or else Windows-1252.
 
     Raises:
-        UserError: it holds zero bytes, so is no text.
+        UserError: it holds zero bytes, so it is not text.
     """
     encoding = next((known for mark, known in _BYTE_ORDER_MARKS.items() if contents.startswith(mark)), "utf-8")
     try:
@@ -109,7 +107,7 @@ def _json_lines(name: str, text: str) -> Table:
             except ValueError:
                 row = None
             if not isinstance(row, dict):
-                raise UserError(f"line {number} of {name} is no JSON object: write one object per image and line")
+                raise UserError(f"line {number} of {name} is not a JSON object: write one object per image and line")
             found.append(row)
     columns = list(dict.fromkeys(key for row in found for key in row))
     rows = [["" if row.get(key) is None else str(row[key]) for key in columns] for row in found]

@@ -41,7 +41,7 @@ def tar_files(archive: Archive, place: str) -> Iterator[tuple[str, int, int]]:
     A link to another member yields that member's bytes under the link's name.
 
     Raises:
-        UserError: the tar is damaged, or an image is a link to something outside of it; names `place`.
+        UserError: the tar is damaged, or an image is a link to something outside it; names `place`.
     """
     places: dict[str, tuple[int, int]] = {}
     links: list[tuple[str, str]] = []

@@ -113,7 +113,7 @@ def _parts(kind: "type[VisionDataset]", name: str, root: Path) -> "tuple[dict[in
 
 
 def _first(kind: "type[VisionDataset]", root: Path, tries: list[dict[str, str | bool]]) -> "VisionDataset | Exception":
-    """Return the set opened with the first arguments that it accepts, or else the most informative error."""
+    """Return the set opened with the first arguments that it accepts, or else the error that prevents it."""
     problem: Exception = ValueError("no split")
     for arguments in tries:
         try:

@@ -1,4 +1,4 @@
-"""WebDataset shards that other tools wrote: which tars there are, their splits, and the form of their labels."""
+"""WebDataset shards that other tools wrote: finds the tars and their splits, and reads the labels of their samples."""
 
 import glob
 import hashlib
@@ -22,7 +22,7 @@ from recipes.errors import UserError
 
 PACKED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _NUMBER_KEYS = ("label", "cls", "class_index", "class_id", "target")
-_LOOKED_AT = 16  # samples of a tar, to tell whether it is such a shard
+_LOOKED_AT = 16  # samples of a tar that are checked to decide whether it is such a shard
 _NAME_KEYS = ("class_name", "class", "label_name", "category", "synset", "wnid")
 
 
@@ -33,7 +33,7 @@ class WebDatasetShards:
     Attributes:
         name: of the data set.
         paths: absolute, sorted.
-        splits: index into `SPLITS` of each tar, from its name; all None if no name tells a validation or test split.
+        splits: index into `SPLITS` of each tar, from its name; all None if no name contains a validation or test split.
         class_map: a file in the form that `data.sources.class_map.read_class_map` describes.
         notes: sentences for the user.
     """
@@ -55,11 +55,12 @@ class WebDatasetShards:
 def webdataset_shards(source: str, class_map: Path | None) -> WebDatasetShards | None:
     """Return the shards of a folder and of its ``train``, ``val``, … folders, of a single tar, or of a pattern.
 
-    A pattern has wildcards or braces, e.g. ``shards/train-{000..127}.tar``. None if the tars are not such shards.
+    A pattern has wildcards or braces, e.g. ``shards/train-{000..127}.tar``. Returns None if the tars are not such
+    shards.
 
     Raises:
-        UserError: only some names tell the split of a shard, a pattern fits no file, the shards are compressed, or
-            `bigbatch shard` wrote the folder.
+        UserError: only some names contain the split of a shard, a pattern matches no file, the shards are compressed,
+            or `bigbatch shard` wrote the folder.
     """
     path = Path(source).expanduser()
     top, paths = _expanded(path) if set("*?[{") & set(source) and not path.exists() else _listed(path)
@@ -77,7 +78,7 @@ def webdataset_shards(source: str, class_map: Path | None) -> WebDatasetShards |
         splits = [None] * len(paths)
     elif None in splits:
         raise UserError(
-            f"the name of {paths[splits.index(None)]} does not tell whether it is for training or validation, "
+            f"the name of {paths[splits.index(None)]} does not say whether it is for training or validation, "
             f"while other names in {path} do: rename it, or give a folder of training shards only"
         )
     notes = ["the shards stay where they are, and the data set refers to them"]
@@ -110,7 +111,7 @@ def _expanded(pattern: Path) -> tuple[Path, list[Path]]:
             raise UserError(f"there is no {text}: check the pattern {pattern}")
         paths += [Path(name) for name in found]
     if strange := [path for path in paths if not path.name.endswith((".tar", *PACKED_ENDINGS))]:
-        raise UserError(f"the pattern {pattern} fits {strange[0]}, which is no tar: give a pattern of shards")
+        raise UserError(f"the pattern {pattern} matches {strange[0]}, which is not a tar: give a pattern of shards")
     common = Path(os.path.commonpath([path.parent for path in paths]))
     return common, sorted(set(paths))
 
@@ -131,7 +132,7 @@ def label_text(sample: TarSample) -> str | None:
     """Return the class number or name in a sample's label members; None if they hold none.
 
     The first member of ``cls``, ``json`` and ``txt`` that exists is used. In JSON it is the first of `_NUMBER_KEYS`,
-    which hold numbers, or else of `_NAME_KEYS`; JSON with neither, such as that of img2dataset, is passed over.
+    which hold numbers, or else of `_NAME_KEYS`; JSON with neither, such as that of img2dataset, is skipped.
     """
     for ending in ("cls", "json", "txt"):
         if ending in sample.labels:
@@ -174,5 +175,5 @@ def _are_shards(paths: Sequence[Path]) -> bool:
 
 
 def _split(name: str) -> int | None:
-    """Return the split that a path tells: the file's name, or else its nearest folder."""
+    """Return the split in the name of a file, or else in that of its nearest folder, as an index into `SPLITS`."""
     return next((split for part in reversed(name.split("/")) if (split := split_of_name(part)) is not None), None)

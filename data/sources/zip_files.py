@@ -58,7 +58,11 @@ class ZipFiles(Files):
         return found
 
     def _start(self, i: int) -> int:
-        """Return the offset of a member's bytes, which only its own header tells: the directory at the end does not."""
+        """Return the offset of a member's bytes: only its own header has it, not the directory at the zip's end.
+
+        Raises:
+            Unreadable: the member is encrypted, compressed by another method, or damaged.
+        """
         if self._encrypted[i]:
             raise Unreadable("it is encrypted in the zip")
         if self._methods[i] not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -1,1 +1,1 @@
-"""From a source of images to shards on a disk."""
+"""Writes and verifies shards: from a source of images to a data set on a disk."""

@@ -1,4 +1,4 @@
-"""A data set over WebDataset shards that other tools wrote: an index and a manifest that refer to the tars in place."""
+"""Makes a data set of WebDataset shards that other tools wrote: an index and a manifest that refer to the tars."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from data.sources.webdataset_shards import WebDatasetShards, label_text
 from data.writing.split_writing import write_split
 from recipes.errors import UserError
 
-_HIGHEST_NUMBER = 10_000_000  # of a class; above it a number is something else, e.g. a hash
+_HIGHEST_NUMBER = 10_000_000  # of a class; a higher label is something else, e.g. a hash
 
 
 def reference(
@@ -81,7 +81,7 @@ def reference(
 
 
 def _index_shard(worker: Worker, number: int) -> None:
-    """Record the images of one shard: where they lie, and as their label the position of its text in "labels"."""
+    """Record the images of one shard: where they lie, and as label the position of the label's text in "labels"."""
     shards, work = worker.shared
     path = shards.paths[number]
     rows: list[tuple[int, int, int, int]] = []

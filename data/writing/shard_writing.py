@@ -1,4 +1,4 @@
-"""Writes one shard in a worker process: decodes every image, writes the tar, reads it back, records it as finished."""
+"""Writes one shard in a worker process: decodes every image, writes the tar, reads it back, and records the result."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class WriterContext:
-    """What all workers share.
+    """The settings that all workers share.
 
     Attributes:
         source: of the images.
@@ -58,7 +58,7 @@ class WriterContext:
 
 
 def write_shard(worker: Worker, plan: ShardPlan) -> None:
-    """Write one shard, and last the record that it is finished."""
+    """Write one shard, and then the record that it is finished."""
     from webdataset import TarWriter
 
     context: WriterContext = worker.shared
@@ -79,7 +79,7 @@ def write_shard(worker: Worker, plan: ShardPlan) -> None:
 
 
 def _write_samples(worker: Worker, plan: ShardPlan, writer: "TarWriter") -> dict[str, Any]:
-    """Write the samples of a shard, and return the images left out, odd or made smaller, for its record."""
+    """Write the samples of a shard; return the images left out and the counts of odd and shrunk ones for its record."""
     source, limit = worker.shared.source, worker.shared.limit
     skipped: list[dict[str, str]] = []
     odd: Counter[str] = Counter()

@@ -1,7 +1,7 @@
 """Makes a data set from a source: WebDataset shards, their indexes, and last the manifest.
 
-The shard and position of every image are decided before the first byte is written. So the files do not depend on the
-number of workers, nor on how often the command was killed and repeated.
+The shard and position of every image are decided before the first byte is written. So the files depend neither on the
+number of workers nor on how often the command was killed and repeated.
 """
 
 import json
@@ -74,7 +74,7 @@ def shard(
             else.
     """
     if shard_size < 1:
-        raise UserError(f"a shard size of {shard_size} bytes is not possible: give e.g. {SHARD_SIZE}")
+        raise UserError(f"a shard size of {shard_size} bytes is not valid: give e.g. {SHARD_SIZE}")
     limit = SizeLimit(shortest_side, longest_side, quality)
     if is_url(folder):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Writes the index of a split, and makes its record in the manifest."""
+"""Writes the index of a split, and returns the split's record for the manifest."""
 
 import hashlib
 from collections.abc import Iterable

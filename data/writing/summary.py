@@ -1,4 +1,4 @@
-"""What `bigbatch shard` prints at the end: what it understood, what it left out, and what is unusual."""
+"""The summary that `bigbatch shard` prints at its end: classes, splits, images left out, and unusual images."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,9 +8,9 @@ from data.names import printable
 from data.reading.class_counts import class_notes
 from data.reading.manifest import MANIFEST, Manifest
 
-_ALL = 10  # classes up to which each one is listed
+_ALL = 10  # up to this number, every class is listed
 _KINDS = {"it has no label": "images without a label", "it has no image": "samples without an image"}
-_ENDS = 4  # classes that are listed from the beginning and the end of a longer list
+_ENDS = 4  # classes listed from each end of a longer list
 
 
 def summary(dest: Path, manifest: Manifest, kind: str, notes: Sequence[str]) -> Iterator[str]:

@@ -25,7 +25,7 @@ class Check:
     """One shard to read, for one split.
 
     Attributes:
-        path: of the tar; of a URL's, in messages only.
+        path: of the tar, or of its temporary copy if it is at a URL.
         url: of the tar; None: it is on a local disk.
         record: its record in the manifest.
         rows: its part of the index; None if the index cannot be read.
@@ -57,7 +57,7 @@ def verify(path: str | Path, progress: bool = True, workers: int | None = None) 
 
 
 def _problems(folder: LocalFolder | RemoteFolder, root: Path, progress: bool, workers: int | None) -> list[str]:
-    """Return the problems of a data set; `root` holds the files, or gets copies of the remote ones, one by one."""
+    """Return the problems of a data set; `root` holds its files, or temporary copies of remote ones."""
     manifest = read_manifest(folder)
     url = None if isinstance(folder, LocalFolder) else folder.root
     problems: list[str] = []

@@ -35,7 +35,9 @@ def work_folder(dest: Path, identity: dict[str, Any]) -> Iterator[Path]:
         for left_over in work.glob("*.partial"):
             left_over.unlink()
         yield work
-        shutil.rmtree(work, ignore_errors=True)  # what remains after a kill, the next command for `dest` removes
+        shutil.rmtree(
+            work, ignore_errors=True
+        )  # if a kill interrupts this, the next command for `dest` removes the rest
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def _locked(work: Path) -> Iterator[None]:
                 work.mkdir(parents=True, exist_ok=True)
                 with ExitStack() as attempt, suppress(FileNotFoundError):
                     lock = attempt.enter_context(file_lock(work / "lock", _PATIENCE))
-                    # A command that finishes removes the folder, and the lock that this one waited for with it.
+                    # A command that finishes removes the folder with the lock file that this one waited for.
                     if os.path.samestat(os.fstat(lock), (work / "lock").stat()):
                         stack.push(attempt.pop_all())
                         break

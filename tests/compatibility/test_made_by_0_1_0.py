@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote is read by this one: a run resumes, shards and weights serve, a job's records are understood."""
+"""This version reads what 0.1.0 wrote: a run resumes, shards and weights are usable, and a job's records are shown."""
 
 import json
 import os

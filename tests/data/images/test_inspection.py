@@ -170,5 +170,5 @@ def test_shrunk_images_are_grey_or_rgb(mode, stored):
 
 @pytest.mark.parametrize("values", [{"shortest_side": 0}, {"longest_side": -1}, {"quality": 0}, {"quality": 101}])
 def test_an_impossible_limit_is_one_sentence(values):
-    with pytest.raises(UserError, match="not possible"):
+    with pytest.raises(UserError, match="not valid"):
         SizeLimit(**values)

@@ -70,7 +70,7 @@ def test_a_test_split_is_never_the_validation_split(tmp_path):
         write_tree(tmp_path / "tree" / split, CLASSES, each=4)
     found = open_source(str(tmp_path / "tree"), 0.25)
     assert {name.split("/")[0] for name, (split, _) in labelled(found).items() if split == "val"} == {"train"}
-    assert "3 training images became the validation split" in found.listing.notes[0]
+    assert "3 training images are the validation split" in found.listing.notes[0]
     assert counts(open_source(str(tmp_path / "tree"), 0)) == {"train": 12, "test": 12}
 
 
@@ -142,7 +142,7 @@ def test_what_is_ignored_is_counted_by_ending(tmp_path):
         assert notes[0] == "ignored 3 files that are not images by their ending: 2 .txt, 1 without an ending"
     else:
         assert notes[0] == "ignored 4 files that are not images by their ending: 2 .txt, 1 without an ending, 1 .heic"
-        assert "the .heic files are pictures" in notes[1] and "pillow-heif" in notes[1]
+        assert "the .heic files are images" in notes[1] and "pillow-heif" in notes[1]
     assert notes[-1] == "1 folder is empty: schwannoma"
 
 
@@ -150,7 +150,7 @@ def test_a_class_whose_files_are_all_ignored_is_an_error(tmp_path):
     write_tree(tmp_path / "tree", ("cat", "dog"), each=2)
     (tmp_path / "tree/fox").mkdir()
     (tmp_path / "tree/fox/1.psd").write_bytes(b"x")
-    with pytest.raises(UserError, match="folder fox .* would be a class without images, since it holds only .psd"):
+    with pytest.raises(UserError, match="folder fox .* would be a class without images, because it holds only .psd"):
         open_source(str(tmp_path / "tree"), 0.5)
 
 

@@ -95,7 +95,7 @@ def test_a_test_shard_is_the_test_split(tmp_path, capsys):
         write_tar(tmp_path / f"theirs/{split}-0.tar", plain)
     found = shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0.25)
     assert {name: len(split) for name, split in found.splits.items()} == {"train": 8, "val": 4, "test": 12}
-    assert "4 training images became the validation split" in capsys.readouterr().err
+    assert "4 training images are the validation split" in capsys.readouterr().err
     assert verify(tmp_path / "out", progress=False) == []
 
 

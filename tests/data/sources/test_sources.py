@@ -167,7 +167,7 @@ def test_cifar10_as_jpeg_keeps_its_own_test_split(cifar10_zip):
     found = open_source(str(cifar10_zip), 0.1)
     assert len(found.listing.classes) == 10
     assert np.bincount(found.listing.splits).tolist() == [45_000, 5_000, 10_000]
-    assert "5,000 training images became the validation split" in found.listing.notes[0]
+    assert "5,000 training images are the validation split" in found.listing.notes[0]
     assert inspect(found.read(59_999)).extension == "jpg"
 
 
@@ -189,7 +189,7 @@ def test_digits_come_with_a_dependency():
         (lambda path: path.mkdir(), "holds no images"),
         (lambda path: write_tree(path, classes=("only",)), "only one class, 'only'"),
         (lambda path: (path.mkdir(), (path / "1.jpg").write_bytes(encoded("1"))), "no labelled images"),
-        (lambda path: path.write_text("what is this"), "no folder, zip or tar"),
+        (lambda path: path.write_text("what is this"), "not a folder, zip or tar"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(tmp_path, make, message):
