@@ -1,7 +1,8 @@
-"""How a run happens: planning, training, evaluation, jobs on a cluster, and the `bigbatch` command on top.
+"""Runs recipes: planning, training, evaluation, jobs on a cluster, and the `bigbatch` command.
 
 ``python -m`` puts the working directory first on Python's path, and many repositories have a ``models/build.py`` or a
-``data.py``. So that none of them is taken for ours, the five packages of bigbatch are looked for beside this one alone.
+``data.py``. Importing this package makes Python search for the five packages of bigbatch beside this one only, so that
+it never imports such a file instead.
 """
 
 import sys
@@ -16,7 +17,7 @@ _PACKAGES = frozenset({"recipes", "models", "data", "slurm", "launcher"})
 
 
 class _OwnPackages(MetaPathFinder):
-    """Finds our top-level packages in the folder that this one lies in, and nothing else."""
+    """Finds bigbatch's top-level packages in the folder that holds this package, and no other packages."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:

@@ -1,6 +1,6 @@
-"""How a recipe's global batch is cut: processes × micro-batch × accumulation steps, padded where that does not divide.
+"""How a recipe's global batch is cut: processes × micro-batch × accumulation steps, padded if that does not divide it.
 
-Rank ``r`` takes the positions from ``r * share`` to ``(r + 1) * share`` of the global batch, in micro-batches of
+Rank ``r`` has positions ``r * share`` to ``(r + 1) * share`` (exclusive) of the global batch, in micro-batches of
 consecutive positions. Positions beyond the batch have weight zero, so the loss stays the mean over the recipe's
 batch.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
-LARGEST_UNPLANNED = 64  # images in a micro-batch where neither the user nor a plan gives a number
+LARGEST_UNPLANNED = 64  # images in a micro-batch if neither the user nor a plan gives a number
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,15 @@ class Cut:
 
 
 def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest: int, statistics_size: int = 1) -> Cut:
-    """Cut the recipe's batch over `world_size` processes.
+    """Return the cut of the recipe's batch over `world_size` processes.
 
     Args:
+        recipe: its batch section counts.
+        world_size: number of processes.
         micro_batch: images per forward pass; None: as few accumulation steps as `largest` allows, then the least
             padding.
-        largest: images per forward pass that are not exceeded where `micro_batch` is None.
-        statistics_size: the number of images of which a micro-batch must hold a multiple (`unit_of_cut`).
+        largest: most images per forward pass if `micro_batch` is None.
+        statistics_size: a micro-batch holds a multiple of this number of images (`unit_of_cut`).
 
     Raises:
         UserError: this cut is impossible; the message names the possible numbers.
@@ -89,12 +91,12 @@ def smaller_cut(recipe: Recipe, cut: Cut, statistics_size: int) -> Cut | None:
 
 
 def unit_of_cut(recipe: Recipe, has_batch_norm: bool) -> int:
-    """Return the number of images of which a micro-batch must hold a multiple: BatchNorm's statistics batch, or 1."""
+    """Return the unit of a micro-batch in images: the size of BatchNorm's statistics batch, or 1 without BatchNorm."""
     return recipe.batch.statistics_size if has_batch_norm else 1
 
 
 def cut_for_model(recipe: Recipe, world_size: int, micro_batch: int | None, has_batch_norm: bool) -> Cut:
-    """Cut the recipe's batch for a model: one with BatchNorm layers needs whole statistics batches.
+    """Return the cut of the recipe's batch for a model: one with BatchNorm layers needs whole statistics batches.
 
     Raises:
         UserError: as in `cut_batch`.

@@ -1,7 +1,7 @@
-"""Start several processes of one program on this machine, and end with them.
+"""Starts the ranks of a program on this machine and waits for them.
 
-torchrun kills its children 30 seconds after Ctrl-C, which is less than one step of a large batch can take. Here the
-children have the time that they need to finish the step and save.
+torchrun kills its children 30 seconds after Ctrl-C, and one step of a large batch can take longer. Here the ranks have
+the time that they need to finish the step and save.
 """
 
 import os
@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-_ROOT = str(Path(__file__).parents[1])  # the folder of our packages, which need not be installed
+_ROOT = str(Path(__file__).parents[1])  # the folder of bigbatch's packages, which need not be installed
 _GRACE = 10.0  # seconds that the other processes have to end by themselves after one has failed
 _PARENT = "BIGBATCH_PARENT"  # environment variable with the process id of the parent of `run_processes`
-_WATCH_EVERY = 1.0  # seconds between two looks of a rank at whether its parent is alive
+_WATCH_EVERY = 1.0  # seconds after which a rank checks again whether its parent is alive
 
 
 def option_arguments(options: Mapping[str, object]) -> list[str]:
@@ -30,8 +30,9 @@ def option_arguments(options: Mapping[str, object]) -> list[str]:
 def run_processes(module: str, arguments: list[str], count: int) -> int:
     """Run ``python -m module arguments`` in `count` ranks; return the exit code of the first that fails, or 0.
 
-    Ctrl-C and SIGTERM reach the ranks, which handle them. When one rank fails, the others are ended. A rank that was
-    killed is named on stderr, and its exit code is 128 plus the signal's number, as in a shell.
+    Ctrl-C and SIGTERM reach the ranks, which handle them. When one rank fails, the others are killed after a grace
+    period. A rank that was killed by a signal is named on stderr, and its exit code is 128 plus the signal's number, as
+    in a shell.
     """
     threads = max(1, (os.cpu_count() or 1) // count)
     shared = {
@@ -47,8 +48,8 @@ def run_processes(module: str, arguments: list[str], count: int) -> int:
         # A number of threads that the user has set is kept.
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **shared}
         environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        # With `-m`, Python searches the working directory first, and a `launcher/` there would shadow ours; -P
-        # forbids it.
+        # With `-m`, Python searches the working directory first, and a `launcher/` there would shadow bigbatch's. -P
+        # prevents that.
         processes.append(subprocess.Popen([sys.executable, "-P", "-m", module, *arguments], env=environment))
 
     forwarded = False
@@ -82,14 +83,16 @@ def run_processes(module: str, arguments: list[str], count: int) -> int:
 def _wait(processes: list[subprocess.Popen[bytes]]) -> tuple[int, int]:
     """Wait until all processes have ended, or `_GRACE` seconds after the first failure.
 
-    Returns rank and exit code of the first failure, or (0, 0). The code of a rank that was killed is minus the signal.
+    Returns rank and exit code of the first failure, or (0, 0). The code of a rank that was killed is the negative
+    number of the signal.
     """
     failure, deadline = (0, 0), float("inf")
     while True:
         running = any(process.poll() is None for process in processes)
         failures = [(rank, process.returncode) for rank, process in enumerate(processes) if process.returncode]
         if failures and not failure[1]:
-            # Where several ended since the last look, the others lost the connection to the one that was killed.
+            # Of several that ended since the last check, the one that was killed (a negative code) is the cause: the
+            # others only lost the connection to it.
             failure, deadline = min(failures, key=lambda found: found[1]), time.monotonic() + _GRACE
         if not running or time.monotonic() > deadline:
             return failure
@@ -111,8 +114,8 @@ def _death_of(rank: int, number: int) -> str:
 def stop_with_parent() -> None:
     """Let this rank stop when the parent that started it with `run_processes` is gone, even after a `kill -9`.
 
-    The rank then gets SIGTERM, so it saves after its current step, and its loader processes end with it. Ranks of other
-    launchers are not watched: these have their own ways.
+    The rank then gets SIGTERM, so it saves after its current step, and its loader processes end with it. Ranks that
+    another launcher started are left to that launcher.
     """
     if _PARENT in os.environ:
         threading.Thread(target=_watch, args=(int(os.environ[_PARENT]),), daemon=True).start()

@@ -1,4 +1,4 @@
-"""The shards of a recipe, opened and checked against the recipe."""
+"""Opens the shards of a recipe and checks them against it."""
 
 from pathlib import Path
 
@@ -9,7 +9,11 @@ from recipes.schema import Recipe
 
 
 def open_shards(recipe: Recipe, copy: Path | None = None) -> ShardSet:
-    """Return the recipe's shards, or a copy of them, after a check of sampled checksums.
+    """Return the recipe's shards after a check of sampled checksums.
+
+    Args:
+        recipe: names the shards in `data.path`.
+        copy: folder with a copy of the shards to open instead; None: open the shards themselves.
 
     Raises:
         UserError: the recipe names no shards, or they are missing, changed, or of another number of classes.
@@ -24,7 +28,7 @@ def open_shards(recipe: Recipe, copy: Path | None = None) -> ShardSet:
         )
     world = this_process()
     try:
-        shards.check_sampled_checksums(world.rank, world.size)  # each rank checks other shards
+        shards.check_sampled_checksums(world.rank, world.size)  # the ranks divide the shards among themselves
     except UserError as error:
         raise UserError(str(error) if world.is_main else f"[rank {world.rank}] {error}") from None
     return shards

@@ -1,4 +1,4 @@
-"""How many loader processes prepare images for each training process."""
+"""Chooses how many loader processes prepare images for each training process."""
 
 from data.cpus import usable_cpus
 from launcher.world import this_process
@@ -12,10 +12,10 @@ def default_workers() -> int:
 
 
 def cpus_of_process() -> int:
-    """Return how many of this machine's usable CPUs each training process on it has."""
+    """Return the number of usable CPUs of this machine per training process."""
     return max(1, usable_cpus() // this_process().local_size)
 
 
 def loader_processes(cpus: int) -> int:
-    """Return the number of loader processes for a training process with so many CPUs, one of which it needs itself."""
+    """Return the number of loader processes for a training process with `cpus` CPUs, one of which it needs itself."""
     return max(1, min(_MOST, cpus - 1))

@@ -12,7 +12,7 @@ from recipes.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """One process's place among the processes of a run.
+    """The rank of one process, and the world size of its run.
 
     Attributes:
         rank: number of this process among all, from 0.
@@ -34,7 +34,7 @@ class World:
 
 
 def this_process(environment: Mapping[str, str] = os.environ) -> World:
-    """Return this process's place. It is known before the processes connect to each other.
+    """Return the rank and world size of this process, which are known before the processes connect to each other.
 
     Raises:
         UserError: the variables contradict each other, or one of them is not a number.

@@ -2,9 +2,9 @@
 
 A checkpoint is a folder ``step-00001234``. It holds one safetensors file per rank that wrote it, and
 ``checkpoint.json`` with the step, the run's identity, and the size and SHA-256 of every file. Tensors are named
-``kind/parameter``, e.g. ``exp_avg/stem.0.weight``. A tensor that is sharded over ranks appears as consecutive runs of
-its elements, each named ``kind/parameter@first`` after its first element. So nothing has to be gathered to be saved.
-A reader need not know how many ranks wrote the checkpoint, or which of them held what.
+``kind/parameter``, e.g. ``exp_avg/stem.0.weight``. A tensor that is sharded over ranks appears as contiguous shards of
+its elements, each named ``kind/parameter@first`` after its first element. So nothing has to be gathered to be saved,
+and a reader need not know how many ranks wrote the checkpoint or which rank held which elements.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ _START = "@"  # parameter names are Python identifiers and dots, so they never c
 
 
 class TensorShard(NamedTuple):
-    """A tensor of the training state, or a run of its elements that one process holds.
+    """A tensor of the training state, or a contiguous part of its elements that one process holds.
 
     Attributes:
         kind: "weights", "ema", "exp_avg", ...
         name: of the parameter or buffer.
-        values: the whole tensor or, where `start` is given, a flat run of its elements in row-major order.
-        start: the first element of the run; None for a whole tensor.
+        values: the whole tensor or, if `start` is given, consecutive elements of it, flat and in row-major order.
+        start: the index of the first of these elements; None for a whole tensor.
     """
 
     kind: str
@@ -126,8 +126,8 @@ def latest_valid(folder: Path) -> Checkpoint | None:
     Warns about damaged ones that are newer than the one returned.
 
     Raises:
-        UserError: all are damaged, or a newer version of bigbatch wrote the newest one, whose place an older one must
-            not silently take.
+        UserError: all are damaged, or a newer version of bigbatch wrote the newest one, which must not silently be
+            replaced by an older one.
     """
     damaged: dict[Path, DamagedCheckpoint] = {}
     while remaining := set(folder.glob("step-*")) - damaged.keys():
@@ -135,14 +135,14 @@ def latest_valid(folder: Path) -> Checkpoint | None:
         try:
             found = open_checkpoint(path)
         except DamagedCheckpoint as error:
-            if path.exists():  # otherwise a training has removed it since, and there is a newer one
+            if path.exists():  # otherwise a running training has removed it meanwhile, and there is a newer one
                 damaged[path] = error
             continue
         for problem in damaged.values():
             warnings.warn(f"{problem}; step {found.step} is used instead", stacklevel=2)
         return found
     if damaged:
-        # Not None: a training would take it for a new run, and replace what is left of the old one.
+        # Not None: training would start a new run, and replace what is left of the old one.
         count = "the only checkpoint" if len(damaged) == 1 else f"each of the {len(damaged)} checkpoints"
         raise UserError(
             f"{count} in {folder} is damaged ({damaged[max(damaged)]}): restore one from a backup, or start anew with "
@@ -205,7 +205,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         except OSError:
             valid = False
         if not valid:
-            raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name} is not what was written")
+            raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name} is missing or has changed")
     return Checkpoint(
         path,
         manifest["step"],

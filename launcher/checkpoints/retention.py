@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept."""
+"""Chooses which checkpoints of a run are kept."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ class Retention:
 
     Attributes:
         last: how many of the newest are kept.
-        every: number of steps between milestones, which are kept for good; None: no milestones.
+        every: number of steps between milestones, which are never deleted; None: no milestones.
         best: step of the best evaluation so far; None: there was none. The training loop changes it.
     """
 

@@ -1,13 +1,13 @@
-"""Writing checkpoints: each is complete or not there at all.
+"""Writes checkpoints so that each is either complete or absent.
 
 Every rank writes its part of the state into a hidden folder, and then a record of it with size and SHA-256. The
-record appears atomically, once the part is on the disk. It is the last thing that its rank does in the folder: from
-then on the folder belongs to the main process. When all records are there, the main process adds ``checkpoint.json``,
-flushes the names of all files to the disk, and renames the folder. A rank that cannot write its part leaves a mark
-instead, so that the main process does not wait for it. So a save that is killed half-way never gets a checkpoint's
-name.
+record appears atomically, once the part is on the disk. Writing it is the last thing that a rank does in the folder:
+after that, only the main process changes the folder. When all records are there, the main process adds
+``checkpoint.json``, flushes the names of all files to the disk, and renames the folder. A rank that cannot write its
+part leaves a marker file instead, so that the main process does not wait for it. So a save that is killed half-way
+never gets a checkpoint's name.
 
-The state is copied first and then written by a thread while training continues. Only the copy holds training up.
+The state is copied first and then written by a thread while training continues. Training waits only for the copy.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from launcher.checkpoints.checkpoint import FORMAT, MANIFEST, TensorShard, check
 from launcher.checkpoints.retention import Retention
 from recipes.errors import UserError
 
-_FAILED = ".failed"  # suffix of the mark that a rank leaves which could not write its part
+_FAILED = ".failed"  # suffix of the marker file of a rank that could not write its part
 _PART_TIMEOUT = 1800  # seconds that the main process waits for another rank's part: slow storage takes minutes
 
 
@@ -39,13 +39,17 @@ class CheckpointWriter:
     def __init__(
         self, folder: Path, retention: Retention, rank: int, world_size: int, attempt: str, resumed_step: int | None
     ):
-        """Prepare to write into `folder`. The main process makes it and removes what killed saves left behind.
+        """Prepare to write into `folder`. The main process creates it and removes what killed saves left behind.
 
         Args:
+            folder: of the run's checkpoints.
             retention: decides which checkpoints are kept.
+            rank: of this process; rank 0 is the main process.
+            world_size: number of ranks.
             attempt: a name that all ranks of this start share and no other start has (`new_attempt`). It keeps ranks of
                 an earlier start that are still alive from writing into this start's folders.
-            resumed_step: the step of the checkpoint that this start resumes from, which need not be saved again.
+            resumed_step: the step of the checkpoint that this start resumes from, which need not be saved again; None
+                for a new run.
         """
         self.folder = folder
         self.retention = retention
@@ -68,7 +72,7 @@ class CheckpointWriter:
         shapes: dict[str, list[int]],
         metadata: dict[str, str],
     ) -> float | None:
-        """Start to save this rank's shards of the state; return the seconds for which training was held up.
+        """Start to save this rank's shards of the state; return the seconds for which training had to wait.
 
         Saving a step a second time does nothing and returns None. The arguments after `shards` become the attributes of
         `launcher.checkpoints.checkpoint.Checkpoint`, and are the same on every rank.
@@ -122,7 +126,7 @@ class CheckpointWriter:
             write_atomically(unfinished / f"{part.name}.json", _json(record))
             if self.rank == 0:
                 self._complete(unfinished, manifest)
-        except BaseException as error:  # in a thread: what is not kept here is lost
+        except BaseException as error:  # a thread loses every exception that is not stored
             self._error = error
             if self.rank == 0:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -138,7 +142,7 @@ class CheckpointWriter:
         for record in records:
             record.unlink()
         final = checkpoint_path(self.folder, manifest["step"])
-        if final.exists():  # it is damaged: training would have resumed from a valid one
+        if final.exists():  # it must be damaged, because training would have resumed from a valid one
             _remove(final)
         rename_durably(unfinished, final)
         steps = saved_steps(self.folder)
@@ -159,7 +163,7 @@ class CheckpointWriter:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint. It loses its name first, so an interrupted removal leaves no half checkpoint."""
+    """Remove a checkpoint. It is renamed first, so an interrupted removal leaves no incomplete checkpoint."""
     with contextlib.suppress(OSError):
         shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}-removed")), ignore_errors=True)
 

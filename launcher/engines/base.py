@@ -1,8 +1,8 @@
 """The engine: a model, its optimizer, and the processes that train it.
 
-An engine adds the gradient of a micro-batch, updates the weights, and returns its state tensor by tensor under the
-names of the model. The training loop decides what is trained on, and when. `launcher.engines.data_parallel` keeps the
-whole state on every rank (DDP), `launcher.engines.zero` shards it over the ranks.
+An engine accumulates the gradients of micro-batches, updates the weights, and returns its state tensor by tensor under
+the model's parameter names. The training loop decides what to train on and when to update.
+`launcher.engines.data_parallel` keeps the whole state on every rank (DDP), `launcher.engines.zero` shards it.
 """
 
 import os
@@ -32,20 +32,20 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
         tracking: folder for TensorBoard's curves; None: no curves.
 
     Raises:
-        UserError: the device does not have the precision, or fewer processes found each other than were started.
+        UserError: the device does not support the precision, or not all started processes have connected.
     """
-    # Accelerate recommends the successor of an option that does not do the same yet. DDP warns about strides of
-    # dimensions of size one, which have no effect.
+    # The option that Accelerate recommends instead does not do the same yet. DDP warns about strides of dimensions of
+    # size one, which have no effect.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     on_gpu = torch.cuda.is_available()
     if recipe.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        # Filling finds reads of uninitialized memory. It changes no result, and writes every buffer twice.
+        # Filling new buffers helps to find reads of uninitialized memory, but changes no result and costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # not in torch's stubs
     else:
-        torch.backends.cudnn.benchmark = True  # measures the kernels for each convolution and takes the fastest
+        torch.backends.cudnn.benchmark = True  # time the kernels for each convolution, and use the fastest
     world = this_process()
     if world.is_launched:
         os.environ.setdefault("LOCAL_WORLD_SIZE", str(world.local_size))  # Accelerate would set it to 1
@@ -55,21 +55,21 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
         cpu=not on_gpu,
         mixed_precision=_mixed_precision(recipe.engine.precision, on_gpu),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-        # Given here, because accelerate's config would otherwise set it, and divide every loss by it.
+        # Set here, because accelerate's config would otherwise set it, and Accelerate divides every loss by it.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with="tensorboard" if tracking else None,
         project_dir=tracking,
     )
     if accelerator.num_processes != world.size:  # every process would train on the whole batch
         raise UserError(
-            f"{world.size} processes were started but they do not see each other: start with "
+            f"{world.size} processes were started but they did not connect to each other: start with "
             f"`bigbatch train --procs {world.size}`"
         )
     return accelerator
 
 
 def _mixed_precision(wanted: str, on_gpu: bool) -> str:
-    """Return Accelerate's word for the recipe's precision."""
+    """Return Accelerate's name of the recipe's precision: "no", "bf16" or "fp16"."""
     if wanted == "auto":
         wanted = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if wanted == "fp16" and not on_gpu:
@@ -78,12 +78,14 @@ def _mixed_precision(wanted: str, on_gpu: bool) -> str:
 
 
 class Engine(ABC):
-    """Trains one model on all ranks, each of which passes its part of every batch.
+    """Trains one model on all ranks, each of which processes its part of every batch.
 
     Attributes:
         title: for logs, e.g. "ZeRO-2, offloaded to the CPU".
-        syncs_on_last_micro_batch_only: no pass of a step but the last communicates with other ranks.
-        names: every parameter's name in the model.
+        syncs_on_last_micro_batch_only: whether only the last backward pass of a step communicates with other ranks.
+        names: the name in the model of every parameter.
+        shapes: the shape of every parameter, by name.
+        ema_buffers: the EMA of BatchNorm's running statistics, by buffer name; empty without EMA.
         updates: how many optimizer steps changed the weights; steps whose fp16 gradient overflowed do not count.
     """
 
@@ -128,10 +130,10 @@ class Engine(ABC):
 
     @abstractmethod
     def micro_batch(self, last_of_step: bool) -> AbstractContextManager[None]:
-        """Return the context of one forward and backward pass; gradients are all-reduced in the step's last one."""
+        """Return the context of one forward and backward pass; the last one of a step all-reduces the gradients."""
 
     def all_reduce_gradients(self, images: Tensor) -> None:
-        """All-reduce the gradient of a step whose passes did not communicate.
+        """All-reduce the accumulated gradient of a step whose backward passes did not communicate.
 
         Args:
             images: as in `warm_up_ddp_buckets`.
@@ -142,7 +144,7 @@ class Engine(ABC):
         raise NotImplementedError
 
     def zero_grad(self) -> None:
-        """Discard the gradient of the step so far; not implemented where `all_reduce_gradients` is not."""
+        """Discard the accumulated gradient. Engines without `all_reduce_gradients` do not implement it."""
         raise NotImplementedError
 
     @abstractmethod
@@ -151,17 +153,17 @@ class Engine(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss` to the gradient of the step."""
+        """Add the gradient of `loss`, a scalar on the device, to the accumulated gradient."""
 
     @abstractmethod
     def apply_gradient(self, lr: float) -> bool:
         """Update weights and EMA with the accumulated gradient at that learning rate, and discard the gradient.
 
-        Returns whether there was an update: an fp16 gradient that overflows is dropped and the loss scale lowered.
+        Returns whether there was an update: an fp16 gradient that overflows is dropped, and the loss scale is halved.
         """
 
     def update(self, lr: float) -> None:
-        """End an optimizer step. A dropped gradient leaves weights, EMA and `updates` as they are."""
+        """End an optimizer step at learning rate `lr`. A dropped gradient changes no weights, EMA or `updates`."""
         if not self.apply_gradient(lr):
             return
         self.updates += 1
@@ -172,17 +174,17 @@ class Engine(ABC):
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Inside, the model has the EMA weights. All ranks enter and leave together."""
+        """Give the model the EMA weights inside the block. All ranks enter and leave together."""
         buffers = [(buffer, self.ema_buffers[name]) for name, buffer in self._bn_averages()]
         with torch.no_grad(), swapped_in(buffers), self._averaged_parameters():
             yield
 
     @abstractmethod
     def _averaged_parameters(self) -> AbstractContextManager[None]:
-        """Inside, the parameters have their EMA values."""
+        """Give the parameters their EMA values inside the block."""
 
     def state(self) -> Iterator[TensorShard]:
-        """Yield this rank's part of the state. Over all ranks, every element of every tensor comes exactly once.
+        """Yield this rank's part of the state. Together, the ranks yield every element of every tensor exactly once.
 
         Kinds: `weights`, `buffers`, `buffers_ema`, and the optimizer's own (`exp_avg`, `exp_avg_sq`, `ema`, ...), all
         float32 except integer buffers.
@@ -197,11 +199,11 @@ class Engine(ABC):
         """Yield this rank's part of the weights and of the optimizer's state."""
 
     def scalars(self) -> dict[str, float]:
-        """Return the numbers that belong to the state; they are the same on every rank."""
+        """Return the parts of the state that are single numbers; they are the same on every rank."""
         return {"updates": self.updates}
 
     def load_state(self, saved: CheckpointReader) -> None:
-        """Load the optimizer's state, the EMA and the scalars. The weights are in the model already (`load_model`)."""
+        """Load the optimizer's state, the EMA and the scalars; `load_model` has loaded the weights before."""
         self.updates = int(saved.scalars["updates"])
         with torch.no_grad():
             self._load_optimizer_state(saved)
@@ -214,10 +216,10 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release what would outlive this object."""
+        """Release hooks, buffers and process groups that would outlive this object."""
 
     def _bn_averages(self) -> list[tuple[str, Tensor]]:
-        """Return BatchNorm's running means and variances, which the EMA covers as it covers weights."""
+        """Return BatchNorm's running means and variances by name; the EMA includes them as it includes the weights."""
         return [
             (name, buffer)
             for name, buffer in saved_buffers(self.module)
@@ -226,7 +228,7 @@ class Engine(ABC):
 
 
 def load_model(model: nn.Module, saved: CheckpointReader) -> None:
-    """Copy a checkpoint's weights and buffers into a model, before an engine takes it."""
+    """Copy a checkpoint's weights and buffers into a model; called before an engine is made of the model."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(saved.tensor(WEIGHTS, name))
@@ -235,7 +237,7 @@ def load_model(model: nn.Module, saved: CheckpointReader) -> None:
 
 
 def saved_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return the buffers that belong to the model's state, by name."""
+    """Return name and tensor of each buffer in the model's state dict."""
     persistent = model.state_dict(keep_vars=True).keys()
     return [(name, buffer) for name, buffer in model.named_buffers() if name in persistent]
 
@@ -247,7 +249,7 @@ def optimizer_kinds(saved: CheckpointReader) -> set[str]:
 
 @contextmanager
 def swapped_in(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Inside, the first tensor of each pair has the values of the second."""
+    """Give the first tensor of each pair the values of the second inside the block."""
     kept = [own.detach().clone() for own, _ in pairs]
     for own, other in pairs:
         own.copy_(other)

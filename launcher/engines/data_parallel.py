@@ -26,24 +26,23 @@ class DataParallel(Engine):
     optimizer: AcceleratedOptimizer
 
     def __init__(self, recipe: Recipe, model: nn.Module, accelerator: Accelerator):
-        # Convolutions on a GPU are fastest in channels last, and images come in it. ZeRO cannot use it: it lays
-        # parameters end to end in row-major order.
+        # Convolutions on a GPU are fastest in channels last, the layout in which images arrive. ZeRO cannot use it,
+        # because it concatenates parameters in row-major order.
         super().__init__(recipe, model.to(memory_format=torch.channels_last), accelerator)
         self.model = accelerator.prepare_model(self.module)
         optimizer = make_optimizer(self.module, recipe)
-        # torch's GradScaler calls `step` of an optimizer with this mark even when a gradient has overflowed, and
-        # leaves it to the kernels to keep the weights. Then nobody learns that the step was dropped: the EMA and
-        # `updates` would move, and SGD's first momentum would be uninitialized memory. Without the mark, GradScaler
-        # does not call `step`. For fp16, that costs one wait for the GPU in each optimizer step.
+        # If this attribute is set, torch's GradScaler calls `step` even when a gradient has overflowed, and the kernels
+        # then leave the weights unchanged. But EMA and `updates` would change, because nothing reports the dropped
+        # step, and SGD's first momentum would be uninitialized memory. Without the attribute, GradScaler does not call
+        # `step`. For fp16, that costs one wait for the GPU per optimizer step.
         vars(optimizer)["_step_supports_amp_scaling"] = False
         self.optimizer = accelerator.prepare_optimizer(optimizer)
 
     def warm_up_ddp_buckets(self, images: Tensor) -> None:
-        """All-reduce a gradient of zero, after which DDP rearranges its buckets for good.
+        """All-reduce a gradient of zero, after which DDP rearranges its buckets once and for all.
 
-        With three or more ranks, the arrangement decides in which order gradients are added up. A run that resumes
-        would otherwise do one step with the first arrangement again, and differ in the last bits from an
-        uninterrupted one.
+        With three or more ranks, the arrangement decides in which order gradients are added up. Without this, a resumed
+        run would use the initial arrangement for one more step, and differ in the last bits from an uninterrupted one.
         """
         self.all_reduce_gradients(images)
         self.zero_grad()
@@ -54,8 +53,8 @@ class DataParallel(Engine):
             self.accelerator.backward(self.model(images).float().sum() * 0.0)
 
     def zero_grad(self) -> None:
-        # DDP's gradients are views of its buckets, which stay. A gradient allocated anew would take memory a second
-        # time.
+        # DDP's gradients are views of its buckets, which stay allocated. New gradient tensors would take the memory
+        # twice.
         self.optimizer.zero_grad(set_to_none=self.model is self.module)
 
     def micro_batch(self, last_of_step: bool) -> AbstractContextManager[None]:
@@ -107,7 +106,7 @@ class DataParallel(Engine):
     def _load_optimizer_state(self, saved: CheckpointReader) -> None:
         device, kinds = self.accelerator.device, optimizer_kinds(saved)
         for parameter, name in self.names.items():
-            # In the parameter's memory format, because the fused update reads all of them in the order of memory.
+            # In the parameter's memory format, because the fused update walks over all tensors in memory order.
             state = {
                 kind: torch.empty_like(parameter, dtype=torch.float32).copy_(saved.tensor(kind, name)) for kind in kinds
             }

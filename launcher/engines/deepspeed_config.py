@@ -6,11 +6,10 @@ from launcher.cut import Cut
 from recipes.schema import Recipe
 
 _BUCKET = 50_000_000  # elements reduced at once; DeepSpeed's default of 500 million takes 2 GB of each GPU in float32
-_GATHERED = (
-    100_000_000  # elements that stage 3 keeps gathered; DeepSpeed's default of a billion is all of any model here
-)
+# Elements that stage 3 keeps gathered. With DeepSpeed's default of a billion, every model here would stay gathered.
+_GATHERED = 100_000_000
 
-NVME_BUFFERS = 5  # weights, gradient, two moments and EMA at once
+NVME_BUFFERS = 5  # one each for weights, gradient, two moments and EMA
 KEPT_WHOLE = 100_000  # stage 3 keeps parameters with fewer elements whole on every rank
 
 
@@ -21,6 +20,8 @@ def deepspeed_config(recipe: Recipe, cut: Cut, parameters: int) -> dict[str, Any
     and gradients are reduced in float32. So the engines differ in where tensors are, not in their values.
 
     Args:
+        recipe: with its engine chosen.
+        cut: how the global batch is cut.
         parameters: number of elements of all parameters.
     """
     engine, bucket = recipe.engine, min(_BUCKET, parameters + parameters % 2)
@@ -33,7 +34,7 @@ def deepspeed_config(recipe: Recipe, cut: Cut, parameters: int) -> dict[str, Any
     }
     if engine.zero == 3:
         kept = kept_gathered(parameters)
-        # Stage 3 frees a parameter that is not used again within so many elements, and gathers no more than that ahead.
+        # Stage 3 frees a parameter that is not reused within `kept` elements, and never gathers more than that ahead.
         zero |= {
             "stage3_max_reuse_distance": kept,
             "stage3_max_live_parameters": kept,

@@ -1,9 +1,9 @@
 """The parts of DeepSpeed outside its documented interface that this project depends on, all in this one file.
 
-DeepSpeed has no public way to read or write sharded state under the names of parameters. These classes read its
-optimizer objects instead: where each parameter's elements lie in a rank's flat tensors, and how parameters get other
-values for a while. `tests/launcher/engines/test_deepspeed_internals.py` names every attribute used here on real
-engines of each stage, so that an upgrade of DeepSpeed that moves one fails there.
+DeepSpeed has no public way to read or write sharded state under the names of parameters. These classes use its
+optimizer objects instead, to find each parameter's elements in a rank's flat tensors and to replace parameters for an
+evaluation. `tests/launcher/engines/test_deepspeed_internals.py` checks every attribute used here on real engines of
+each stage, so that an upgrade of DeepSpeed that moves one fails there.
 """
 
 from abc import ABC, abstractmethod
@@ -19,11 +19,11 @@ from launcher.engines.base import swapped_in
 
 
 class FlatSlice(NamedTuple):
-    """A run of a parameter's elements that this rank holds.
+    """A contiguous range of a parameter's elements that this rank holds.
 
     Attributes:
         name: of the parameter in the model.
-        parameter: as the model has it, which is empty under ZeRO-3 while it is not gathered.
+        parameter: of the model; empty under ZeRO-3 while it is not gathered.
         start: the first of its elements, in row-major order.
         length: how many elements there are.
         offset: where they begin in the group's flat tensor.
@@ -37,12 +37,12 @@ class FlatSlice(NamedTuple):
 
 
 class Partitions(ABC):
-    """What one rank holds of the training state, group by group of the optimizer's parameters.
+    """One rank's part of the training state, by the optimizer's parameter groups.
 
     Attributes:
-        flats: this rank's float32 weights, one flat tensor a group. They are the parameters that torch's optimizer
+        flats: this rank's float32 weights, one flat tensor per group. They are the parameters that torch's optimizer
             sees, so its state holds tensors of the same layout.
-        slices: which elements of which parameters lie in each flat tensor, and where.
+        slices: for each flat tensor, the elements of parameters that it holds, and where.
     """
 
     flats: list[Tensor]
@@ -56,12 +56,12 @@ class Partitions(ABC):
         self.optimizer.override_loss_scale(scale)
 
     def in_memory(self, group: int, changed: bool = False) -> AbstractContextManager[None]:
-        """Inside, a group's flat tensor and its state are in memory; `changed` ones are stored again."""
+        """Keep a group's flat tensor and its state in memory inside the block; store them again if `changed`."""
         return nullcontext()
 
     @abstractmethod
     def parameters_replaced(self, value_of: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
-        """Inside, the parameters have other values. All ranks enter and leave together.
+        """Give the parameters other values inside the block. All ranks enter and leave together.
 
         Args:
             value_of: returns the values for one of `flats`, in its layout.
@@ -69,7 +69,7 @@ class Partitions(ABC):
 
 
 class ReplicatedParameters(Partitions):
-    """Stages 1 and 2: every rank has all parameters, and one run of each group's optimizer state."""
+    """Stages 1 and 2: every rank has all parameters, and a contiguous part of each group's optimizer state."""
 
     def __init__(self, optimizer: Any, names: dict[nn.Parameter, str], device: torch.device):
         super().__init__(optimizer)
@@ -94,7 +94,7 @@ class ReplicatedParameters(Partitions):
 
 
 def _mapped_slice(parameter: nn.Parameter, name: str) -> FlatSlice | None:
-    """Return the run of a parameter that lies in this rank's partition, None if there is none."""
+    """Return the elements of a parameter that lie in this rank's partition; None if there are none."""
     mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed sets it
     if mapping is None:
         return None
@@ -103,7 +103,7 @@ def _mapped_slice(parameter: nn.Parameter, name: str) -> FlatSlice | None:
 
 
 class ShardedParameters(Partitions):
-    """Stage 3: every parameter is cut into runs of one length, the last one padded, and gathered for use."""
+    """Stage 3: every parameter is cut into shards of equal length, the last one padded, and gathered for use."""
 
     def __init__(self, optimizer: Any, names: dict[nn.Parameter, str], rank: int):
         super().__init__(optimizer)
@@ -162,10 +162,10 @@ class ShardedParameters(Partitions):
 
 
 def skip_inference_extension(operators: Any) -> None:
-    """Tell `deepspeed.ops` that an extension is missing which only inference calls.
+    """Tell `deepspeed.ops` that an extension that only inference uses is not available.
 
-    On a CPU, DeepSpeed compiles it when it is first imported: half a minute and a C++ compiler. DeepSpeed looks up no
-    other name in this dictionary, and making it here spares every process the search for compilers that would fill
-    it.
+    On a CPU, DeepSpeed would compile it at its first import, which takes half a minute and a C++ compiler. DeepSpeed
+    looks up no other name in this dictionary. Creating it here also saves every process the search for compilers with
+    which DeepSpeed would fill it.
     """
     vars(operators).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False

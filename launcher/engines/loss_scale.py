@@ -1,7 +1,7 @@
 """The loss scale of fp16: halved at an overflow, doubled after a long time without one.
 
-Numbers and rule are those of `torch.amp.GradScaler`. It cannot be used with ZeRO: each rank's scaler would see only
-that rank's shard of the gradient, so ranks would disagree on whether a step overflowed.
+The constants and the rule are those of `torch.amp.GradScaler`, which cannot be used with ZeRO: each rank's scaler would
+see only that rank's shard of the gradient, so ranks would disagree on whether a step overflowed.
 """
 
 from dataclasses import dataclass
@@ -31,9 +31,9 @@ class LossScale:
             self.value, self.good_steps = self.value * 2, 0
 
     def scalars(self) -> dict[str, float]:
-        """Return what a checkpoint keeps."""
+        """Return the scale and its history, to be saved in a checkpoint."""
         return {"loss_scale": self.value, "good_steps": self.good_steps}
 
     def load(self, scalars: dict[str, float]) -> None:
-        """Continue from what `scalars` returned."""
+        """Restore the scale and its history from what `scalars` returned."""
         self.value, self.good_steps = scalars["loss_scale"], int(scalars["good_steps"])

@@ -1,7 +1,7 @@
 """The optimizer of a recipe, with the exponential moving average (EMA) of the weights as part of its state.
 
-The EMA is a state tensor like Adam's moments, changed right after each update of the same weights. Whatever shards,
-offloads or saves the optimizer's state therefore does the same to the EMA, and there is no second copy of the model.
+The EMA is a state tensor like Adam's moments, and is updated right after each update of the weights. Whatever shards,
+offloads or saves the optimizer's state therefore does the same to the EMA, and no second copy of the model is needed.
 """
 
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def _add_ema(optimizer: Optimizer, decay: float) -> None:
                 initial[parameter] = parameter.detach().clone(memory_format=torch.preserve_format)
 
     def average(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        # Only now: an optimizer takes a parameter whose state is not empty for one whose moments exist.
+        # Not before the step: an optimizer assumes that a parameter whose state is not empty has its moments.
         for parameter in list(initial):
             optimizer.state[parameter][EMA] = initial.pop(parameter)
         parameters: list[torch.Tensor] = list(_parameters(optimizer))
@@ -71,7 +71,7 @@ def _add_ema(optimizer: Optimizer, decay: float) -> None:
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[nn.Parameter]:
-    """The parameters of an update. ZeRO-3 steps group by group, so those without a gradient are not part of it."""
+    """Yield the parameters of this update. ZeRO-3 steps group by group: the other groups have no gradient then."""
     return (
         parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None
     )

@@ -1,4 +1,4 @@
-"""How an out-of-memory error of a device or of a library under torch is recognised."""
+"""Recognises out-of-memory errors of a device or of a library under torch."""
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size

@@ -1,11 +1,11 @@
 """DeepSpeed ZeRO: the optimizer's state is sharded over the ranks (stage 1), gradients too (2), parameters too (3).
 
-DeepSpeed lays the parameters of a group end to end and gives every rank a run of them, which torch's own optimizer
+DeepSpeed concatenates the parameters of a group and gives every rank a contiguous part, which torch's own optimizer
 sees as one flat float32 tensor. Adam's moments and the EMA are tensors of the same layout, so they are sharded and
-offloaded with it. A checkpoint holds these runs under the names of the parameters that they are runs of.
+offloaded with it. A checkpoint holds these parts split by parameter, under the names of the parameters.
 
-DeepSpeed is started beside Accelerate's processes and not through `Accelerator.prepare`. There the update would happen
-inside `backward`, where the loop has no control of it, and on a CPU Accelerate would silently use plain DDP.
+DeepSpeed is initialised directly and not through `Accelerator.prepare`. There the update would happen inside
+`backward`, where the loop has no control over it, and on a CPU Accelerate would silently use plain DDP.
 """
 
 import logging
@@ -34,7 +34,8 @@ from launcher.engines.optimizer import EMA, make_optimizer, set_lr
 from recipes.schema import Recipe
 
 if not torch.cuda.is_available():
-    # Both before the import: DeepSpeed warns about a device that it has to detect, and torch about a missing compiler.
+    # Both before the import: otherwise DeepSpeed warns that it has to detect the device, and torch that there is no
+    # CUDA compiler.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 import deepspeed
@@ -93,14 +94,14 @@ class Zero(Engine):
         return super().scalars() | (self.loss_scale.scalars() if self.loss_scale else {})
 
     def close(self) -> None:
-        """Release DeepSpeed's hooks and buffers, and the group of a single process, which Accelerate does not know."""
+        """Release DeepSpeed's hooks and buffers, and the group of a single process, which Accelerate would not end."""
         self.model.destroy()
         if self.accelerator.num_processes == 1:
             torch.distributed.destroy_process_group()
 
     def _averaged_parameters(self) -> AbstractContextManager[None]:
         if not any(EMA in self.optimizer.state.get(flat, {}) for flat in self.partitions.flats):
-            return nullcontext()  # before the first update the weights are their own average
+            return nullcontext()  # before the first update, the EMA equals the weights
         return self.partitions.parameters_replaced(lambda flat: self.optimizer.state[flat][EMA])
 
     def _parameter_state(self) -> Iterator[TensorShard]:

@@ -1,1 +1,1 @@
-"""What trained weights are worth: accuracy, predictions, mistakes, and export."""
+"""Evaluates and exports trained weights: accuracy, predictions, mistakes, and files for other programs."""

@@ -47,9 +47,9 @@ def evaluate(
 ) -> Accuracy:
     """Evaluate `model` on `split` with all processes of `accelerator`; return the accuracy over the whole split.
 
-    Each process takes a contiguous part. Nothing is padded: the parts differ by an image where they must, and the sums
-    are exact counts. Every process makes the same number of forward passes, because under ZeRO-3 each pass gathers the
-    parameters from all of them. A process with fewer batches repeats its last one and does not count it.
+    Each process evaluates a contiguous part. Nothing is padded: the sizes of the parts differ by at most one image, and
+    the sums are exact counts. Every process makes the same number of forward passes, because under ZeRO-3 each pass
+    gathers the parameters from all of them. A process with fewer batches repeats its last one without counting it.
 
     Args:
         batch_size: images per forward pass of one process.
@@ -65,7 +65,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        # Not inference_mode: ZeRO-3 gathers parameters in these passes that training then uses.
+        # Not inference_mode: training later uses parameters that ZeRO-3 gathers in these passes.
         with torch.no_grad(), accelerator.autocast():
             loaded = load_evaluation(batches, workers, device.type == "cuda")
             images = torch.zeros(1, 3, recipe.input.size, recipe.input.size, device=device)

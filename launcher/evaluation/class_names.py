@@ -1,4 +1,4 @@
-"""Whether the outputs of a trained model stand for the classes of some shards, told by the names of the classes."""
+"""Compares the class names of a trained model with those of shards, and reorders the model's outputs to match."""
 
 import re
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ class ClassMatch(Enum):
 
     SAME = "the same names in the same order"
     REORDERED = "the same names in another order"
-    UNNAMED = "one side has no names, or only numbers, so that the order has to be trusted"
+    UNNAMED = "one side has no names, or only numbers, so the order cannot be checked"
     DIFFERENT = "other names, or another number of them"
 
 
 def match_classes(trained: Sequence[str] | None, wanted: Sequence[str]) -> ClassMatch:
-    """Compare the names behind a model's outputs (None: not known) with the names of the shards' classes."""
+    """Return how the class names of a model's outputs (None: not known) relate to those of the shards."""
     if trained is None:
         return ClassMatch.UNNAMED
     if list(trained) == list(wanted):
         return ClassMatch.SAME
     if len(trained) != len(wanted):
         return ClassMatch.DIFFERENT
-    # Before numbers: folders named by numbers are sorted as text by one source and as numbers by another.
+    # Checked before numbers: folders named by numbers are sorted as text by one source and as numbers by another.
     if sorted(trained) == sorted(wanted) and len(set(trained)) == len(trained):
         return ClassMatch.REORDERED
-    # "0", "1", "2" in this order are what labels without names are called, e.g. in WebDataset shards from elsewhere.
+    # Classes without names are called "0", "1", "2" in this order, e.g. in WebDataset shards of other tools.
     numbered = [_are_positions(names) for names in (trained, wanted)]
     if any(numbered):
         return ClassMatch.SAME if all(numbered) else ClassMatch.UNNAMED
@@ -40,7 +40,7 @@ def match_classes(trained: Sequence[str] | None, wanted: Sequence[str]) -> Class
 def reorder_head(
     weights: dict[str, Tensor], model: nn.Module, trained: Sequence[str], wanted: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Return the weights with the outputs of the classifier put from the order of `trained` into that of `wanted`."""
+    """Return the weights with the classifier's outputs reordered from the class order `trained` to `wanted`."""
     order = [list(trained).index(name) for name in wanted]
     return weights | {name: weights[name][order] for name in head_parameters(model) if name in weights}
 

@@ -34,11 +34,12 @@ def evaluate_weights(
 ) -> None:
     """Print top-1 and top-5 of a run's raw and EMA weights, or of a file's, over a split of the shards.
 
-    The mistakes of a run's weights, of its EMA weights if it has them, are kept in its directory for `bigbatch report`.
+    The mistakes of a run's EMA weights, or else of its raw ones, are written to its directory for `bigbatch report`.
 
     Args:
         origin: a run directory, a checkpoint in one, or a weights file.
-        recipe_name: the recipe of a file that does not say it.
+        recipe_name: the recipe of a weights file that does not name one.
+        overrides: ``section.key=value`` overrides of the recipe.
         ema: evaluate a run's EMA weights too, if it has any.
         workers: processes that prepare images; None: what the CPUs allow.
         step: of the run's checkpoint; None: the newest.
@@ -54,9 +55,9 @@ def evaluate_weights(
         candidates = _candidates(*found, ema)
     else:
         recipe = recipe_of(origin, recipe_name, overrides)
-        # The key in an exported recipe is that of the file from which its training started.
+        # In an exported recipe, the key refers to the file from which that training started, not to this file.
         candidates = [file_weights(origin, recipe.model.weights_key if recipe_name else None)]
-    # The names of the classes are compared below, which says more than their number.
+    # The number of classes is not checked here, because `_fitted_model` compares their names.
     shards = open_shards(recipe.variant(data={"classes": None}))
     split = shards.split(split_name)
     if not len(split):
@@ -70,7 +71,7 @@ def evaluate_weights(
         recorder = PredictionRecorder()
         result = evaluate(model.to(accelerator.device), split, recipe, accelerator, _BATCH_SIZE, workers, recorder)
         accelerator.print(_line(weights, result, split_name))
-    if run and accelerator.num_processes == 1:  # with more, each process has seen its share only
+    if run and accelerator.num_processes == 1:  # with more, each process has seen only a part of the split
         mistakes = Mistakes.model_validate(
             recorder.compared_with(split)
             | {"weights": weights.kind, "step": weights.step, "classes": list(shards.classes)}
@@ -78,14 +79,15 @@ def evaluate_weights(
         )
         try:
             write_mistakes(run, mistakes)
-        except OSError as error:  # a run that can only be read is evaluated all the same
+        except OSError as error:  # a read-only run can still be evaluated
             accelerator.print(
-                f"warning: the mistakes cannot be kept in {run.path} ({error.strerror}): the report will not show them"
+                f"warning: the mistakes cannot be written to {run.path} ({error.strerror}): "
+                f"the report will not show them"
             )
 
 
 def _candidates(run: RunDirectory, step: int | None, ema: bool) -> list[SavedWeights]:
-    """The raw weights of a run's checkpoint, then its EMA weights if they are asked for and exist."""
+    """Return the raw weights of a run's checkpoint, then its EMA weights if they are requested and exist."""
     saved, reader = open_saved(run, step)
     raw = saved_weights(run, saved, reader, ema=False)
     smoothed = saved_weights(run, saved, reader, ema=True) if ema else raw
@@ -120,5 +122,5 @@ def _fitted_model(weights: SavedWeights, recipe: Recipe, shards: ShardSet) -> tu
 
 def _line(weights: SavedWeights, result: Accuracy, split_name: str) -> str:
     top5 = f"  top-5 {result.top5:.2%}" if result.top5 is not None else ""
-    of_which = f"{result.images:,} images of split {split_name}"
-    return f"{weights.title}: top-1 {result.top1:.2%}{top5}  loss {result.loss:.4f}  ({of_which})"
+    evaluated = f"{result.images:,} images of split {split_name}"
+    return f"{weights.title}: top-1 {result.top1:.2%}{top5}  loss {result.loss:.4f}  ({evaluated})"

@@ -1,4 +1,4 @@
-"""`bigbatch export`: weights of a run as one safetensors file that needs nothing of bigbatch."""
+"""`bigbatch export`: writes weights of a run to a safetensors file that timm loads without bigbatch."""
 
 import json
 from pathlib import Path
@@ -16,17 +16,17 @@ from recipes.errors import UserError
 def export(
     run: RunDirectory, destination: Path, ema: bool = True, step: int | None = None, best: bool = False
 ) -> SavedWeights:
-    """Write weights of a run, chosen as `run_weights` says, which timm's model of that name loads; return them.
+    """Write weights of a run to `destination`, under the names of timm's model, and return them.
 
-    Recipe, class names, step and kind of the weights go along in the file's metadata, so that `bigbatch evaluate` and
-    `bigbatch predict` need nothing else.
+    The file's metadata hold recipe, class names, step and kind of the weights, so that `bigbatch evaluate` and
+    `bigbatch predict` need nothing else. The arguments after `destination` are those of `run_weights`.
 
     Raises:
-        UserError: no such run or checkpoint, the file's name says another format, or it cannot be written.
+        UserError: there is no such run or checkpoint, the file does not end in .safetensors, or it cannot be written.
     """
     if destination.suffix != ".safetensors":
         name = destination.with_suffix(".safetensors") if destination.name else "weights.safetensors"
-        raise UserError(f"an export is a safetensors file and {destination} would not say so: name it {name}")
+        raise UserError(f"an export is a safetensors file, and {destination} does not end in that: name it {name}")
     recipe = run.recipe()
     weights = run_weights(run, ema, step, best)
     metadata = {

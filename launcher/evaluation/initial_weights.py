@@ -29,13 +29,16 @@ _TIMM = "timm"
 def load_initial_weights(
     model: nn.Module, recipe: Recipe, classes: list[str], say: Callable[[str], None] = print
 ) -> list[str]:
-    """Load what `model.weights` names, if anything, into the recipe's model; return notes for the user.
+    """Load the weights that `model.weights` names, if any, into the recipe's model; return notes for the user.
 
-    The head is loaded where its outputs stand for `classes`, the names of the shards' classes, and put into their
-    order. Where the weights were trained on other classes, the head keeps its initial values.
+    If the weights were trained on `classes`, the head is loaded and its outputs are put into that order. If they were
+    trained on other classes, the head keeps its initial values.
 
     Args:
-        say: told what is downloaded, before it is.
+        model: of the recipe, on any device.
+        recipe: names the weights.
+        classes: the names of the shards' classes, in the order of the model's outputs.
+        say: called with a line that announces a download before it starts.
 
     Raises:
         UserError: the weights cannot be found or do not fit.
@@ -65,7 +68,7 @@ def load_initial_weights(
 
 
 def check_initial_weights(recipe: Recipe, classes: list[str]) -> list[str]:
-    """Check what `load_initial_weights` would check, without a download or memory for a model; return its notes.
+    """Run the checks of `load_initial_weights` without a download or memory for a model; return its notes.
 
     Raises:
         UserError: the weights cannot be found or do not fit.
@@ -78,7 +81,7 @@ def check_initial_weights(recipe: Recipe, classes: list[str]) -> list[str]:
     with torch.device("meta"):
         model = build(recipe, len(classes))
     with warnings.catch_warnings():
-        # Loading into a meta model only compares names and shapes, which is what is wanted here; torch warns of it.
+        # Loading into a meta model only compares names and shapes. torch warns about that, but it is intended here.
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter", category=UserWarning)
         return load_initial_weights(model, recipe, classes)
 

@@ -1,4 +1,4 @@
-"""`bigbatch predict`: the class and probability of images, by a run's weights or those of a file."""
+"""`bigbatch predict`: predicts classes and probabilities of images with the weights of a run or of a file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one image shows: the likeliest classes with their probabilities, or why it could not be read."""
+    """The prediction for one image: the likeliest classes with their probabilities, or why it could not be read."""
 
     image: Path
     likeliest: tuple[tuple[str, float], ...] = ()
@@ -52,17 +52,17 @@ def predict(
     workers: int | None = None,
     step: int | None = None,
 ) -> list[Prediction]:
-    """Return a prediction for every image, in order; folders are searched, and theirs come in the order of their names.
+    """Return a prediction for every image, in the order of `places`; images in a folder are sorted by name.
 
-    The images pass through the same checks as in `bigbatch shard` and the same transform as in an evaluation. A line on
-    standard error says which weights are used.
+    The images go through the same checks as in `bigbatch shard` and the same transform as in an evaluation. A line on
+    standard error names the weights that are used.
 
     Args:
         origin: a run directory, a checkpoint in one, or a weights file.
         places: images and folders of them.
-        recipe_name: the recipe of a file that does not say it.
-        ema: take a run's EMA weights if it has them.
-        workers: processes that read images; None: as many as pay.
+        recipe_name: the recipe of a weights file that does not name one.
+        ema: use a run's EMA weights if it has them.
+        workers: processes that read images; None: what the CPUs allow, or 0 for few images.
         step: of the run's checkpoint; None: the newest.
 
     Raises:
@@ -99,7 +99,7 @@ def predict(
 def _trained(
     origin: Path, recipe_name: str | None, ema: bool, step: int | None
 ) -> tuple[Recipe, list[str], SavedWeights]:
-    """The recipe, the names of the classes and the weights of a run or of a file."""
+    """Return the recipe, the names of the classes and the weights of a run or of a file."""
     found = find_run(origin, step)
     if found:
         run, step = found

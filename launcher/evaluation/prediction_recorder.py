@@ -1,4 +1,4 @@
-"""What a model predicts for each image of a split, and which of it is wrong."""
+"""Records a model's prediction for each image of a split, and compares the predictions with the labels."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from torch import Tensor
 from data.images.decode import decode
 from data.reading.shards import Split
 
-_SHOWN = 24  # mistakes with a picture
+_SHOWN = 24  # mistakes stored with a thumbnail
 _PICTURE_SIZE = 128  # longer side in pixels
 
 
@@ -34,7 +34,7 @@ class PredictionRecorder:
         self._probabilities.append(best.values.float().cpu().numpy())
 
     def compared_with(self, split: Split) -> dict[str, Any]:
-        """Return what is wrong, by the names of the fields of `launcher.runs.mistakes.Mistakes`."""
+        """Return counts and the mistakes of highest probability, as fields of `launcher.runs.mistakes.Mistakes`."""
         guesses, probabilities = np.concatenate(self._classes), np.concatenate(self._probabilities)
         labels = np.asarray(split.labels)
         wrong = np.flatnonzero(guesses != labels)
@@ -59,7 +59,7 @@ class PredictionRecorder:
 
 
 def _picture(image: bytes) -> str:
-    """A small JPEG of the image, in base64."""
+    """Return a small JPEG of the image, in base64."""
     small = decode(image)
     small.thumbnail((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.BICUBIC)
     stored = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Trained weights by what a user gives to name them: a run, one of its checkpoints, or a file."""
+"""Loads trained weights from what the user names: a run, one of its checkpoints, or a weights file."""
 
 import json
 import warnings
@@ -24,13 +24,14 @@ from recipes.schema import Recipe
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """Weights under timm's names, and what is known about them.
+    """Weights and their metadata.
 
     Attributes:
+        tensors: on the CPU, under timm's names.
         origin: the run directory or file, as the user gave it.
-        kind: "EMA" or "raw"; None for a file that does not say it.
-        step: optimizer steps finished; None for a file that does not say it.
-        classes: the names behind the outputs; None for a file that does not say them.
+        kind: "EMA" or "raw"; None if the file does not say.
+        step: optimizer steps finished; None if the file does not say.
+        classes: the class names of the outputs; None if the file has none.
     """
 
     tensors: dict[str, Tensor]
@@ -51,8 +52,10 @@ def run_weights(run: RunDirectory, ema: bool, step: int | None = None, best: boo
     """Return weights of a run's checkpoint: the newest, that of `step`, or that of the best evaluation.
 
     Args:
-        ema: prefer the EMA weights where the run has them; of the best evaluation, take those that made it the best.
-        best: take the checkpoint of the best evaluation.
+        run: the run directory.
+        ema: prefer the EMA weights if the run has them; with `best`, use them only if they reached the best accuracy.
+        step: of the checkpoint; None: the newest.
+        best: use the checkpoint of the best evaluation.
 
     Raises:
         UserError: there is no run, or it has no such complete checkpoint.
@@ -60,7 +63,7 @@ def run_weights(run: RunDirectory, ema: bool, step: int | None = None, best: boo
     run.recipe()
     reached = run.metrics.best() if best else None
     if best and reached is None:
-        raise UserError(f"{run.path} was not evaluated yet, so no checkpoint is the best: leave --best out")
+        raise UserError(f"{run.path} has not been evaluated yet, so it has no best checkpoint: leave --best out")
     saved, reader = open_saved(run, reached.step if reached else step)
     if reached:
         ema = ema and reached.kind == "EMA"
@@ -68,7 +71,7 @@ def run_weights(run: RunDirectory, ema: bool, step: int | None = None, best: boo
 
 
 def saved_weights(run: RunDirectory, saved: Checkpoint, reader: CheckpointReader, ema: bool) -> SavedWeights:
-    """Return the EMA weights of a run's open checkpoint if they are asked for and in it, else the raw ones.
+    """Return the EMA weights of a run's open checkpoint if they are requested and in it, else the raw ones.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -83,10 +86,12 @@ def saved_weights(run: RunDirectory, saved: Checkpoint, reader: CheckpointReader
 
 
 def open_saved(run: RunDirectory, step: int | None) -> tuple[Checkpoint, CheckpointReader]:
-    """Open a run's checkpoint of that step, or the newest valid one for None, in which case damaged ones are named.
+    """Return a run's checkpoint of that step with its reader; for None, the newest valid one.
+
+    Damaged checkpoints that are newer than the latter are named in a warning.
 
     Raises:
-        UserError: there is none; names the steps that there are.
+        UserError: there is none; names the steps that have a checkpoint.
     """
     if step is None:
         with warnings.catch_warnings(record=True) as caught:
@@ -130,7 +135,7 @@ def recipe_of(weights: Path, recipe_name: str | None, overrides: list[str]) -> R
     """Return the recipe that was named, or else the one in the metadata of an exported file, with overrides.
 
     Raises:
-        UserError: none is named and the file does not say one, or not one that this version reads.
+        UserError: no recipe is named, and the file has none or one that this version cannot read.
     """
     if recipe_name is not None:
         return load(recipe_name, overrides)
@@ -147,7 +152,11 @@ def recipe_of(weights: Path, recipe_name: str | None, overrides: list[str]) -> R
 
 
 def classes_of(weights: Path) -> list[str] | None:
-    """Return the names of the classes in the metadata of an exported file; None where there are none."""
+    """Return the names of the classes in the metadata of an exported file; None if there are none.
+
+    Raises:
+        UserError: the names are damaged.
+    """
     written = _metadata(weights).get("classes")
     if written is None:
         return None
@@ -162,7 +171,7 @@ def classes_of(weights: Path) -> list[str] | None:
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Turn errors of reading into a UserError: a training that keeps newer checkpoints may remove this one."""
+    """Turn read errors into a UserError: a running training may have removed this checkpoint for a newer one."""
     try:
         yield
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
@@ -176,4 +185,4 @@ def _metadata(weights: Path) -> dict[str, str]:
         with safetensors.safe_open(weights, framework="pt") as file:
             return file.metadata() or {}
     except (OSError, safetensors.SafetensorError):
-        return {}  # `read_weights` says what is wrong with it
+        return {}  # `read_weights` raises the error that says what is wrong with the file

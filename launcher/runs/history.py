@@ -1,4 +1,4 @@
-"""What happened in a run so far, put together from the files of its directory."""
+"""The history of a run, from the files of its directory."""
 
 import statistics
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def restarts_among(starts: list[dict], total_steps: int | None) -> list[dict]:
 
 
 class History:
-    """The events of one run by kind, and what follows from them.
+    """The events of one run by kind, and quantities computed from them.
 
     Raises:
         UserError: this is not a run directory, one of its files cannot be read, or no step is finished.
@@ -57,7 +57,7 @@ class History:
 
     @cached_property
     def seconds(self) -> float:
-        """Training time: from each start to its last event. Pauses do not count, nor do steps that a kill undid."""
+        """Training time in seconds: from each start to its last event. Pauses and steps lost to a kill do not count."""
         total, began, last = 0.0, None, 0.0
         for event in self.events:
             if event["event"] == "start":
@@ -68,28 +68,31 @@ class History:
 
     @cached_property
     def images_per_second(self) -> float:
-        """Median over the steps."""
+        """The median throughput over the steps."""
         return statistics.median(event["images_per_second"] for event in self.steps)
 
     def epoch(self, event: dict) -> float:
-        """Epochs finished at an event."""
+        """Return the epochs finished at an event."""
         return event["step"] / self.metadata.steps_per_epoch
 
     def curve(self, kind: str, name: str) -> tuple[list[float], list[float]]:
-        """Epochs and values of one quantity, wherever it was measured."""
+        """Return epochs and values of one quantity, from all events of that kind that have it."""
         measured = [event for event in self._of_kind(kind) if event.get(name) is not None]
         return [self.epoch(event) for event in measured], [event[name] for event in measured]
 
     def values(self, kind: str, name: str) -> list[float]:
-        """The values of one quantity, wherever it was measured."""
+        """Return the values of one quantity, from all events of that kind that have it."""
         return self.curve(kind, name)[1]
 
     def last(self, name: str) -> float | None:
-        """A quantity at the last evaluation."""
+        """Return a quantity at the last evaluation; None if there is none."""
         return self.evaluations[-1].get(name) if self.evaluations else None
 
     def best(self, weights: Iterable[str] = ("EMA", "raw")) -> tuple[float, float] | None:
-        """The highest top-1 of these weights over all evaluations, and the epoch at which it was first reached."""
+        """Return the highest top-1 of these weights over all evaluations, and the epoch at which it was first reached.
+
+        Returns None without an evaluation.
+        """
         best = best_accuracy(self.evaluations, weights)
         return (best.top1, best.step / self.metadata.steps_per_epoch) if best else None
 

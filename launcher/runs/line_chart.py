@@ -1,13 +1,13 @@
-"""Line charts for the report: what the template draws as inline SVG, so that colours and fonts are the page's own."""
+"""Line charts for the report, which its template draws as inline SVG, so that they use the page's colours and fonts."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-_COLOURS = 6  # in the page's palette, which colour-blind people can tell apart; later lines are dashed
-_BINS = 300  # more points than this are not seen at the size of a chart
-_DOTTED = 40  # points up to which each is marked
+_COLOURS = 6  # in the page's colour-blind-safe palette; further lines reuse them, dashed
+_BINS = 300  # more points than this cannot be distinguished at the size of a chart
+_DOTTED = 40  # up to this number of points, each one is marked
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 10, 38
 
 
@@ -58,23 +58,23 @@ class Chart:
 
     @property
     def description(self) -> str:
-        """The chart in words, for who cannot see it."""
-        told = [
+        """The chart in words, for screen readers."""
+        described = [
             f"{line.name} from {self.number(_short(line.ys[0]))} to {self.number(_short(line.ys[-1]))}"
             for line in self.lines
         ]
-        return f"{self.title} over {self._last_x:g} epochs: {'; '.join(told)}"
+        return f"{self.title} over {self._last_x:g} epochs: {'; '.join(described)}"
 
     def path(self, line: Line) -> str:
-        """The line, smoothed if it is noisy."""
+        """Return the line as an SVG path, smoothed if it is noisy."""
         return self._path(line.xs, _smoothed(line.ys) if line.noisy else line.ys)
 
     def raw_path(self, line: Line) -> str:
-        """Every value of the line."""
+        """Return all values of the line, without smoothing, as an SVG path."""
         return self._path(line.xs, line.ys)
 
     def dots(self, line: Line) -> list[tuple[float, float]]:
-        """Where each value is marked: if they are few."""
+        """Return the positions at which values are marked; none if there are many."""
         few = not line.noisy and len(line.xs) <= _DOTTED
         return [(self._x(x), self._y(y)) for x, y in zip(line.xs, line.ys)] if few else []
 
@@ -90,7 +90,7 @@ class Chart:
 
 
 def _nice(span: float, parts: float) -> float:
-    """The distance between ticks, 1, 2 or 5 times a power of ten, that cuts `span` into at most about `parts`."""
+    """Return the distance between ticks, 1, 2 or 5 times a power of ten, that gives at most about `parts` of them."""
     if span <= 0:
         return 1.0
     power = 10 ** math.floor(math.log10(span / parts))
@@ -107,14 +107,14 @@ def _short(value: float) -> float:
 
 
 def _smoothed(ys: list[float]) -> list[float]:
-    """Moving average over about a twenty-fifth of the curve."""
+    """Return the moving average over about a twenty-fifth of the curve."""
     sums, half, count = list(accumulate(ys, initial=0.0)), len(ys) // 50, len(ys)
     spans = [(max(0, at - half), min(count, at + half + 1)) for at in range(count)]
     return [(sums[stop] - sums[start]) / (stop - start) for start, stop in spans]
 
 
 def _thinned(xs: list[float], ys: list[float]) -> list[tuple[float, float]]:
-    """The lowest and the highest point of every bin: looks like all points, spikes included."""
+    """Return the lowest and the highest point of every bin, which look like all points, spikes included."""
     size = math.ceil(len(xs) / _BINS)
     kept = set()
     for start in range(0, len(xs), size):

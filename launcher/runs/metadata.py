@@ -1,4 +1,4 @@
-"""``run.json``: what a run is about, written at each of its starts and read by every command that shows or uses it."""
+"""``run.json``: the metadata of a run, written at each start and read by every command that shows or uses the run."""
 
 from pydantic import BaseModel
 
@@ -22,7 +22,7 @@ class ModelMetadata(BaseModel):
     """The model of a run.
 
     Attributes:
-        multiply_adds: for one image; None where they could not be counted.
+        multiply_adds: for one image; None if they could not be counted.
     """
 
     name: str
@@ -37,7 +37,7 @@ class RunMetadata(BaseModel):
         recipe: the name of the recipe; `name` is the same and is kept for older readers.
         identity: of the recipe (`recipes.schema.Recipe.identity`).
         versions: of bigbatch and the libraries underneath, by name, at the last start.
-        weights_sha256: digest of what `model.weights` named when the run began (`launcher.runs.weights_digest`); None
+        weights_sha256: digest of the initial weights in `model.weights` (`launcher.runs.weights_digest`); None
             for a run from scratch, for weights from timm, and for a run that version 0.1.0 began.
     """
 

@@ -1,7 +1,7 @@
-"""``metrics.jsonl``, the log of a run: one JSON object a line for every start, step, evaluation and checkpoint.
+"""``metrics.jsonl``, the log of a run: one JSON object per line for every start, step, evaluation and checkpoint.
 
 Every event has `event` (its kind), `time` (Unix seconds) and `step` (optimizer steps finished). A line is appended as
-its event happens, so a kill can tear the last one. A reader leaves out every line that is not such an event.
+its event happens, so a kill can cut the last one short. Readers skip every line that is not such an event.
 """
 
 import json
@@ -77,7 +77,7 @@ class Metrics:
                 size = file.seek(0, 2)
                 start = 0 if tail is None else max(0, size - tail)
                 file.seek(start)
-                # A block from the middle of the file begins inside a line, which its predecessors belong to.
+                # A block from the middle of the file begins inside a line, so its first line is incomplete.
                 lines = file.read().splitlines()[1 if start else 0 :]
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror}): check the run directory") from None
@@ -107,8 +107,8 @@ class BestAccuracy:
 def best_accuracy(evaluations: Iterable[dict], kinds: Iterable[str] = ("EMA", "raw")) -> BestAccuracy | None:
     """Return the highest top-1 that these kinds of weights reached in evaluation events; None without any.
 
-    Among equal ones the earliest counts, so that the checkpoint of the best evaluation changes only with a gain. Where
-    raw and EMA weights are equal at one step, EMA counts, which `bigbatch export` writes unless told otherwise.
+    Among equal accuracies the earliest is returned, so that the best checkpoint changes only with a higher accuracy. If
+    raw and EMA weights are equal at one step, it is that of EMA, which `bigbatch export` writes by default.
     """
     reached = [
         BestAccuracy(event[TOP1_KEYS[kind]], kind, event["step"])
@@ -120,7 +120,7 @@ def best_accuracy(evaluations: Iterable[dict], kinds: Iterable[str] = ("EMA", "r
 
 
 def _parse(line: bytes) -> dict | None:
-    """The event of a line; None for one that was torn by a kill or is no event."""
+    """Return the event of a line; None if a kill cut the line short or it is not an event."""
     try:
         event = json.loads(line)
     except ValueError:

@@ -1,6 +1,6 @@
-"""What weights of a run get wrong on a split: kept in the run directory by `bigbatch evaluate`, shown by the report.
+"""The mistakes of a run's weights on a split, which `bigbatch evaluate` writes and `bigbatch report` shows.
 
-``mistakes.json`` is about the run's own validation split. Every other data set or split has a file of its own in
+``mistakes.json`` is about the run's own validation split. Every other data set or split has its own file in
 ``mistakes/``, so that none replaces another.
 """
 
@@ -14,11 +14,11 @@ from data.atomic_io import write_atomically
 from launcher.runs.metadata import RunMetadata
 from launcher.runs.run_directory import RunDirectory
 
-_MOST_FREQUENT = 20  # confusions listed where there are too many classes for a matrix
+_MOST_FREQUENT = 20  # confusions listed if there are too many classes for a matrix
 
 
 class ShownMistake(BaseModel):
-    """One wrong image.
+    """One image that was classified wrongly.
 
     Attributes:
         name: of the image and its shard.
@@ -36,17 +36,17 @@ class ShownMistake(BaseModel):
 
 
 class Mistakes(BaseModel):
-    """Everything that one evaluation got wrong.
+    """The mistakes of one evaluation.
 
     Attributes:
         time: of the evaluation, in Unix seconds.
         weights: "raw" or "EMA".
         classes: names by class number.
         images: evaluated.
-        wrong: images of which the likeliest class is not the label.
-        confusion: ``[label, guess, images]`` for each pair that occurs, right ones included.
-        surest: the wrong images of the highest probability.
-        step: of the checkpoint; None in files of version 0.1.0, which have neither of the following.
+        wrong: number of images whose likeliest class is not the label.
+        confusion: ``[label, guess, images]`` for each pair that occurs, correct ones included.
+        surest: the wrong images whose guesses have the highest probability.
+        step: of the checkpoint; None in files of version 0.1.0, which also lack the fields below.
         dataset: the name of the shards.
         digest: of the shards' contents.
         split: of the shards.
@@ -66,12 +66,12 @@ class Mistakes(BaseModel):
 
     @field_validator("weights")
     @classmethod
-    def _in_words_of_today(cls, weights: str) -> str:
-        return {"averaged": "EMA"}.get(weights, weights)  # as version 0.1.0 called it
+    def _current_name(cls, weights: str) -> str:
+        return {"averaged": "EMA"}.get(weights, weights)  # version 0.1.0 wrote "averaged"
 
     @property
     def matrix(self) -> list[list[int]]:
-        """How many images of each class (rows) were taken for each class (columns)."""
+        """The confusion matrix: images of each class (rows) by predicted class (columns)."""
         counts = [[0] * len(self.classes) for _ in self.classes]
         for label, guess, count in self.confusion:
             counts[label][guess] = count
@@ -79,19 +79,19 @@ class Mistakes(BaseModel):
 
     @property
     def most_frequent(self) -> list[tuple[int, int, int]]:
-        """The most frequent confusions: class, the class that it was taken for, number of images."""
+        """The most frequent confusions: class, predicted class, number of images."""
         wrong = [entry for entry in self.confusion if entry[0] != entry[1]]
         return sorted(wrong, key=lambda entry: -entry[2])[:_MOST_FREQUENT]
 
     def is_on_own_validation(self, run: RunMetadata) -> bool:
-        """Whether this is about the split on which the run is evaluated while it trains."""
-        if self.digest is None:  # version 0.1.0 did not write which shards it was: other classes give other shards away
+        """Return whether this is about the split on which the run is evaluated while it trains."""
+        if self.digest is None:  # version 0.1.0 did not record the shards, so only their classes can be compared
             return self.classes == run.dataset.classes
         return self.digest == run.dataset.digest and self.split == "val"
 
 
 def write_mistakes(run: RunDirectory, mistakes: Mistakes) -> Path:
-    """Keep the mistakes of an evaluation, in place of those of an earlier one on the same split; return the file.
+    """Write the mistakes of an evaluation, replacing those of an earlier one on the same split; return the file.
 
     Raises:
         OSError: the file cannot be written.
@@ -105,9 +105,9 @@ def write_mistakes(run: RunDirectory, mistakes: Mistakes) -> Path:
 
 
 def read_mistakes(run: RunDirectory) -> tuple[Mistakes | None, list[Mistakes]]:
-    """Return the mistakes on the run's own validation split, if there are any, and those on other data, by name.
+    """Return the mistakes on the run's own validation split (None: not evaluated), and those on other data, by name.
 
-    Files that cannot be read are left out: `bigbatch evaluate` writes them again.
+    Files that cannot be read are skipped: `bigbatch evaluate` writes them again.
     """
     own, others = None, []
     for mistakes in _all_files(run):

@@ -1,4 +1,4 @@
-"""`bigbatch report`: one self-contained page about runs: what was trained, how it went, and how several compare."""
+"""`bigbatch report`: writes one self-contained page about runs, with recipes, curves, mistakes and a comparison."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from recipes.load import load
 from recipes.schema import Recipe
 
 _REFERENCE = "convnext_tiny_in1k"
-_DESCRIPTIVE = ("name", "summary", "source")  # say what a recipe is, not what it does
+_DESCRIPTIVE = ("name", "summary", "source")  # keys that only describe a recipe
 _CLASSES_SHOWN = 20
 _MATRIX_CLASSES = 20  # more do not fit the page
 
@@ -75,7 +75,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _labels(histories: list[History], runs: list[Path]) -> list[str]:
-    """Return the folder name of each run, or the paths as they were given where two folders have one name."""
+    """Return the folder name of each run, or the paths as given if two folders have the same name."""
     folders = [history.folder for history in histories]
     return folders if len(set(folders)) == len(folders) else [str(run) for run in runs]
 

@@ -1,4 +1,4 @@
-"""The directory of one run: its recipe, what it is about, its metrics and its checkpoints."""
+"""The directory of one run: its recipe, metadata, metrics and checkpoints."""
 
 import fcntl
 import json
@@ -39,12 +39,12 @@ class RunDirectory:
         self._lock_file: TextIO | None = None
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Refuse a directory that holds a run of another recipe.
+        """Check that the directory does not hold a run of another recipe.
 
-        A file that `model.weights` names may lie elsewhere now: its contents decide.
+        A weights file that `model.weights` names may have been moved: its contents are compared, not its path.
 
         Raises:
-            UserError: it does; names the first key that differs.
+            UserError: the directory holds a run of another recipe; names the first key that differs.
         """
         if not self.recipe_file.is_file():
             return
@@ -58,7 +58,7 @@ class RunDirectory:
             )
         # A trajectory does not tell one weights file from another.
         if not self._began_with(recipe.model.weights):
-            # A checkpoint holds all weights, so the recorded path may be given again though its file is gone.
+            # To resume, the recorded path may be given even if its file is gone: the checkpoint holds all weights.
             original = there.model.weights
             raise UserError(
                 f"{self.path} holds a run that began with other weights ({original}, not {recipe.model.weights}): "
@@ -66,7 +66,7 @@ class RunDirectory:
             )
 
     def check_is_free_for(self, recipe: Recipe) -> None:
-        """Refuse to resume a run of another recipe; create the directory.
+        """Check that this recipe may train in the directory, and create the directory if it is missing.
 
         Raises:
             UserError: as `check_recipe`; or the directory cannot be created or written.
@@ -101,11 +101,11 @@ class RunDirectory:
     def lock(self) -> None:
         """Keep other processes from training here until this object or this process is gone, however the process ends.
 
-        It works among the processes of one machine, and of several where their file system supports locks. On a file
-        system without locks nothing is locked.
+        The lock also works between machines if their shared file system supports locks. On a file system without locks,
+        nothing is locked.
 
         Raises:
-            UserError: another process trains here, and which; or the lock file cannot be opened.
+            UserError: another process trains here, which the message names, or the lock file cannot be opened.
         """
         try:
             self._lock_file = (self.path / "lock").open("a+")
@@ -129,7 +129,7 @@ class RunDirectory:
         self._lock_file.flush()
 
     def check_data(self, digest: str) -> None:
-        """Refuse to resume on other data than the run began with.
+        """Check that the run began with the same data.
 
         Raises:
             UserError: the digest of the shards differs.
@@ -164,7 +164,7 @@ class RunDirectory:
             raise UserError(f"{file}: {error}") from None
 
     def metadata(self) -> RunMetadata:
-        """Return what the run is about: data set, model, steps, versions.
+        """Return the run's metadata: data set, model, steps, versions.
 
         Raises:
             UserError: this is not a run directory, or ``run.json`` is damaged.
@@ -177,7 +177,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"{file} cannot be read ({error.strerror}): check the run directory") from None
         except ValidationError:
-            raise UserError(f"{file} is damaged: remove it, then the command of the training writes it again") from None
+            raise UserError(f"{file} is damaged: remove it, and resuming the training writes it again") from None
 
     def write(self, recipe: Recipe, metadata: RunMetadata) -> None:
         """Write ``recipe.yaml`` and ``run.json``, each atomically.
@@ -194,7 +194,7 @@ class RunDirectory:
             ) from None
 
     def _began_with(self, origin: str | None) -> bool:
-        """Whether `model.weights` named this when the run began, or now names what has the same contents."""
+        """Return whether the run began with these weights: the path or the contents must be the same."""
         if origin == self.recipe().model.weights:
             return True
         recorded = self.metadata().weights_sha256 if self.metadata_file.is_file() else None
@@ -202,13 +202,13 @@ class RunDirectory:
 
 
 def find_run(path: Path, step: int | None = None) -> tuple[RunDirectory, int | None] | None:
-    """Return the run that a path names and the step of its checkpoint; None where the path is a file of weights.
+    """Return the run that a path names and the step of its checkpoint; None if the path is a weights file.
 
     A run is named by its directory, or by a checkpoint in it, ``RUN/checkpoints/step-N``. The step is that of the
-    checkpoint, or else `step`; None stands for the newest one.
+    checkpoint, or else `step`; None means the newest one.
 
     Raises:
-        UserError: there is no such path, or `step` is given beside a checkpoint or a file.
+        UserError: there is no such path, or `step` is given together with a checkpoint or a file.
     """
     if not path.exists():
         raise UserError(
@@ -232,7 +232,7 @@ def find_run(path: Path, step: int | None = None) -> tuple[RunDirectory, int | N
 
 
 def _first_difference(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
-    """The first key, dotted, whose values differ, and both values."""
+    """Return the first dotted key whose values differ, with both values; None if all are equal."""
     for key in {**there, **here}:
         one, other = there.get(key), here.get(key)
         if isinstance(one, dict) and isinstance(other, dict):

@@ -16,13 +16,13 @@ from recipes.errors import UserError
 from slurm.ledger import Ledger
 from slurm.state import JobState, job_states
 
-_DEPTHS = ("*", "*/*")  # runs, and the runs of sweeps
-_FRESH = 120.0  # seconds since the last event for which a run without a job counts as running
+_DEPTHS = ("*", "*/*")  # patterns of runs, and of the runs of sweeps
+_FRESH = 120.0  # seconds after its last event for which a run without a job counts as running
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run as the table shows it. A field is None while there is nothing to show."""
+    """One row of the table. A field is None while it has no value."""
 
     run: str
     recipe: str
@@ -34,7 +34,7 @@ class RunStatus:
     epoch: float | None
     images_per_second: float | None
     accuracy: float | None
-    weights: str  # which ones reached the accuracy, where both raw and EMA weights were evaluated
+    weights: str  # "EMA" or "raw", whichever reached `accuracy`; empty if only raw weights were evaluated
     seconds_left: float | None
     restarts: int
     note: str
@@ -74,7 +74,7 @@ def print_runs(folder: Path) -> None:
 
 
 def run_statuses(folder: Path) -> list[RunStatus]:
-    """The rows of the table, by name.
+    """Return the rows of the table, sorted by name.
 
     Raises:
         UserError: there is no such folder, or no run in it.

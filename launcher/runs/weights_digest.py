@@ -1,4 +1,4 @@
-"""Recognising weights by their contents, so that a file that was moved or copied counts as the same."""
+"""Identifies weights by their contents, so that a file that was moved or copied counts as the same."""
 
 import hashlib
 from pathlib import Path
@@ -7,10 +7,10 @@ _NEWEST_STEP = "checkpoints/step-*/checkpoint.json"  # below a run directory
 
 
 def weights_digest(origin: str | None) -> str | None:
-    """Return the SHA-256 of what `model.weights` names, in hexadecimal; None where it names nothing that can be read.
+    """Return the SHA-256, in hexadecimal, of the weights that `model.weights` names; None if they cannot be read.
 
-    For a checkpoint it is that of its ``checkpoint.json``, which holds the SHA-256 of every file; for a run directory,
-    that of its newest checkpoint.
+    For a checkpoint, this is the SHA-256 of its ``checkpoint.json``, which holds that of every file. For a run
+    directory, it is that of its newest checkpoint.
     """
     if origin is None:
         return None

@@ -1,4 +1,4 @@
-"""What happens between optimizer steps: evaluation and checkpoints."""
+"""Evaluates and saves between optimizer steps."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,13 @@ from launcher.training.event_log import EventLog
 from launcher.training.progress import RunProgress
 from recipes.schedule import StepSchedule
 
-_LEAST_EVALUATED_AT_ONCE = (
-    32  # images; a forward pass alone needs far less memory than the smallest training micro-batch
-)
+# Smallest batch of an evaluation in images: a forward pass alone needs far less memory than a training step.
+_SMALLEST_EVALUATION_BATCH = 32
 
 
 @dataclass
 class BetweenSteps:
-    """Evaluates and saves when it is due. All ranks call every method together.
+    """Evaluates and saves when either is due. All ranks call every method together.
 
     Attributes:
         best_accuracy: the highest top-1 of all evaluations of the run so far, earlier starts included.
@@ -34,11 +33,11 @@ class BetweenSteps:
     best_accuracy: float = 0.0
 
     def evaluate_if_due(self, step: int, micro_batch: int, progress: RunProgress) -> None:
-        """Evaluate after the epochs that the recipe names and at the end; save the best."""
+        """Evaluate every `run.evaluate_every` epochs and at the end; save a checkpoint if the accuracy is the best."""
         if not self._evaluation_is_due(step):
             return
         engine, split, recipe = self.engine, self.shards.split("val"), self.engine.recipe
-        size = max(_LEAST_EVALUATED_AT_ONCE, micro_batch)
+        size = max(_SMALLEST_EVALUATION_BATCH, micro_batch)
         arguments = (engine.module, split, recipe, engine.accelerator, size, self.workers)
         raw = evaluate(*arguments)
         accuracy = raw.top1
@@ -57,7 +56,7 @@ class BetweenSteps:
             self.save(step)
 
     def save_if_due(self, step: int) -> None:
-        """Save at every `run.save_every` steps, and at the steps whose checkpoints are kept for good."""
+        """Save every `run.save_every` steps, and at the steps whose checkpoints are never deleted."""
         kept_every = self.writer.retention.every
         if step % self.engine.recipe.run.save_every == 0 or (kept_every and step % kept_every == 0):
             self.save(step)
@@ -80,8 +79,8 @@ class BetweenSteps:
         steps_between = self.schedule.steps_per_epoch * self.engine.recipe.run.evaluate_every
         if step % steps_between and step != self.schedule.total_steps:
             return False
-        # A run killed during an evaluation has the step's checkpoint but no result: the next start makes up for it. The
-        # main process decides, because ranks that disagreed would wait for each other for ever.
+        # A run that is killed during an evaluation has the step's checkpoint but no result, so the next start evaluates
+        # it. The main process decides, because ranks that disagreed would wait for each other for ever.
         done = torch.zeros(1, device=self.engine.accelerator.device)
         if self.engine.is_main:
             done += any(event["event"] == "evaluation" and event["step"] == step for event in self.log.metrics.recent())

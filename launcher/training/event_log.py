@@ -1,4 +1,4 @@
-"""A run's events: one line each in ``metrics.jsonl``, and curves for TensorBoard."""
+"""Records a run's events: one line each in ``metrics.jsonl``, and curves for TensorBoard."""
 
 from typing import Any
 

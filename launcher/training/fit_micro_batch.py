@@ -1,13 +1,13 @@
-"""Out of memory at the start of a run: all ranks halve the micro-batch together and do the same work again.
+"""Handles out-of-memory errors at the start of a run: all ranks halve the micro-batch together and repeat the step.
 
-The inputs of a step follow from its number, whatever the micro-batch. So a step repeated in smaller parts is the same
-step. The difficulty is that one rank may run out of memory while the others wait for it in an all-reduce, forever.
-All-reduces therefore come only after all ranks have agreed that none of them ran out:
+The inputs of a step depend on its number alone, not on the micro-batch. So a step that is repeated with a smaller
+micro-batch is the same step. But one rank may run out of memory while the others wait for it in an all-reduce for ever.
+Ranks therefore all-reduce only after they have agreed that none of them ran out of memory:
 
-- `fit_micro_batch` is a memory probe. Every rank passes one micro-batch forward and backward by itself, before any
-  engine that communicates takes the model. It holds as much memory besides the activations as that engine will hold.
+- `fit_micro_batch` is a memory probe. Every rank runs one forward and backward pass by itself, before the engine is
+  made. Besides the activations, it allocates as much memory as the engine will.
 - `oom_on_any_rank` surrounds the micro-batches of the first steps under DDP. They run without all-reduce, and
-  `Engine.all_reduce_gradients` makes up for it. So no rank blocks on one that ran out of memory. Normal DDP resumes
+  `Engine.all_reduce_gradients` follows them. So no rank blocks on one that ran out of memory. Normal DDP resumes
   after the first step with optimizer state, usually the second. From then on every step takes the same memory.
 
 ZeRO-2 and ZeRO-3 communicate inside every pass, so only the probe can save a run there.
@@ -60,7 +60,10 @@ def fit_micro_batch(
 
     Args:
         recipe: with its engine chosen.
-        model: is moved to the device; its weights, gradients and buffers stay as they are.
+        model: is moved to the device; the values of its weights, gradients and buffers do not change.
+        drop_path: of the model.
+        accelerator: of this process.
+        cut: the cut to try first.
         statistics_size: as in `launcher.cut.cut_batch`.
 
     Raises:
@@ -72,12 +75,12 @@ def fit_micro_batch(
                 _try_micro_batch(recipe, model, drop_path, accelerator, cut)
             return cut
         except OutOfMemory:
-            pass  # shrink outside `except`: in it, the traceback keeps the activations of the failed pass alive
+            pass  # shrink outside `except`: inside, the traceback would keep the activations of the failed pass alive
         cut = shrink_after_oom(recipe, cut, statistics_size, "before the first step", accelerator.print)
 
 
 def shrink_after_oom(recipe: Recipe, cut: Cut, statistics_size: int, when: str, say: Callable[[str], None]) -> Cut:
-    """Say what happened, release cached memory, and return the next smaller cut.
+    """Report the error through `say`, release cached memory, and return the next smaller cut.
 
     Raises:
         UserError: there is no smaller one; the message names what would help.
@@ -111,9 +114,9 @@ def oom_error(recipe: Recipe, cut: Cut, statistics_size: int, when: str) -> User
 def _try_micro_batch(
     recipe: Recipe, model: nn.Module, drop_path: StochasticDepth, accelerator: Accelerator, cut: Cut
 ) -> None:
-    """Pass one micro-batch forward and backward, with the memory of the engine's other tensors taken."""
+    """Run one forward and backward pass while a placeholder occupies the memory of the engine's other tensors."""
     device, size = accelerator.device, recipe.input.size
-    # The layout that the engine will use: the activations' size depends on it.
+    # The memory format that the engine will use, because the size of the activations depends on it.
     memory_format = torch.channels_last if recipe.engine.zero == 0 else torch.preserve_format
     # torch's stubs have no overload with both arguments, which torch itself documents.
     model.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]

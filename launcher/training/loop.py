@@ -1,8 +1,8 @@
-"""The training loop: a recipe's optimizer steps on an engine, from any step on.
+"""The training loop: runs a recipe's optimizer steps on an engine, from any step on.
 
-Everything about a step follows from its number: the samples, their augmentation, the masks, the learning rate,
-whether to evaluate or save. So the loop has no state but the engine's and the step, and resuming needs no more than
-these.
+Everything about a step follows from its number: the samples, their augmentation, the masks, the learning rate, and
+whether to evaluate or save. So the engine's state and the step are the whole state of the loop, and a run resumes from
+these two.
 """
 
 import math
@@ -37,7 +37,7 @@ from recipes.schedule import StepSchedule
 
 @dataclass
 class Training:
-    """One rank's part of a run; `launcher.training.train` puts it together."""
+    """One rank's part of a run; `launcher.training.train` assembles it."""
 
     engine: Engine
     model: PreparedModel
@@ -54,8 +54,7 @@ class Training:
         self.device = self.engine.accelerator.device
         self.preprocessor = DevicePreprocessor(self.recipe, self.device)
         self.unreadable = UnreadableImages(self.recipe, self.shards.root)
-        # Whether a step has succeeded with the optimizer's state in memory. From then on every step takes as much
-        # memory.
+        # Whether a step has succeeded with the optimizer's state in memory. All later steps take the same memory.
         self.fits = False
 
     def train(self, step: int) -> int:
@@ -81,7 +80,7 @@ class Training:
                     if self.fits or not is_out_of_memory(error):
                         raise
                     raise oom_error(self.recipe, self.cut, self._statistics_size, f"in step {step}") from None
-                if ran_out:  # not inside `except`: there the traceback keeps the activations of the failed pass alive
+                if ran_out:  # not inside `except`, where the traceback keeps the activations of the failed pass alive
                     batches.close()
                     self._shrink_micro_batch(step, progress)
                     batches = self._batches(step)
@@ -100,7 +99,7 @@ class Training:
 
     @property
     def _statistics_size(self) -> int:
-        """The number of images of which a micro-batch must hold a multiple."""
+        """The unit of a micro-batch in images (`unit_of_cut`)."""
         return unit_of_cut(self.recipe, self.model.has_batch_norm)
 
     def _batches(self, step: int) -> Generator[MicroBatch, None, None]:
@@ -135,8 +134,8 @@ class Training:
         lr = self.schedule.lr(step)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         replaced: list[str] = []
-        # Until the memory of a step is known to suffice, ranks all-reduce only after all have passed their
-        # micro-batches: a rank that runs out of memory would otherwise leave the others waiting in an all-reduce.
+        # Until a step is known to fit into memory, ranks all-reduce only after all of them have processed their
+        # micro-batches. Otherwise a rank that runs out of memory would leave the others waiting in an all-reduce.
         unsynced = engine.syncs_on_last_micro_batch_only and not self.fits
         was_updated = engine.updates > 0  # the optimizer's state, which the first update allocates, is in memory
         with oom_on_any_rank(engine.accelerator) if unsynced else nullcontext():
@@ -153,11 +152,11 @@ class Training:
             engine.all_reduce_gradients(self._blank_images())
         if self.model.bn_stats:
             self.model.bn_stats.update(engine.sum)
-        # One all-reduce tells every rank the loss, whether one was asked to stop, and how many images were
-        # unreadable. Its result is read only after the update has been queued, so that a GPU has no gap before the
-        # update.
+        # One all-reduce gives every rank the loss, the number of ranks that were asked to stop, and the number of
+        # unreadable images. Its result is read only after the update has been queued, so that the GPU does not idle
+        # before the update.
         with marked("agreement"):
-            # `new_full` makes the numbers on the device; a copy from the host would wait for it.
+            # `new_full` creates the numbers on the device; a copy from the host would wait for the device.
             flags = (loss_sum.new_full((), float(number)) for number in (stop_wanted, len(replaced)))
             agreed = engine.sum(torch.stack([loss_sum, *flags]))
         with marked("update"):
@@ -174,7 +173,7 @@ class Training:
         return stops > 0
 
     def _micro_batch(self, batch: MicroBatch, last: bool) -> Tensor:
-        """Add one micro-batch's gradient; return the sum of its losses, a float64 scalar on the device."""
+        """Accumulate one micro-batch's gradient; return the sum of its losses, a float64 scalar on the device."""
         engine = self.engine
         self.model.drop_path.draw(batch.step, batch.positions)
         with engine.micro_batch(last_of_step=last):
@@ -193,7 +192,7 @@ class Training:
         """Return the error for a loss that is NaN or infinite, with what most likely helps."""
         if was_updated:
             return UserError(
-                f"the loss of step {step} is {loss}: nothing is saved from there on; a lower optimizer.lr, a longer "
+                f"the loss of step {step} is {loss}, so nothing later is saved: a lower optimizer.lr, a longer "
                 f"warm-up or optimizer.clip_grad=1 usually helps"
             )
         checks = [f"whether the images are intact (`bigbatch verify {self.shards.root}`)"]
@@ -209,7 +208,7 @@ class Training:
     def _report_step(
         self, step: int, loss: float, lr: float, seconds: float, waited: float, replaced: int, progress: RunProgress
     ) -> None:
-        """Log and show one step; `waited` are the seconds of `seconds` in which this rank had no data."""
+        """Log and show one step, which took `seconds`; this rank waited for data during `waited` of them."""
         speed, wait = self.recipe.batch.global_ / seconds, waited / seconds
         self.log.write(
             "step",

@@ -1,11 +1,11 @@
-"""A run's progress on stderr: a live bar in a terminal, plain lines elsewhere."""
+"""Shows a run's progress on stderr: a live bar in a terminal, plain lines elsewhere."""
 
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_PLAIN_EVERY = 10.0  # seconds between plain lines: a log file of a long run stays readable
+_PLAIN_EVERY = 10.0  # seconds between plain lines, so that the log file of a long run stays readable
 
 
 class RunProgress:
@@ -45,7 +45,7 @@ class RunProgress:
             self.say(f"step {step}/{self.total_steps}  epoch {epoch:.2f}  {numbers}  {_duration(remaining)} left")
 
     def say(self, line: str) -> None:
-        """Print one line, above the bar where there is one."""
+        """Print one line, above the bar if there is one."""
         self.console.print(line, markup=False)
 
 

@@ -1,4 +1,4 @@
-"""What ``run.json`` and the event of a start say about a run: data set, model, schedule, versions, hardware."""
+"""Describes a run for ``run.json`` and for its start events: data set, model, schedule, versions, hardware."""
 
 from importlib.metadata import version
 
@@ -44,9 +44,9 @@ def describe_run(
 
 
 def initial_weights_sha256(recipe: Recipe, run: RunDirectory, resumes: bool) -> str | None:
-    """Return the digest of the weights that the run began with; None for a run that did not record it at its start.
+    """Return the digest of the weights that the run began with; None if the run did not record it at its start.
 
-    A run that resumes keeps what it recorded: its file may be gone, or another one may lie in its place by now.
+    A run that resumes keeps the recorded digest, because the file may be gone or replaced by now.
     """
     if not resumes:
         return weights_digest(recipe.model.weights)
@@ -69,5 +69,5 @@ def _multiply_adds(recipe: Recipe, classes: int) -> int | None:
         model = build(recipe, classes)
     try:
         return multiply_adds(model, recipe.input.size)
-    except Exception:  # a model may do anything with a tensor without values, and no run should end for this number
+    except Exception:  # a model may raise anything on a tensor without values, and this number is only informative
         return None

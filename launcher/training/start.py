@@ -1,4 +1,4 @@
-"""The state that a run starts from: its checkpoint, given weights or the seed, on an engine that fits into memory."""
+"""Makes the engine of a run with its starting state: from a checkpoint, from given weights, or from the seed."""
 
 import warnings
 from importlib.util import find_spec
@@ -24,10 +24,11 @@ from recipes.schema import Recipe
 def find_checkpoint(accelerator: Accelerator, run: RunDirectory, recipe: Recipe, shards: ShardSet) -> Checkpoint | None:
     """Return the newest valid checkpoint of the run, the same on every rank; None for a run that has none yet.
 
-    Only the main process reads and verifies the files: checksums of a large model take minutes of a shared disk.
+    Only the main process reads and verifies the files, because checksums of a large model on a shared disk take
+    minutes.
 
     Raises:
-        UserError: on every rank, if the checkpoint belongs to another recipe or other shards, or if there was a
+        UserError: on every rank, if the checkpoint belongs to another recipe or other shards, or if the run had a
             checkpoint and none is left that can be used.
     """
     found, problem = None, None
@@ -37,7 +38,7 @@ def find_checkpoint(accelerator: Accelerator, run: RunDirectory, recipe: Recipe,
         except UserError as error:
             problem = str(error)
     found, problem = broadcast_object_list([found, problem])
-    if problem:  # raised by all: the other ranks would wait for the main one for ever
+    if problem:  # raised on all ranks, because the others would wait for the main process for ever
         raise UserError(problem)
     return found
 
@@ -56,10 +57,10 @@ def _newest_of(accelerator: Accelerator, run: RunDirectory, recipe: Recipe, shar
 
 
 def _check_nothing_is_lost(accelerator: Accelerator, run: RunDirectory) -> None:
-    """Refuse to start a run over whose checkpoints are gone. One that was never saved starts over, and says so.
+    """Refuse to start a run from step 0 if its checkpoints are gone. A run that was never saved starts over.
 
-    The event of a save is written when the save begins. So one such event may be of a save that was killed. A second
-    one, the end of a run, or a start that resumed is proof of a complete checkpoint.
+    The event of a save is written when the save begins, so a single one may belong to a save that was killed. A second
+    save, the end of a run, or a start that resumed proves that there was a complete checkpoint.
 
     Raises:
         UserError: the run had a checkpoint.
@@ -79,13 +80,13 @@ def _check_nothing_is_lost(accelerator: Accelerator, run: RunDirectory) -> None:
 
 
 def _check_belongs_to(checkpoint: Checkpoint, run: RunDirectory, recipe: Recipe, shards: ShardSet) -> None:
-    """Refuse a checkpoint of another recipe or of other shards, also where ``recipe.yaml`` and ``run.json`` are lost.
+    """Check that a checkpoint belongs to this recipe and shards, even if ``recipe.yaml`` and ``run.json`` are lost.
 
     Raises:
         UserError: the checkpoint's identity or digest differs.
     """
-    # Version 0.1.0 hashed the path of a weights file, which may have moved since. The run's own recipe was compared
-    # before.
+    # Version 0.1.0 hashed the path of a weights file, which may have been moved. If the run directory has a recipe,
+    # `RunDirectory.check_recipe` has compared it already.
     path_may_differ = run.recipe_file.is_file() and recipe.model.weights not in (None, "timm")
     same_recipe = recipe.has_identity(checkpoint.metadata["identity"]) or path_may_differ
     same_data = checkpoint.metadata["dataset"] == shards.digest
@@ -105,12 +106,15 @@ def start_engine(
     cut: Cut,
     checkpoint: Checkpoint | None,
 ) -> tuple[Engine, Cut]:
-    """Return the engine with the state to train from, and the cut, with a smaller micro-batch where memory is short.
+    """Return the engine with the state to train from, and the cut, whose micro-batch is smaller if memory is short.
 
     Args:
         recipe: with its engine chosen.
+        model: with its initial weights.
         classes: the names of the shards' classes, in the order of the model's outputs.
-        checkpoint: what to resume from; None: begin with `model.weights` or the seed's weights.
+        accelerator: of this process.
+        cut: the planned cut.
+        checkpoint: the one to resume from; None: begin with `model.weights` or with weights drawn from the seed.
 
     Raises:
         UserError: no micro-batch fits, the given weights do not fit the model, or DeepSpeed is missing.
@@ -135,10 +139,10 @@ def start_engine(
 
 
 def make_engine(recipe: Recipe, model: nn.Module, accelerator: Accelerator, cut: Cut) -> Engine:
-    """Return the recipe's engine: plain data parallelism, or ZeRO where `engine.zero` names a stage.
+    """Return the recipe's engine: DDP, or ZeRO if `engine.zero` is a stage from 1 to 3.
 
     Raises:
-        UserError: ZeRO is asked for and DeepSpeed is not installed.
+        UserError: the recipe uses ZeRO and DeepSpeed is not installed.
     """
     if recipe.engine.zero == 0:
         return DataParallel(recipe, model, accelerator)

@@ -1,7 +1,7 @@
-"""A profile of a few micro-batches and the update after them: a trace, a table, and a sentence on what bounds the run.
+"""Profiles a few micro-batches and the update after them: a trace, a table, and a sentence on what bounds the run.
 
-The training loop marks the parts of a step with the ranges named here. On a GPU, time is attributed by the kernels
-that run on it; on a CPU, by these ranges.
+The training loop marks the parts of a step with the ranges named here. On a GPU, time is attributed to a part by the
+kernels that run; on a CPU, by these ranges.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,14 +29,14 @@ def marked(part: str) -> record_function:
 
 @dataclass(frozen=True)
 class Shares:
-    """Seconds of an optimizer step by what they are spent on.
+    """Seconds per optimizer step that each kind of work takes.
 
     Attributes:
         computing: forward and backward passes.
         optimizer: the update of weights and EMA.
         communication: only the part that is not hidden behind computing.
         data: waiting for the next micro-batch.
-        idle: a device without work although its data is there.
+        idle: the device has no work although its data is ready.
     """
 
     computing: float
@@ -88,7 +88,7 @@ class StepProfile:
         folder: where `trace.json.gz` (for Perfetto or chrome://tracing) and `profile.txt` are written.
         micro_batches: how many to record; a number above those of one step is rounded up to whole steps.
         cut: how the batch is cut, which says how many micro-batches a step has.
-        device: of the training; it decides what the time is attributed by.
+        device: of the training; it decides how time is attributed.
         say: prints a line for the user.
     """
 
@@ -123,7 +123,7 @@ class StepProfile:
         self.profiler = None
 
     def close(self) -> None:
-        """End the recording with the run; say so if there was no time for a profile."""
+        """Stop an unfinished recording at the end of the run, and tell the user that there is no profile."""
         if self.seen < self.first + self.recorded:
             if self.profiler:
                 self.profiler.stop()
@@ -147,7 +147,7 @@ class StepProfile:
 
 
 def step_shares(events: Iterable, on_gpu: bool, scale: float, steps: int) -> Shares:
-    """Return where the time of one optimizer step went.
+    """Return the time that each part of one optimizer step took.
 
     Args:
         events: from torch's profiler, with times in microseconds.

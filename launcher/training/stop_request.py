@@ -7,11 +7,12 @@ from launcher.training.progress import RunProgress
 
 
 class StopRequest:
-    """Inside, Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once, without saving.
+    """Makes Ctrl-C and SIGTERM request a stop after the current step; a second Ctrl-C stops at once, without saving.
 
     Attributes:
-        wanted: this process was asked to stop.
-        agreed: some process was asked, and all ranks know it and stop at the same step. The training loop sets this.
+        wanted: whether this process was asked to stop.
+        agreed: whether all ranks know that one of them was asked to stop. The training loop sets this, and all ranks
+            stop after the same step.
     """
 
     def __init__(self, progress: RunProgress):

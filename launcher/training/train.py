@@ -1,4 +1,4 @@
-"""Training in one process of a run, from the recipe to the last line that is printed."""
+"""Trains a run in one of its processes, from opening the shards to closing the engine."""
 
 import time
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ class StartOptions:
     Attributes:
         micro_batch: images per forward and backward pass; None: what the plan recommends for GPUs, at most 64 on a CPU.
         workers: loader processes per training process; None: as many as the CPUs allow; 0: none.
-        shards_copy: a folder with a copy of the recipe's shards, read instead of them (e.g. on the node's own disk).
+        shards_copy: a folder with a copy of the recipe's shards to read instead, e.g. on the node's own disk.
         profile: how many micro-batches the main process profiles soon after the start; None: no profile.
-        submitted: this start belongs to a submitted job. The job's ledger then says who may train in the run directory,
-            and its file lock is not used, because a lost node may never release it.
+        submitted: whether this start belongs to a submitted job. The job's ledger then decides who may train in the run
+            directory. Its file lock is not used, because a lost node may never release it.
     """
 
     micro_batch: int | None = None
@@ -57,7 +57,7 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
     seed.
 
     Raises:
-        UserError: anything that the user can correct, before the first step wherever that is possible.
+        UserError: the user can correct the cause. It is raised before the first step whenever that is possible.
     """
     options = options or StartOptions()
     shards = open_shards(recipe, options.shards_copy)
@@ -101,9 +101,9 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
 
 
 def _claim_run_directory(run_path: Path, recipe: Recipe, shards: ShardSet, options: StartOptions) -> RunDirectory:
-    """Return the run directory, made if needed, after checking that this recipe may train in it on these shards.
+    """Return the run directory, created if needed, after checking that this recipe may train in it on these shards.
 
-    This comes before the processes meet, so that a refused start ends in seconds and with one sentence.
+    This happens before the processes connect, so that a refused start ends in seconds and with one sentence.
     """
     run = RunDirectory(run_path)
     run.check_is_free_for(recipe)
@@ -165,7 +165,7 @@ def _run_to_end(training: Training, step: int, run: RunDirectory) -> bool:
     try:
         reached = training.train(step)
     except UserError as error:
-        # Ranks can fail for reasons of their own (a full disk): only the main one's sentence goes without its rank.
+        # A rank other than the main one can fail alone, e.g. because its disk is full: its message names the rank.
         raise UserError(
             str(error) if engine.is_main else f"[rank {engine.accelerator.process_index}] {error}"
         ) from None

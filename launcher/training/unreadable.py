@@ -1,4 +1,4 @@
-"""Images that could not be read: counted over all ranks, named, and too many of them end the run."""
+"""Counts and names the images that could not be read, over all ranks, and ends the run if they are too many."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from launcher.training.progress import RunProgress
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
-_NAMED_PER_RANK = 20  # a broken disk must not fill the log; all are counted
-_COUNTED_OVER = 1000  # images; over fewer, a share of one percent means nothing, and one bad image would end a run
+_NAMED_PER_RANK = 20  # a broken disk must not fill the log; further ones are only counted
+_COUNTED_OVER = 1000  # images; with fewer, a single unreadable one would exceed a share of one percent and end the run
 
 
 class UnreadableImages:
@@ -31,7 +31,8 @@ class UnreadableImages:
 
         Args:
             names: those of this rank, each with the reason.
-            on_all_ranks: their number on all ranks together.
+            on_all_ranks: the number of unreadable images of this step on all ranks together.
+            progress: shows the names.
 
         Raises:
             UserError: on every rank, if they are more than the share that `run.unreadable` allows.
