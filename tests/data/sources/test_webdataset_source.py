@@ -176,7 +176,7 @@ def test_a_size_limit_is_refused_since_nothing_is_rewritten(tmp_path):
 def test_names_that_tell_the_split_of_only_some_shards_are_one_sentence(tmp_path):
     write_shard(tmp_path / "theirs/val-0.tar", [0, 1])
     write_shard(tmp_path / "theirs/other.tar", [0, 1])
-    with pytest.raises(UserError, match="other.tar does not tell"):
+    with pytest.raises(UserError, match="other.tar does not say"):
         open_source(str(tmp_path / "theirs"), 0.1)
 
 
