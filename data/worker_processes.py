@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 
+from data.exit_codes import describe_exit
 from recipes.errors import UserError
 
 # Forked workers share what the parent has imported and allocated. Only on Linux is a fork safe.
@@ -40,13 +41,7 @@ def cause_of_death(processes: Iterable[BaseProcess]) -> str | None:
     # A pool terminates its other workers when one has died, so signal 15 names the cause only if there is no other
     # code.
     code = next((code for code in codes if code != -signal.SIGTERM), codes[0] if codes else None)
-    if code is None:
-        return None
-    if code == -signal.SIGKILL:
-        return "was killed by signal 9 (SIGKILL), most often because the machine or the job ran out of memory"
-    if code < 0:
-        return f"was killed by signal {-code} ({signal.Signals(-code).name})"
-    return f"ended with exit code {code}"
+    return None if code is None else describe_exit(code)
 
 
 @contextmanager

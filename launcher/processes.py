@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
+from data.exit_codes import describe_exit
+
 _ROOT = str(Path(__file__).parents[1])  # the folder of bigbatch's packages, which need not be installed
 _GRACE = 10.0  # seconds that the other processes have to end by themselves after one has failed
 _PARENT = "BIGBATCH_PARENT"  # environment variable with the process id of the parent of `run_processes`
@@ -69,7 +71,7 @@ def run_processes(module: str, arguments: list[str], count: int) -> int:
     try:
         rank, code = _wait(processes)
         if code < 0 and not forwarded:
-            print(f"error: {_death_of(rank, -code)}", file=sys.stderr)
+            print(f"error: rank {rank} {_death(code)}", file=sys.stderr)
         return code if code >= 0 else 128 - code
     finally:
         for number, handler in previous.items():
@@ -99,16 +101,12 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> tuple[int, int]:
         time.sleep(0.05)
 
 
-def _death_of(rank: int, number: int) -> str:
-    """Return a sentence about a rank that a signal ended."""
-    name = signal.Signals(number).name if number in set(signal.Signals) else "an unknown signal"
-    sentence = f"rank {rank} was killed by signal {number} ({name})"
-    if number == signal.SIGKILL:
-        sentence += (
-            ", most often because the machine ran out of memory: resume with the same command and fewer --workers, a "
-            "smaller --micro-batch or fewer --procs"
-        )
-    return sentence
+def _death(code: int) -> str:
+    """Return how a signal ended a rank, and what to do about it."""
+    if code != -signal.SIGKILL:
+        return describe_exit(code)
+    advice = "resume with the same command and fewer --workers, a smaller --micro-batch or fewer --procs"
+    return f"{describe_exit(code)}: {advice}"
 
 
 def stop_with_parent() -> None:

@@ -113,8 +113,8 @@ def _fitted_model(weights: SavedWeights, recipe: Recipe, shards: ShardSet) -> tu
             )
         case ClassMatch.UNNAMED:
             note = (
-                f"the classes of {weights.origin} or of {shards.root} have no names: "
-                f"both are assumed to have the same order"
+                f"the classes of {weights.origin} and {shards.root} cannot be compared, because one of them has no "
+                f"names: they are assumed to have the same order"
             )
     fit_weights(model, tensors, str(weights.origin), new_head=False)
     return model, note
