@@ -55,7 +55,8 @@ class StepSchedule:
         decay = self.recipe.ema.decay
         if decay is not None and 1 / (1 - decay) > self.total_steps:
             found.append(
-                f"the EMA averages over {round(1 / (1 - decay)):,} steps but the run has {self.total_steps:,}: "
+                f"the EMA averages over {math.ceil(1 / (1 - decay) - 1e-6):,} steps "
+                f"but the run has {self.total_steps:,}: "
                 f"it will lag behind the weights; try ema.decay={1 - 5 / max(self.total_steps, 10):.4g}"
             )
         if self.total_steps < _FEW_STEPS:

@@ -110,4 +110,7 @@ def require_classes(classes: Sequence[str], place: str) -> None:
     """
     if len(classes) < 2:
         only = f"only one class, {classes[0]!r}" if classes else "no labelled images"
-        raise UserError(f"{place} has {only}: training needs at least two folders of images, one per class")
+        raise UserError(
+            f"{place} has {only}: training needs at least two folders of images, one per class, or a table of labels "
+            f"(--labels)"
+        )

@@ -60,7 +60,7 @@ def choose_engine(
     """
 
     def unplanned(why: str) -> EngineChoice:
-        note = "" if micro_batch is not None else f"at most {LARGEST_UNPLANNED} images at a time: {why}"
+        note = "" if micro_batch is not None else f"at most {LARGEST_UNPLANNED} images at a time, because {why}"
         return EngineChoice(
             with_default_engine(recipe), cut_for_model(recipe, world_size, micro_batch, has_batch_norm), note
         )

@@ -118,7 +118,9 @@ def _print_start(engine: Engine, choice: EngineChoice, cut: Cut, schedule: StepS
     say(f"{recipe.name}: {recipe.model.name}, {schedule.total_steps:,} steps of {cut}, {engine.title}")
     if choice.reason:
         say(f"cut: {choice.reason}")
-    if step:
+    if step == schedule.total_steps:
+        say(f"already finished, at step {step}")
+    elif step:
         say(f"resumes at step {step} of {schedule.total_steps}")
     else:
         for warning in schedule.warnings():

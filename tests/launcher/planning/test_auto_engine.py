@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused_with_what_does():
 def test_without_a_gpu_or_a_trace_it_is_plain_data_parallelism_and_said_so(monkeypatch):
     chosen = choose_engine(recipe(), 10, 2, None, False, None)
     assert chosen.cut.micro_batch == 64 and chosen.recipe.engine.zero == 0
-    assert chosen.reason == "at most 64 images at a time: there is no GPU to plan for"
+    assert chosen.reason == "at most 64 images at a time, because there is no GPU to plan for"
     assert choose_engine(recipe(), 10, 2, 32, False, None).reason == ""
 
     def fail(*_):
