@@ -99,7 +99,9 @@ def scale_head(model: nn.Module, factor: float) -> None:
 
 def _create(recipe: Recipe, classes: int) -> nn.Module:
     wanted, options, unsupported = recipe.model, dict[str, Any](), dict[str, str]()
-    if timm.models.get_pretrained_cfg_value(wanted.name, "fixed_input_size"):
+    # A model that someone else has registered need not have a configuration of pretrained weights.
+    pretrained = timm.models.get_pretrained_cfg(wanted.name, allow_unregistered=True)
+    if pretrained is not None and pretrained.fixed_input_size:
         options["img_size"] = recipe.input.size
     if wanted.drop_path > 0:
         options["drop_path_rate"] = wanted.drop_path
