@@ -25,7 +25,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.file_download.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(pretrained, "_SECONDS", 0.5)
+    monkeypatch.setattr(pretrained, "_TIMEOUT", 0.5)
 
     def use(port: int) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")

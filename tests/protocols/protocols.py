@@ -148,9 +148,9 @@ def _keep_a_ledger(folder: Path, rank: int, barrier: Any) -> None:
     ledger.heartbeat()
     for number in range(3):
         ledger.log("start", attempt, number=number)
-    ledger.fail(attempt, Failure(time.time(), rank, "node", 1, "it failed"))
+    ledger.record_failure(attempt, Failure(time.time(), rank, "node", 1, "it failed"))
     assert ledger.owner() is not None
-    assert len(ledger.of(attempt, "start")) >= 3
+    assert len(ledger.events_of(attempt, "start")) >= 3
     assert ledger.failures(attempt)
     assert (ledger.seconds_since_heartbeat() or 0) < 60
     (folder / f"done-{rank}").touch()
@@ -162,7 +162,7 @@ def _the_ledger_is_whole(folder: Path, killed: bool) -> None:
     assert len(ledger.events()) == len(lines), "a line of the ledger is torn"
     done = [int(path.name.removeprefix("done-")) for path in folder.glob("done-*")]
     for rank in done:
-        assert len(ledger.of(Attempt("7", rank), "start")) >= 3 and ledger.failures(Attempt("7", rank))
+        assert len(ledger.events_of(Attempt("7", rank), "start")) >= 3 and ledger.failures(Attempt("7", rank))
     assert not done or ledger.owner() is not None
 
 
