@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable
 
 import typer
@@ -46,6 +47,7 @@ def run_app(app: typer.Typer, file_error: int = _USER_ERROR) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may not be text in the terminal's encoding
+    threading.excepthook = _thread_ended
     try:
         app()
     except UserError as error:
@@ -54,7 +56,7 @@ def run_app(app: typer.Typer, file_error: int = _USER_ERROR) -> None:
     except OSError as error:
         if error.filename is None and error.errno not in _NO_SPACE:
             raise  # not about a file, so probably a defect of ours
-        place = f"{error.filename}: " if error.filename is not None else ""
+        place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         prefix = "" if _is_main_process() else f"[rank {this_process().rank}] "  # other ranks may not meet it
         _print_error(f"{prefix}{place}{error.strerror or error}")
         sys.exit(file_error)
@@ -64,6 +66,16 @@ def run_app(app: typer.Typer, file_error: int = _USER_ERROR) -> None:
         rank = this_process().rank
         print(f"error: [rank {rank}] another rank ended too early: its error is the one to look at", file=sys.stderr)
         sys.exit(1)
+
+
+def _thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread that has ended by an error, unless the error is about a file.
+
+    TensorBoard writes in a thread of its own. It raises such an error once more in the main thread, where `run_app`
+    turns it into a sentence.
+    """
+    if not isinstance(ended.exc_value, OSError):
+        threading.__excepthook__(ended)
 
 
 def _print_error(message: str) -> None:
