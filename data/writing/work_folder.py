@@ -28,7 +28,8 @@ def work_folder(dest: Path, identity: dict[str, Any]) -> Iterator[Path]:
             work of another `identity`.
     """
     work = dest / WORK
-    if dest.is_dir() and not work.is_dir() and any(dest.iterdir()) and not (dest / MANIFEST).exists():
+    # In this order: another command that begins or finishes meanwhile is not mistaken for files of somebody else.
+    if dest.is_dir() and any(dest.iterdir()) and not work.is_dir() and not (dest / MANIFEST).exists():
         raise UserError(f"{dest} is not empty and holds no shards: give a new folder")
     with _locked(work):
         _claim(work, identity)
@@ -45,7 +46,12 @@ def _locked(work: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             while True:
-                work.mkdir(parents=True, exist_ok=True)
+                try:
+                    work.mkdir(parents=True, exist_ok=True)
+                except FileExistsError:
+                    if work.exists():  # a file of that name
+                        raise
+                    continue  # another command has removed the folder, between Python's two looks at it
                 with ExitStack() as attempt, suppress(FileNotFoundError):
                     lock = attempt.enter_context(file_lock(work / "lock", _PATIENCE))
                     # A command that finishes removes the folder with the lock file that this one waited for.
