@@ -49,7 +49,7 @@ def _locked(work: Path) -> Iterator[None]:
                 try:
                     work.mkdir(parents=True, exist_ok=True)
                 except FileExistsError:
-                    if work.exists():  # a file of that name
+                    if work.exists() or not work.parent.is_dir():  # a file of that name, or a dangling link
                         raise
                     continue  # another command has removed the folder, between Python's two looks at it
                 with ExitStack() as attempt, suppress(FileNotFoundError):
