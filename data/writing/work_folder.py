@@ -36,9 +36,8 @@ def work_folder(dest: Path, identity: dict[str, Any]) -> Iterator[Path]:
         for left_over in work.glob("*.partial"):
             left_over.unlink()
         yield work
-        shutil.rmtree(
-            work, ignore_errors=True
-        )  # if a kill interrupts this, the next command for `dest` removes the rest
+        # If a kill interrupts this, the next command for `dest` removes the rest.
+        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager
@@ -49,8 +48,8 @@ def _locked(work: Path) -> Iterator[None]:
                 try:
                     work.mkdir(parents=True, exist_ok=True)
                 except FileExistsError:
-                    if work.exists() or not work.parent.is_dir():  # a file of that name, or a dangling link
-                        raise
+                    if work.is_file() or work.is_symlink() or not work.parent.is_dir():
+                        raise  # a file of that name, or a dangling link
                     continue  # another command has removed the folder, between Python's two looks at it
                 with ExitStack() as attempt, suppress(FileNotFoundError):
                     lock = attempt.enter_context(file_lock(work / "lock", _PATIENCE))
