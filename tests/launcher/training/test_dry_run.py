@@ -63,7 +63,7 @@ def test_weights_that_fit_are_accepted(dry_run, capsys):
 def test_weights_that_the_start_would_refuse_are_refused(dry_run, tmp_path, monkeypatch, weights, message):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {"stem.weight": torch.zeros(3)}}, "other.pth")
-    monkeypatch.setattr("timm.models.get_pretrained_cfg", lambda name: None)
+    monkeypatch.setattr("timm.models.get_pretrained_cfg", lambda name, **options: None)
     with pytest.raises(UserError, match=message) as caught:
         dry_run(f"model.weights={weights}")
     assert "\n" not in str(caught.value)
