@@ -22,7 +22,11 @@ def plan(
     gpus: Annotated[int, typer.Option(help="GPUs on all nodes; each runs one process.", min=1)] = 8,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of one node.", min=1)] = 8,
     gpu: Annotated[
-        str, typer.Option(help="Kind of GPU: v100, a100, a100-80, h100, or one that was calibrated.")
+        str,
+        typer.Option(
+            help="Kind of GPU: v100, t4, a10, l4, l40s, a100, a100-80, h100, h200, b200, rtx3090, rtx4090, rtx5090, "
+            "or one that was calibrated."
+        ),
     ] = "a100",
     cpus_per_gpu: Annotated[
         int, typer.Option(help="CPU cores per GPU; all but one of them run loader processes.", min=1)
@@ -37,7 +41,7 @@ def plan(
     tflops: Annotated[
         float | None,
         typer.Option(
-            help="TFLOP/s that one GPU reaches. Default: as calibrated or assumed.",
+            help="TFLOP/s that large matrix products reach. Default: as calibrated, or the data sheet's.",
             min=0.01,
             rich_help_panel=_ASSUMPTIONS,
         ),
@@ -64,7 +68,7 @@ def plan(
         bool,
         typer.Option(
             "--calibrate",
-            help="Measure this machine for about a minute. Later plans use the measured speeds.",
+            help="Measure this machine for about a minute. Later plans use the measured rates.",
             rich_help_panel=_MEASURING,
         ),
     ] = False,

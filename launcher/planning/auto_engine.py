@@ -110,7 +110,7 @@ def visible_hardware(recipe: Recipe, processes: int) -> Hardware | None:
     free, _ = torch.cuda.mem_get_info()
     # The engine asks the same, so that "auto" is planned at the precision that is trained.
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    gpu = replace(gpu_of_device(torch.cuda.get_device_name(), recipe), has_bf16=has_bf16)
+    gpu = replace(gpu_of_device(torch.cuda.get_device_name()), has_bf16=has_bf16)
     return Hardware(processes, per_node, free, gpu, images_per_core(recipe), cpus_per_gpu=cpus_of_process())
 
 
@@ -124,7 +124,7 @@ def hardware_of_cluster(
     """
     if kind is None and memory_gib is None:
         return None
-    gpu = gpu_named(kind, recipe) if kind else gpu_of_device("", recipe)
+    gpu = gpu_named(kind) if kind else gpu_of_device("")
     memory = round((memory_gib or gpu.memory_gib) * GIB)
     return Hardware(gpus, per_node, memory, gpu, images_per_core(recipe), cpus_per_gpu=cpus_per_gpu)
 

@@ -1,9 +1,13 @@
-"""`bigbatch plan --calibrate`: measure how fast this machine trains, and how fast it reads images."""
+"""`bigbatch plan --calibrate`: measure how fast this machine trains, and how fast it reads images.
+
+A large matrix product and a large sum give the device's two rates as plain kernels reach them. Both are then divided
+by one factor, so that the roofline of the recipe's own model takes as long as its measured step.
+"""
 
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -16,19 +20,21 @@ from launcher.engines.optimizer import make_optimizer
 from launcher.engines.out_of_memory import is_out_of_memory
 from launcher.planning.gpus import CPU, kind_of
 from launcher.planning.memory_model import GIB
+from launcher.planning.model_profile import profile_model
 from launcher.planning.speeds import (
     Device,
+    Measurement,
+    Rates,
     data_key,
     load_speeds,
     measured_today,
-    model_key,
     save_speeds,
     speeds_file,
 )
 from launcher.planning.step_trace import autocast_to
+from launcher.planning.time_model import roofline_seconds, update_seconds
 from launcher.recipe_shards import open_shards
-from models.build import build, compile_blocks
-from models.cost import multiply_adds
+from models.build import compile_blocks
 from models.loss import mixed_cross_entropy
 from models.prepared import prepare_model
 from recipes.errors import UserError
@@ -37,12 +43,14 @@ from recipes.schema import Recipe
 _SECONDS = 12.0  # of measuring for each precision, and for reading
 _LARGEST_MICRO_BATCH = 128
 _READ_BATCH = 64
+_REPETITIONS = 9  # of a plain kernel
 
 
 def calibrate(recipe: Recipe) -> None:
     """Measure, print and save this machine's speeds.
 
-    These are TFLOP/s with the recipe's model by precision and, where the recipe names shards, images/s of one core.
+    These are the device's rates of arithmetic and memory by precision and, where the recipe names shards, images/s of
+    one core.
 
     Raises:
         UserError: the model or the shards are not available, or the device's memory does not hold the smallest step.
@@ -53,25 +61,66 @@ def calibrate(recipe: Recipe) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name, memory = _name_and_memory(device)
     kind = kind_of(name) if device.type == "cuda" else CPU
-    with torch.device("meta"):
-        forward = multiply_adds(build(recipe, recipe.data.classes), recipe.input.size)
-    operations = 2 * 3 * forward  # a multiply-add is two operations, a backward pass costs two forward passes
-    tflops = speeds.devices[kind].tflops if kind in speeds.devices else {}
+    measured = Device(round(memory / GIB, 1))
     for precision in _precisions(device):
         images, seconds = _measure_step(recipe, recipe.data.classes, device, precision)
-        setting = f"{model_key(recipe)}, micro-batch {images}"
-        speed = measured_today(operations * images / seconds / 1e12, setting)
-        tflops.setdefault(precision, {})[model_key(recipe)] = speed
+        rates = _scaled_to_step(recipe, precision, _plain_rates(device, precision), images, seconds)
+        measured.rates[precision] = rates
         print(
-            f"{name}, {precision}: {speed.value:.3g} TFLOP/s, {images / seconds:,.1f} images/s ({setting})", flush=True
+            f"{name}, {precision}: {rates.tflops:.3g} TFLOP/s, {rates.gb_per_second:,.3g} GB/s, "
+            f"{images / seconds:,.1f} images/s ({rates.source})",
+            flush=True,
         )
-    speeds.devices[kind] = Device(round(memory / GIB, 1), tflops)
+    speeds.devices[kind] = measured
     if recipe.data.path is not None:
         rate = _measure_reading(recipe, open_shards(recipe).split("train"))
-        speeds.images_per_core[data_key(recipe)] = measured_today(rate, f"{recipe.data.path} at {recipe.input.size} px")
+        source = measured_today(f"{recipe.data.path} at {recipe.input.size} px")
+        speeds.images_per_core[data_key(recipe)] = Measurement(_rounded(rate), source)
         print(f"{data_key(recipe)}: {rate:,.0f} images/s in one loader process", flush=True)
     save_speeds(speeds)
     print(f"kept in {speeds_file()}; used by: bigbatch plan {recipe.name} --gpu {kind}")
+
+
+def _plain_rates(device: torch.device, precision: str) -> Rates:
+    """Return the rates that a large matrix product and a large sum in place reach."""
+    dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    side, elements = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
+    matrix, values = torch.rand(side, side, device=device).to(dtype), torch.zeros(elements, dtype=dtype, device=device)
+    product = _median_seconds(lambda: matrix @ matrix, device)
+    total = _median_seconds(lambda: values.add_(1), device)
+    return Rates(2 * side**3 / product / 1e12, 2 * values.nbytes / total / 1e9, "plain kernels")
+
+
+def _median_seconds(run: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(_REPETITIONS):
+        _wait_for(device)
+        started = time.perf_counter()
+        run()
+        _wait_for(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _scaled_to_step(recipe: Recipe, precision: str, plain: Rates, images: int, seconds: float) -> Rates:
+    """Return both rates, divided by the factor that makes the predicted step last as long as the measured one."""
+    chosen = recipe.variant(engine={"precision": precision}, ema={"decay": None})
+    profile = profile_model(chosen, precision)
+    predicted = roofline_seconds(profile.usual_pass, plain, images, recipe.engine.compile)
+    predicted += update_seconds(chosen, profile, plain, shards=1)
+    factor = seconds / predicted
+    source = measured_today(f"{recipe.model.name} at {recipe.input.size} px, micro-batch {images}")
+    return Rates(_rounded(plain.tflops / factor), _rounded(plain.gb_per_second / factor), source)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _wait_for(device: torch.device) -> None:
+    """Wait for a GPU, whose kernels run asynchronously."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _name_and_memory(device: torch.device) -> tuple[str, int]:
@@ -140,7 +189,7 @@ class _TrainingStep:
         labels = torch.zeros(images, dtype=torch.int64, device=device)
         ones = torch.ones(images, device=device)
         self.drop_path.draw(0, torch.arange(images, device=device))
-        self._synchronize()
+        _wait_for(device)
         started = time.perf_counter()
         with autocast_to(self.precision, device.type):
             logits = self.model(pixels)
@@ -149,13 +198,8 @@ class _TrainingStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        self._synchronize()
+        _wait_for(device)
         return time.perf_counter() - started
-
-    def _synchronize(self) -> None:
-        """Wait for the GPU: its kernels run asynchronously."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def _measure_reading(recipe: Recipe, split: Split) -> float:

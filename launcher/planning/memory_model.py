@@ -64,7 +64,7 @@ class Memory:
 def predict_memory(recipe: Recipe, profile: ModelProfile, cut: Cut) -> Memory:
     """Return the memory of a step; the engine settings of the recipe must not be "auto", `precision` excepted."""
     checkpointing = recipe.engine.checkpoint_activations is True
-    activations = profile.activations_of(checkpointing).bytes_for(cut.micro_batch)
+    activations = profile.pass_of(checkpointing).bytes_for(cut.micro_batch)
     return replace(predict_states(recipe, profile.sizes, profile.buffers, cut), activations=activations)
 
 
@@ -73,7 +73,7 @@ def predict_states(recipe: Recipe, sizes: ParameterSizes, buffers: int, cut: Cut
     engine, world = recipe.engine, cut.world_size
     full = _FLOAT32 * sizes.total
     shard = full / world
-    moments = 2 if recipe.optimizer.name == "adamw" else int(recipe.optimizer.momentum > 0)
+    moments = moments_per_parameter(recipe)
     averages = int(recipe.ema.decay is not None)
     buffers *= 1 + averages  # BatchNorm's running averages have an EMA of their own
     if engine.zero == 0:
@@ -94,3 +94,8 @@ def predict_states(recipe: Recipe, sizes: ParameterSizes, buffers: int, cut: Cut
         if engine.zero == 3:
             host, kept = host + kept, 0
     return Memory(*map(round, (kept + buffers, gradients, optimizer, ema, 0, bucket + gathered, host)))
+
+
+def moments_per_parameter(recipe: Recipe) -> int:
+    """Return how many values of its own the optimizer keeps for each parameter."""
+    return 2 if recipe.optimizer.name == "adamw" else int(recipe.optimizer.momentum > 0)

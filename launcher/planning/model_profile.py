@@ -1,4 +1,4 @@
-"""The profile of a recipe's model, whatever the hardware: parameters, multiply-adds and activation memory.
+"""The profile of a recipe's model, whatever the hardware: parameters, and memory and work of a pass.
 
 Two steps are traced once and the result is kept in the user's cache folder, so that later plans are arithmetic. torch
 is imported only for tracing, because it takes seconds.
@@ -6,7 +6,6 @@ is imported only for tracing, because it takes seconds.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from platformdirs import user_cache_path
 
 from data.atomic_io import write_atomically
 from launcher.engines.deepspeed_config import KEPT_WHOLE
+from launcher.planning.pass_profile import Affine, PassProfile, RepeatedOperation, pass_profile
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
@@ -23,31 +23,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TRACED_IMAGES = 16  # of the smaller traced step; a model with BatchNorm takes its statistics batch instead
-_FORMAT = 4  # of the cache files and of what they count: raise it whenever either changes
+_FORMAT = 5  # of the cache files and of what they count: raise it whenever either changes
 
 
 class UnpredictableModelError(UserError):
     """The model cannot be traced, because its operations depend on values."""
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Peak memory of a forward and backward pass in bytes, without parameters and gradients, by the number of images.
-
-    At each moment of the pass, memory is affine in the number of images: the constant part is parameters at lower
-    precision and a layer's gradient before it is accumulated. The peak is the largest of these lines.
-
-    Attributes:
-        lines: the lines that are the largest for some number of images, each as (bytes, bytes per image).
-        operations: the number of operations that torch starts.
-    """
-
-    lines: list[tuple[float, float]]
-    operations: int
-
-    def bytes_for(self, images: int) -> int:
-        """Return the peak in bytes of a pass over so many images."""
-        return round(max(fixed + per_image * images for fixed, per_image in self.lines))
 
 
 class ParameterSizes(NamedTuple):
@@ -71,25 +51,25 @@ class ModelProfile:
     Attributes:
         buffers: bytes of its buffers.
         multiply_adds: of one forward pass over one image.
-        activations: without activation checkpointing.
-        checkpointed_activations: with activation checkpointing; None if the model does not support it.
+        usual_pass: without activation checkpointing.
+        checkpointed_pass: with activation checkpointing; None if the model does not support it.
     """
 
     sizes: ParameterSizes
     buffers: int
     multiply_adds: int
     has_batch_norm: bool
-    activations: Activations
-    checkpointed_activations: Activations | None
+    usual_pass: PassProfile
+    checkpointed_pass: PassProfile | None
 
     @property
     def parameters(self) -> int:
         """Elements of all parameters."""
         return self.sizes.total
 
-    def activations_of(self, checkpointing: bool) -> Activations:
-        """Return the activations with or without activation checkpointing, which the model must support."""
-        chosen = self.checkpointed_activations if checkpointing else self.activations
+    def pass_of(self, checkpointing: bool) -> PassProfile:
+        """Return the pass with or without activation checkpointing, which the model must support."""
+        chosen = self.checkpointed_pass if checkpointing else self.usual_pass
         assert chosen is not None
         return chosen
 
@@ -118,13 +98,23 @@ def profile_model(recipe: Recipe, precision: str) -> ModelProfile:
 
 def _from_json(text: str) -> ModelProfile:
     values = json.loads(text)
-    activations = Activations(**values.pop("activations"))
-    checkpointed = values.pop("checkpointed_activations")
+    usual, checkpointed = values.pop("usual_pass"), values.pop("checkpointed_pass")
     return ModelProfile(
         sizes=ParameterSizes(*values.pop("sizes")),
-        activations=activations,
-        checkpointed_activations=Activations(**checkpointed) if checkpointed else None,
+        usual_pass=_pass_from_json(usual),
+        checkpointed_pass=_pass_from_json(checkpointed) if checkpointed else None,
         **values,
+    )
+
+
+def _pass_from_json(values: dict) -> PassProfile:
+    return PassProfile(
+        [Affine(*line) for line in values["memory"]],
+        [
+            RepeatedOperation(times, Affine(*flops), Affine(*size), fusible)
+            for times, flops, size, fusible in values["operations"]
+        ],
+        values["repeats"],
     )
 
 
@@ -158,7 +148,7 @@ def _traced(recipe: Recipe, classes: int, precision: str) -> ModelProfile:
         cost = multiply_adds(model, recipe.input.size)
         has_batch_norm = batch_norm.attach(model, recipe.batch.statistics_size) is not None
         images = recipe.batch.statistics_size if has_batch_norm else _TRACED_IMAGES
-        activations = _activations(recipe, classes, precision, images, checkpointing=False)
+        usual = _pass(recipe, classes, precision, images, checkpointing=False)
     except UserError:
         raise
     except Exception as error:  # a model may raise anything where its tensors have no values
@@ -166,33 +156,15 @@ def _traced(recipe: Recipe, classes: int, precision: str) -> ModelProfile:
             f"the memory of {recipe.model.name} cannot be predicted, its operations depend on values ({error})"
         ) from None
     try:
-        checkpointed = _activations(recipe, classes, precision, images, checkpointing=True)
+        checkpointed = _pass(recipe, classes, precision, images, checkpointing=True)
     except UserError:  # the model does not support activation checkpointing
         checkpointed = None
-    return ModelProfile(sizes, buffers, cost, has_batch_norm, activations, checkpointed)
+    return ModelProfile(sizes, buffers, cost, has_batch_norm, usual, checkpointed)
 
 
-def _activations(recipe: Recipe, classes: int, precision: str, images: int, checkpointing: bool) -> Activations:
-    """Trace a step of `images` and one of twice as many, and draw a line through each moment of the two."""
+def _pass(recipe: Recipe, classes: int, precision: str, images: int, checkpointing: bool) -> PassProfile:
+    """Trace a step of `images` and one of twice as many."""
     from launcher.planning.step_trace import trace_step
 
     one, two = (trace_step(recipe, classes, count, precision, checkpointing) for count in (images, 2 * images))
-    if len(one.history) == len(two.history):
-        moments = list(zip(one.history, two.history))
-    else:
-        # BatchNorm splits a larger micro-batch into more statistics batches, so the moments do not correspond.
-        moments = [(one.peak, two.peak)]
-    lines = [(2.0 * first - second, (second - first) / images) for first, second in moments]
-    return Activations(_upper_envelope(lines), one.operations)
-
-
-def _upper_envelope(lines: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the lines, as (value at 0, slope), that are above all others for some number of images from 1 on."""
-    chosen = [max(lines, key=lambda line: (line[0] + line[1], line[1]))]
-    while True:
-        fixed, per_image = chosen[-1]
-        steeper = [line for line in lines if line[1] > per_image]
-        if not steeper:
-            return chosen
-        # The next line of the envelope is the steeper one that crosses this one first.
-        chosen.append(min(steeper, key=lambda line: ((fixed - line[0]) / (line[1] - per_image), -line[1])))
+    return pass_profile(one, two)

@@ -150,7 +150,7 @@ def _engine_variants(recipe: Recipe, profile: ModelProfile, hardware: Hardware) 
                 continue
             if engine.checkpoint_activations not in ("auto", checkpointing):
                 continue
-            if checkpointing and profile.checkpointed_activations is None:
+            if checkpointing and profile.checkpointed_pass is None:
                 continue
             if zero and engine.zero == "auto" and hardware.gpus == 1 and offload == "none":
                 continue  # one GPU has no other to shard the states with

@@ -5,7 +5,7 @@ import math
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -15,8 +15,8 @@ from launcher.planning.gpus import gpu_named
 from launcher.planning.memory_model import GIB
 from launcher.planning.model_profile import ModelProfile, profile_model
 from launcher.planning.plan import PlanOption, explain_no_fit, explain_recommendation, feasible_options, recommend
-from launcher.planning.speeds import images_per_core
-from launcher.planning.time_model import CPUS_PER_GPU, NETWORK, Hardware
+from launcher.planning.speeds import images_per_core, load_speeds, speeds_file
+from launcher.planning.time_model import CPUS_PER_GPU, NETWORK, Hardware, gpu_seconds
 from recipes.errors import UserError
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
@@ -58,7 +58,7 @@ def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str]
     Raises:
         UserError: nothing fits, or the recipe or the hardware is impossible.
     """
-    gpu = gpu_named(request.gpu, recipe)
+    gpu = gpu_named(request.gpu)
     if request.tflops:
         gpu = gpu.with_tflops(request.tflops)
     memory = round(gpu.memory_gib * GIB) if request.gpu_memory is None else _bytes(request.gpu_memory)
@@ -85,7 +85,7 @@ def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str]
             "rows": [_values(option, schedule) | {"recommended": option is best} for option in options],
             "reason": explain_recommendation(best, options),
             "speeds": {
-                "tflops": gpu.tflops[precision]._asdict(),
+                "gpu": asdict(gpu.rates[precision]),
                 "images_per_core": hardware.images_per_core._asdict(),
             },
             "failures": failures,
@@ -98,6 +98,13 @@ def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str]
     print(f"  {_command(best, hardware, recipe_arguments)}")
     print(_MEMORY)
     print(_sources_of_times(hardware, precision, request.network is None))
+    if outdated := load_speeds().outdated:
+        print(_outdated_note(outdated))
+    if (fused := _fused_seconds(best, profile, hardware)) is not None:
+        print(
+            f"With engine.compile=true a step takes at least {_duration(fused)}: as long as if everything between "
+            "convolutions, matrix products and norms were fused into them."
+        )
     if best.reading_seconds > best.gpu_seconds:
         print(_reading_note(recipe, hardware, best))
     if failures:
@@ -146,13 +153,27 @@ def _print_table(
 
 def _sources_of_times(hardware: Hardware, precision: str, network_assumed: bool) -> str:
     """Return one sentence that names the speeds behind the predicted times, and where each is from."""
-    tflops, reading = hardware.gpu.tflops[precision], hardware.images_per_core
+    rates, reading = hardware.gpu.rates[precision], hardware.images_per_core
     return (
-        f"Times follow from {tflops.value:.3g} TFLOP/s per GPU ({tflops.source}), {hardware.network / 1e9:g} GB/s "
+        f"Times follow from {rates.tflops:.3g} TFLOP/s and {rates.gb_per_second:,.0f} GB/s of memory per GPU "
+        f"({rates.source}), {hardware.network / 1e9:g} GB/s "
         f"per node ({'assumed' if network_assumed else 'given'}), and {reading.value:,.0f} images/s a core "
-        f"({reading.source}) with {hardware.cpus_per_gpu} cores per GPU: where one is assumed, they may be wrong by "
-        "a factor of two."
+        f"({reading.source}) with {hardware.cpus_per_gpu} cores per GPU."
     )
+
+
+def _outdated_note(kinds: list[str]) -> str:
+    return (
+        f"note: {speeds_file()} holds speeds of {', '.join(kinds)} as version 0.1 measured them, which are no longer "
+        "used: measure again with `bigbatch plan --calibrate`"
+    )
+
+
+def _fused_seconds(option: PlanOption, profile: ModelProfile, hardware: Hardware) -> float | None:
+    """Return the seconds of an option's step if its model is compiled; None if it is already, or cannot be."""
+    if option.recipe.engine.compile or option.recipe.engine.zero == 3:
+        return None
+    return gpu_seconds(option.recipe.variant(engine={"compile": True}), profile, hardware, option.cut)
 
 
 def _reading_note(recipe: Recipe, hardware: Hardware, option: PlanOption) -> str:

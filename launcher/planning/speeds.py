@@ -23,32 +23,50 @@ class Measurement(NamedTuple):
     source: str
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What training reaches on a device at one precision.
+
+    Attributes:
+        tflops: 1e12 multiplications and additions per second, in convolutions and matrix products.
+        gb_per_second: 1e9 bytes per second between the device and its memory.
+        source: as in `Measurement`.
+    """
+
+    tflops: float
+    gb_per_second: float
+    source: str
+
+    @property
+    def flops_per_second(self) -> float:
+        return self.tflops * 1e12
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.gb_per_second * 1e9
+
+
 @dataclass
 class Device:
-    """A kind of GPU, or the CPU: achieved TFLOP/s by precision, then by `model_key`."""
+    """A kind of GPU, or the CPU, with its measured rates by precision."""
 
     memory_gib: float
-    tflops: dict[str, dict[str, Measurement]] = field(default_factory=dict)
-
-    def tflops_for(self, recipe: Recipe) -> dict[str, Measurement]:
-        """Return TFLOP/s by precision, measured with the recipe's model or else with the model that was fastest."""
-        return {
-            precision: measurements.get(model_key(recipe)) or max(measurements.values(), key=lambda found: found.value)
-            for precision, measurements in self.tflops.items()
-        }
+    rates: dict[str, Rates] = field(default_factory=dict)
 
 
 @dataclass
 class Speeds:
-    """All measured speeds: devices by kind, and images/s of one loader process by `data_key`."""
+    """All measured speeds.
+
+    Attributes:
+        devices: by kind.
+        images_per_core: of one loader process, by `data_key`.
+        outdated: kinds that version 0.1 measured as one figure for each model, which nothing uses any more.
+    """
 
     devices: dict[str, Device] = field(default_factory=dict)
     images_per_core: dict[str, Measurement] = field(default_factory=dict)
-
-
-def model_key(recipe: Recipe) -> str:
-    """Return the name under which a device's speed with the recipe's model is kept."""
-    return f"{recipe.model.name} at {recipe.input.size} px"
+    outdated: list[str] = field(default_factory=list)
 
 
 def data_key(recipe: Recipe) -> str:
@@ -71,13 +89,12 @@ def load_speeds() -> Speeds:
     try:
         values = json.loads(file.read_text())
         devices = {
-            name: Device(
-                float(device["memory_gib"]),
-                {precision: _measurements(found) for precision, found in device["tflops"].items()},
-            )
+            name: Device(float(device["memory_gib"]), _rates(device["rates"]))
             for name, device in values["devices"].items()
+            if "rates" in device
         }
-        return Speeds(devices, _measurements(values["images_per_core"]))
+        outdated = [name for name in values["devices"] if name not in devices]
+        return Speeds(devices, _measurements(values["images_per_core"]), outdated)
     except FileNotFoundError:
         return Speeds()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -109,16 +126,27 @@ def save_speeds(speeds: Speeds) -> None:
     file = speeds_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(file, json.dumps(asdict(speeds), indent=1).encode())
+        kept = {key: value for key, value in asdict(speeds).items() if key != "outdated"}
+        write_durably(file, json.dumps(kept, indent=1).encode())
     except OSError as error:
         raise UserError(
             f"{file} cannot be written ({error.strerror}): set XDG_CONFIG_HOME to a folder that can be written"
         ) from None
 
 
-def measured_today(value: float, setting: str) -> Measurement:
-    """Return a measurement whose source names today's date and the setting."""
-    return Measurement(float(f"{value:.4g}"), f"measured {time.strftime('%Y-%m-%d')} with {setting}")
+def measured_today(setting: str) -> str:
+    """Return the source of a measurement: today's date and the setting."""
+    return f"measured {time.strftime('%Y-%m-%d')} with {setting}"
+
+
+def _rates(found: dict[str, dict]) -> dict[str, Rates]:
+    rates = {
+        precision: Rates(float(each["tflops"]), float(each["gb_per_second"]), str(each["source"]))
+        for precision, each in found.items()
+    }
+    if not all(each.tflops > 0 and each.gb_per_second > 0 for each in rates.values()):
+        raise ValueError("a speed is not above 0")
+    return rates
 
 
 def _measurements(found: dict[str, tuple[float, str]]) -> dict[str, Measurement]:

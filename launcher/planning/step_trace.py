@@ -1,8 +1,9 @@
-"""The memory that a forward and backward pass allocates, traced on tensors that have shapes but no values.
+"""What a forward and backward pass allocates and computes, traced on tensors that have shapes but no values.
 
 Every operation of the recipe's model runs on torch's fake tensors: at the recipe's precision, with its stochastic
 depth, loss and autograd graph. Each storage counts from the operation that makes it until it is freed. Memory that
 belongs to no tensor is not counted, such as workspaces inside kernels and fragmentation of the allocator.
+`operation_cost` says what is counted as the work of an operation.
 """
 
 import weakref
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from launcher.planning.operation_cost import OperationCost, operation_cost
 from models.build import checkpoint_activations
 from models.prepared import prepare_model
 from recipes.schema import Recipe
@@ -33,12 +35,12 @@ class StepTrace:
 
     Attributes:
         history: bytes in use after each allocation, without parameters and accumulated gradients.
-        operations: the number of operations that torch started.
+        operations: the cost of each operation that torch started, in order.
     """
 
     micro_batch: int
     history: list[int]
-    operations: int
+    operations: list[OperationCost]
 
     @property
     def peak(self) -> int:
@@ -117,11 +119,12 @@ def _float32(value: object) -> object:
 
 
 class _Allocations(TorchDispatchMode):
-    """Counts the storages that operations allocate and free while it is active, without the model and its gradients."""
+    """Counts operations, and the storages that they allocate and free, without the model and its gradients."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.now = self.operations = 0
+        self.now = 0
+        self.operations: list[OperationCost] = []
         self.history: list[int] = []
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         tensors: list[Tensor] = [*model.parameters(), *model.buffers(), *gradients]
@@ -129,7 +132,8 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        self.operations += function.namespace == "aten" and not function.is_view
+        if cost := operation_cost(function, args, kwargs or {}, result):
+            self.operations.append(cost)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())

@@ -1,14 +1,18 @@
 """The time of one optimizer step on given GPUs: computing, communication and, with offload, the CPU's part.
 
-The constants below are assumptions. The output of `bigbatch plan` names those that matter for its times.
+Computing is a roofline over the traced operations (Williams, Waterman and Patterson, 2009): each takes as long as its
+arithmetic at the GPU's rate or its bytes at the GPU's bandwidth, whichever is longer. The constants below are
+assumptions. The output of `bigbatch plan` names those that matter for its times.
 """
 
 from dataclasses import dataclass
 
 from launcher.cut import Cut
 from launcher.planning.gpus import Gpu
+from launcher.planning.memory_model import moments_per_parameter
 from launcher.planning.model_profile import ModelProfile
-from launcher.planning.speeds import Measurement
+from launcher.planning.pass_profile import PassProfile
+from launcher.planning.speeds import Measurement, Rates
 from launcher.workers import loader_processes
 from recipes.schema import Recipe
 
@@ -54,16 +58,53 @@ class Hardware:
 def gpu_seconds(recipe: Recipe, profile: ModelProfile, hardware: Hardware, cut: Cut) -> float:
     """Return the seconds of an optimizer step whose images are ready in time; the recipe's engine must be settled."""
     engine = recipe.engine
-    passes = 4 if engine.checkpoint_activations else 3  # a backward pass costs as much as two forward passes
-    tflops = hardware.gpu.tflops[engine.precision].value
-    arithmetic = 2 * profile.multiply_adds * passes * cut.micro_batch / (tflops * 1e12)
-    operations = profile.activations_of(engine.checkpoint_activations is True).operations
-    micro_batch = max(arithmetic, operations * _SECONDS_PER_OPERATION)
+    checkpointing = engine.checkpoint_activations is True
+    rates = hardware.gpu.rates[engine.precision]
+    one_pass = pass_seconds(profile.pass_of(checkpointing), rates, cut.micro_batch, engine.compile)
     communication, hidden = _communication_seconds(recipe, profile, hardware, cut), 0.0
     if engine.zero == 0:
-        # DDP all-reduces gradients while the last backward pass still runs, which is two of its `passes`.
-        hidden = min(communication, 2 / passes * micro_batch)
-    return cut.accumulation * micro_batch + communication - hidden + _offload_seconds(recipe, profile, hardware)
+        # DDP all-reduces gradients while the last backward pass runs, which takes twice as long as a forward pass.
+        # With checkpointing, two forward passes stand beside it.
+        hidden = min(communication, 2 / (4 if checkpointing else 3) * one_pass)
+    if engine.offload == "none":
+        update = update_seconds(recipe, profile, rates, hardware.gpus if engine.zero else 1)
+    else:
+        update = _offload_seconds(recipe, profile, hardware)
+    return cut.accumulation * one_pass + communication - hidden + update
+
+
+def pass_seconds(one_pass: PassProfile, rates: Rates, images: int, compiled: bool) -> float:
+    """Return the seconds of a forward and backward pass over so many images.
+
+    Args:
+        compiled: whether everything that a compiler can fuse into its neighbours is fused, which is the best case.
+    """
+    operations = [operation for operation in one_pass.operations if not (compiled and operation.fusible)]
+    launches = sum(operation.times for operation in operations) * images / (one_pass.repeats or images)
+    return max(roofline_seconds(one_pass, rates, images, compiled), launches * _SECONDS_PER_OPERATION)
+
+
+def roofline_seconds(one_pass: PassProfile, rates: Rates, images: int, compiled: bool) -> float:
+    """Return the same as `pass_seconds` for a device that never waits for an operation to be started."""
+    size = one_pass.repeats or images
+    return (
+        images
+        / size
+        * sum(
+            operation.times
+            * max(operation.flops.at(size) / rates.flops_per_second, operation.bytes.at(size) / rates.bytes_per_second)
+            for operation in one_pass.operations
+            if not (compiled and operation.fusible)
+        )
+    )
+
+
+def update_seconds(recipe: Recipe, profile: ModelProfile, rates: Rates, shards: int) -> float:
+    """Return the seconds in which a GPU updates its share, one of `shards`, of parameters, optimizer state and EMA."""
+    averages = int(recipe.ema.decay is not None)
+    # Parameters and moments are read and written, gradients read; the EMA is read and written beside the parameters.
+    passes = 3 + 2 * moments_per_parameter(recipe) + 3 * averages
+    return passes * 4 * profile.parameters / shards / rates.bytes_per_second
 
 
 def _communication_seconds(recipe: Recipe, profile: ModelProfile, hardware: Hardware, cut: Cut) -> float:
@@ -85,8 +126,6 @@ def _communication_seconds(recipe: Recipe, profile: ModelProfile, hardware: Hard
 
 def _offload_seconds(recipe: Recipe, profile: ModelProfile, hardware: Hardware) -> float:
     """Return the seconds in which gradients go to the CPU, the CPU updates, and parameters come back."""
-    if recipe.engine.offload == "none":
-        return 0.0
     shard = 4 * profile.parameters / hardware.gpus
     on_node = shard * min(hardware.gpus, hardware.per_node)
     update = 10 * on_node / _HOST_MEMORY  # AdamW with EMA reads and writes four tensors and reads two more

@@ -13,12 +13,10 @@ import argparse
 from collections import defaultdict
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
+from launcher.planning.operation_cost import operation_cost
 from launcher.planning.step_trace import autocast_of_a_gpu
 from models import batch_norm, stochastic_depth
 from models.build import build
@@ -43,19 +41,9 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function.namespace == "aten" and not function.is_view and not function.name().startswith("aten::empty"):
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            self.found[_kind(function.name(), args)].append((_flops(function, args, kwargs, result), size))
+        if cost := operation_cost(function, args, kwargs or {}, result):
+            self.found[_kind(function.name(), args)].append((cost.flops, cost.bytes))
         return result
-
-
-def _flops(function, args: tuple, kwargs: dict | None, result) -> int:
-    if function.name() == "aten::convolution_backward":  # torch's counter takes no account of groups here
-        gradient, _, weight, *_, wanted = args
-        return sum(wanted[:2]) * 2 * gradient.numel() * weight[0].numel()
-    count = flop_registry.get(function._overloadpacket)
-    return count(*args, **(kwargs or {}), out_val=result) if count else 0
 
 
 def _kind(name: str, args: tuple) -> str:

@@ -11,7 +11,8 @@ from launcher.cut import cut_batch
 from launcher.planning.engine_rules import with_default_engine
 from launcher.planning.gpus import GPUS
 from launcher.planning.memory_model import GIB, predict_memory
-from launcher.planning.model_profile import Activations, ModelProfile, ParameterSizes, _upper_envelope
+from launcher.planning.model_profile import ModelProfile, ParameterSizes
+from launcher.planning.pass_profile import Affine, PassProfile, RepeatedOperation, upper_envelope
 from launcher.planning.plan import explain_no_fit, explain_recommendation, feasible_options, recommend
 from launcher.planning.speeds import Measurement
 from launcher.planning.time_model import Hardware
@@ -19,9 +20,16 @@ from recipes.load import load
 
 # Sizes like those of ConvNeXt-XL in bf16.
 SIZES = ParameterSizes(393_000_000, 45_000_000, 2_000_000)
-PROFILE = ModelProfile(
-    SIZES, 0, 60_900_000_000, False, Activations([(700e6, 260e6)], 1900), Activations([(800e6, 60e6)], 2400)
-)
+
+
+def one_pass(memory: Affine, passes: int) -> PassProfile:
+    """1,900 matrix products that need the arithmetic of so many forward passes, and no time for memory."""
+    flops = Affine(0.0, passes * 2 * 60_900_000_000 / 1900)
+    return PassProfile([memory], [RepeatedOperation(1900, flops, Affine(0.0, 0.0), False)])
+
+
+USUAL, CHECKPOINTED = one_pass(Affine(700e6, 260e6), 3), one_pass(Affine(800e6, 60e6), 4)
+PROFILE = ModelProfile(SIZES, 0, 60_900_000_000, False, USUAL, CHECKPOINTED)
 READING = Measurement(327.0, "assumed")
 
 
@@ -91,9 +99,9 @@ def test_states_are_sharded_by_stage():
 
 
 def test_the_highest_lines_are_kept_and_no_other():
-    lines = [(100.0, 1.0), (0.0, 10.0), (50.0, 2.0), (95.0, 1.0), (-1000.0, 20.0), (-1000.0, 20.0)]
-    kept = Activations([*_upper_envelope(lines)], 0)
-    assert len(kept.lines) == 3
+    lines = [Affine(*line) for line in [(100, 1), (0, 10), (50, 2), (95, 1), (-1000, 20), (-1000, 20)]]
+    kept = PassProfile(upper_envelope(lines), [])
+    assert len(kept.memory) == 3
     for images in range(1, 300):
         assert kept.bytes_for(images) == max(fixed + slope * images for fixed, slope in lines)
 
