@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 from models import roadmap  # noqa: F401  importing it registers the roadmap's networks with timm
@@ -124,7 +125,17 @@ def _create(recipe: Recipe, classes: int) -> nn.Module:
         unsupported |= _unsupported_elsewhere(recipe, classes)
         missing = " and no ".join(unsupported.values())
         raise UserError(f"model {wanted.name} has no {missing}: add {' '.join(unsupported)}")
+    if wanted.drop_path == 0:
+        _remove_drop_path(model)
     return model
+
+
+def _remove_drop_path(model: nn.Module) -> None:
+    """Remove the stochastic depth that a model has by default: 0.1 in timm's Swin, for instance."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child) is DropPath:
+                setattr(module, name, nn.Identity())
 
 
 def _unsupported_elsewhere(recipe: Recipe, classes: int) -> dict[str, str]:

@@ -65,6 +65,14 @@ def test_models_without_stochastic_depth_or_layer_scale_are_built_where_none_is_
     assert meta("model.name=vgg11").num_classes == 10
 
 
+def test_a_drop_path_of_zero_turns_off_what_a_model_has_by_default():
+    assert timm.create_model("swin_tiny_patch4_window7_224").layers[-1].blocks[
+        -1
+    ].drop_path1.drop_prob == pytest.approx(0.1)
+    model = meta("model.name=swin_tiny_patch4_window7_224", "model.drop_path=0")
+    assert not stochastic_depth.attach(model, seed=0).rates
+
+
 def test_swin_is_built_for_the_recipes_size():
     assert meta("model.name=swin_tiny_patch4_window7_224", "input.size=64").patch_embed.img_size == (64, 64)
 
