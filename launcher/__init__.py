@@ -1,7 +1,7 @@
 """Runs recipes: planning, training, evaluation, jobs on a cluster, and the `bigbatch` command.
 
 ``python -m`` puts the working directory first on Python's path, and many repositories have a ``models/build.py`` or a
-``data.py``. Importing this package makes Python search for the five packages of bigbatch beside this one only, so that
+``data.py``. Importing this package makes Python search for the packages of bigbatch beside this one only, so that
 it never imports such a file instead.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 _ROOT = str(Path(__file__).parents[1])
-_PACKAGES = frozenset({"recipes", "models", "data", "slurm", "launcher"})
+_PACKAGES = frozenset({"bigbatch", "recipes", "models", "data", "slurm", "launcher"})
 
 
 class _OwnPackages(MetaPathFinder):

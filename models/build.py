@@ -14,6 +14,7 @@ from models.parameter_groups import layer_of_parameters
 from recipes.errors import UserError
 from recipes.randomness import random_key
 from recipes.schema import Recipe
+from recipes.user_code import import_modules
 
 
 def build(recipe: Recipe, classes: int) -> nn.Module:
@@ -26,6 +27,7 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
             depth or input size; names every key to change.
     """
     wanted = recipe.model
+    import_modules(recipe.code.modules)  # they may register models with timm
     if not timm.is_model(wanted.name):
         near = difflib.get_close_matches(wanted.name, timm.list_models(), n=1, cutoff=0)
         raise UserError(f"model.name={wanted.name!r} is not a timm model; did you mean {near[0]!r}?")
@@ -125,9 +127,19 @@ def _create(recipe: Recipe, classes: int) -> nn.Module:
         unsupported |= _unsupported_elsewhere(recipe, classes)
         missing = " and no ".join(unsupported.values())
         raise UserError(f"model {wanted.name} has no {missing}: add {' '.join(unsupported)}")
+    _name_classifier(model)
     if wanted.drop_path == 0:
         _remove_drop_path(model)
     return model
+
+
+def _name_classifier(model: nn.Module) -> None:
+    """Give a model that someone else has written the entry of timm's `default_cfg` that names its classifier."""
+    if not hasattr(model, "default_cfg"):
+        head = cast(Any, model).get_classifier()
+        cast(Any, model).default_cfg = {
+            "classifier": next(name for name, module in model.named_modules() if module is head)
+        }
 
 
 def _remove_drop_path(model: nn.Module) -> None:

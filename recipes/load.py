@@ -44,6 +44,19 @@ def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
     return _overridden(recipe.to_dict(), overrides)
 
 
+def with_modules(recipe: Recipe, modules: list[str]) -> Recipe:
+    """Return the recipe with these modules of the user's own code after those that it names itself.
+
+    Raises:
+        UserError: as in `load`.
+    """
+    if not modules:
+        return recipe
+    values = recipe.to_dict()
+    values["code"]["modules"] = list(dict.fromkeys([*recipe.code.modules, *modules]))
+    return validate(values)
+
+
 def validate(values: Values) -> Recipe:
     """Return the recipe with these plain values, e.g. as read from a run directory.
 

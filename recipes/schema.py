@@ -28,7 +28,9 @@ from recipes.sections import (
     RunSettings,
     ScheduleSettings,
     Section,
+    added_in,
 )
+from recipes.user_code import CodeSettings
 
 Values = dict[str, Any]  # plain YAML values by key, nested by section
 _FROM_FILE = "file"  # replaces the path in model.weights in a trajectory
@@ -53,6 +55,7 @@ class Recipe(Section):
     ema: EmaSettings = EmaSettings()
     engine: EngineSettings = EngineSettings()
     run: RunSettings = RunSettings()
+    code: CodeSettings = added_in("0.2", CodeSettings(), "parts of the user's own code")
 
     def variant(self, **sections: Values) -> "Recipe":
         """Return a copy with other values in some sections, e.g. ``variant(engine={"zero": 1})``.

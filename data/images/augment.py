@@ -11,6 +11,7 @@ Evaluation uses timm's transform unchanged. Normalisation, erasing and mixing co
 
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,12 +24,19 @@ from torchvision.transforms import Compose, RandomHorizontalFlip
 from data.images.decode import Crop, EncodedImage, decode
 from data.images.randaugment import with_array_operations
 from data.images.randaugment_pillow import PillowOperation
+from recipes.errors import UserError
 from recipes.randomness import random_key
 from recipes.schema import Recipe
+from recipes.user_code import Registry, running
 
 ERASED_AREA = (0.02, 1 / 3)  # share of the image's area; the defaults of timm's RandomErasing, which ConvNeXt uses
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width; the same source
 NO_BOX = (0, 0, 0, 0)
+
+# Takes the pixels of one training image, uint8 [3, size, size], and a generator that is seeded with the image's key.
+# Returns the changed pixels, of the same type and shape.
+CustomTransform = Callable[[Tensor, torch.Generator], Tensor]
+custom_transforms: Registry[CustomTransform] = Registry("transform")
 
 _ERASING_TRIES = 10  # as in timm, which leaves the image whole after ten boxes that do not fit
 _WARP_FROM = 384  # pixels: ConvNeXt evaluates without a centre crop from this size on
@@ -67,6 +75,8 @@ class TrainTransform:
             for change in changes
         ]
         self.array_transform = Compose(changes) if changes else None  # RandAugment or colour jitter
+        name, modules = recipe.code.transform, recipe.code.modules
+        self.custom = custom_transforms.get(name, modules) if name is not None else None
 
     def __call__(self, image: bytes, epoch: int, sample: int) -> tuple[Tensor, tuple[int, int, int, int]]:
         """Return the pixels and the box to erase.
@@ -86,7 +96,19 @@ class TrainTransform:
         box = NO_BOX
         if random.random() < self.recipe.augment.erasing:
             box = _erasing_box(self.recipe.input.size)
+        if self.custom:  # last, so that its draws change none of the others
+            pixels = self._customised(pixels, random_key(self.recipe.seed, "custom transform", epoch, sample))
         return pixels, box
+
+    def _customised(self, pixels: Tensor, key: int) -> Tensor:
+        assert self.custom is not None
+        name, shape = self.recipe.code.transform, pixels.shape
+        with running(f"transform {name}", passes=lambda error: isinstance(error, MemoryError)):
+            changed: object = self.custom(pixels, torch.Generator().manual_seed(key))
+        if not isinstance(changed, Tensor) or changed.shape != shape or changed.dtype != torch.uint8:
+            what = f"{changed.dtype} {list(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
+            raise UserError(f"transform {name} of your own code returns {what}: return torch.uint8 {list(shape)}")
+        return changed
 
 
 class EvalTransform:

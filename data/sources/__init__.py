@@ -1,5 +1,6 @@
 """Sources of labelled images: one module per kind of source, and the function that recognises the kind."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from data.sources.table_labels import offered_table, table_labels
 from data.sources.torchvision_sets import PREFIX, TorchvisionSet
 from data.sources.webdataset_shards import WebDatasetShards, webdataset_shards
 from recipes.errors import UserError
+from recipes.user_code import Registry, import_modules, running
+
+# Takes what follows `NAME:` in the source's name, and the fraction of each class to hold out; returns a `Source`.
+CustomSource = Callable[[str, float], Source]
+custom_sources: Registry[CustomSource] = Registry("source")
 
 
 @dataclass(frozen=True)
@@ -41,16 +47,18 @@ def open_source(
     workers: int | None = None,
     progress: bool = False,
     labels: LabelTables | None = None,
+    modules: Sequence[str] = (),
 ) -> Source | WebDatasetShards:
     """Return the source with its images listed, after recognising its kind.
 
     Args:
-        source: a path, the word `digits`, or ``torchvision:NAME:ROOT``.
+        source: a path, the word `digits`, ``torchvision:NAME:ROOT``, or ``NAME:LOCATION`` of a registered source.
         val_fraction: fraction of each class to hold out for validation if the source has no validation images.
         class_map: a file in the form that `data.sources.class_map.read_class_map` describes.
         workers: processes that list a source of many tars; None: one per usable core.
         progress: show the progress of a long listing.
         labels: tables that hold the labels of the images; None: the source's folders or its own format hold them.
+        modules: the user's modules that register sources.
 
     Raises:
         UserError: there is no such source, its kind is not known, or it is damaged.
@@ -59,7 +67,9 @@ def open_source(
         raise UserError(f"a validation fraction of {val_fraction} is not valid: give one from 0 to 1, e.g. 0.1")
     path = Path(source).expanduser()
     found: Source
-    if labels is not None:
+    if custom := _custom(source, val_fraction, modules):
+        found = custom
+    elif labels is not None:
         files = open_files(path)
         found = table_labels(files, _name(path), val_fraction, labels.tables, labels.image_column, labels.label_column)
     elif source == "digits":
@@ -71,6 +81,22 @@ def open_source(
     else:
         found = _tars(path, val_fraction, workers, progress) or _files(path, val_fraction, class_map)
     return found if class_map is None else MappedSource(found, class_map)
+
+
+def _custom(source: str, val_fraction: float, modules: Sequence[str]) -> Source | None:
+    """Return the registered source that ``NAME:LOCATION`` names; None if nothing is registered under the name."""
+    import_modules(modules)
+    name, colon, location = source.partition(":")
+    if not colon or name not in custom_sources:
+        return None
+    make = custom_sources.get(name, modules)
+    with running(f"source {name}"):
+        found = make(location, val_fraction)
+    if not isinstance(found, Source):
+        raise UserError(
+            f"source {name} of your own code returns {type(found).__name__}: return a data.sources.base.Source"
+        )
+    return found
 
 
 def _shards(path: Path, source: str, class_map: Path | None) -> WebDatasetShards | None:

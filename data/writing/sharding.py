@@ -8,6 +8,7 @@ import json
 import shutil
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +49,7 @@ def shard(
     upright: bool = False,
     class_map: Path | None = None,
     labels: LabelTables | None = None,
+    modules: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = True,
 ) -> ShardSet:
@@ -66,6 +68,7 @@ def shard(
         upright: turn images as their EXIF orientation says, and encode these again.
         class_map: file that gives folders other class names or numbers, see `data.sources.class_map`.
         labels: tables that hold the labels of the images.
+        modules: the user's modules that register sources.
         workers: processes; None: one per usable core.
         progress: show progress and a summary on standard error.
 
@@ -84,7 +87,7 @@ def shard(
         raise UserError(f"a source has to be on a local disk, and {source} is a URL: download it first")
     dest = Path(folder).expanduser()
     try:
-        opened = open_source(source, val_fraction, class_map, workers, progress, labels)
+        opened = open_source(source, val_fraction, class_map, workers, progress, labels, modules)
         options: dict[str, Any] = {"val_fraction": val_fraction, "shard_size": shard_size, "limit": asdict(limit)}
         if upright:  # only then, so that data sets of before this option are still known as complete
             options["upright"] = True

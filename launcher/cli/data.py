@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from launcher.cli.options import Import
 from recipes.errors import UserError
 
 data = typer.Typer()
@@ -20,7 +21,7 @@ def shard(
             metavar="SOURCE",
             help="A folder with one folder per class, or a zip or tar of it; Kaggle's cats-vs-dogs zip; "
             "ImageNet or CIFAR-10 as distributed; WebDataset shards; `torchvision:NAME:ROOT`; or `digits`, "
-            "which scikit-learn contains.",
+            "which scikit-learn contains; or `NAME:LOCATION` of a source that `--import` registers.",
         ),
     ],
     destination: Annotated[str, typer.Argument(metavar="FOLDER", help="The folder of shards to write.")],
@@ -42,6 +43,7 @@ def shard(
     label_column: Annotated[
         str | None, typer.Option(help="The table's column of labels, if the guess is wrong.", show_default=False)
     ] = None,
+    modules: Import = None,
     shard_size: Annotated[int, typer.Option(help="Approximate size of a shard in MiB.", min=1)] = 256,
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode images. Default: one per CPU.", min=1)
@@ -82,6 +84,7 @@ def shard(
         upright=upright,
         class_map=class_map,
         labels=LabelTables(tuple(labels), image_column, label_column) if labels else None,
+        modules=modules or [],
         workers=workers,
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import typer
 
 from launcher.world import this_process
-from recipes.errors import UserError
+from recipes.errors import UserCodeError, UserError
 
 _USER_ERROR = 2
 # Errors of a full or read-only file system. Python does not always say which file they were about.
@@ -51,7 +51,8 @@ def run_app(app: typer.Typer, file_error: int = _USER_ERROR) -> None:
     try:
         app()
     except UserError as error:
-        _print_error(str(error))
+        if _print_error(str(error)) and isinstance(error, UserCodeError):
+            print(error.traceback, end="", file=sys.stderr)
         sys.exit(_USER_ERROR)
     except OSError as error:
         if error.filename is None and error.errno not in _NO_SPACE:
@@ -78,11 +79,14 @@ def _thread_ended(ended: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(ended)
 
 
-def _print_error(message: str) -> None:
+def _print_error(message: str) -> bool:
+    """Print an error and return True, if it is this rank that has to say so."""
     # Mostly every rank meets the same mistake, so only rank 0 prints it. A mistake that only some ranks meet starts
     # with the rank's number.
-    if message.startswith("[rank") or _is_main_process():
-        print(f"error: {_one_line(message)}", file=sys.stderr)
+    if not (message.startswith("[rank") or _is_main_process()):
+        return False
+    print(f"error: {_one_line(message)}", file=sys.stderr)
+    return True
 
 
 def _one_line(message: str) -> str:

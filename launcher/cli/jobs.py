@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import DataOption, MicroBatch, Workers
+from launcher.cli.options import DataOption, Import, MicroBatch, Workers
 
 jobs = typer.Typer()
 _PANEL = "Planning and jobs"
@@ -29,6 +29,7 @@ def submit(
         ),
     ],
     data: DataOption = None,
+    modules: Import = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(help="The run directory; for several runs the folder that holds theirs. Default: runs/RECIPE."),
@@ -96,6 +97,7 @@ def submit(
 
     options = SubmitOptions(
         data=data,
+        modules=tuple(modules or []),
         run_dir=run_dir,
         cluster=cluster,
         nodes=nodes,

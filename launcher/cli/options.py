@@ -45,6 +45,16 @@ Workers = Annotated[
         min=0,
     ),
 ]
+Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="A Python module of your own that registers a model, loss, optimizer, transform or source. May be "
+        "repeated.",
+        show_default=False,
+    ),
+]
 Step = Annotated[
     int | None,
     typer.Option(help="The step of the run's checkpoint to take. Default: the newest.", min=0),
@@ -64,12 +74,12 @@ def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
     return [*(overrides or []), *([f"data.path={json.dumps(data)}"] if data else [])]
 
 
-def load_recipe(recipe: str, overrides: list[str] | None, data: str | None) -> Recipe:
-    """Return the recipe that a command's arguments describe.
+def load_recipe(recipe: str, overrides: list[str] | None, data: str | None, modules: list[str] | None = None) -> Recipe:
+    """Return the recipe that a command's arguments describe; `modules` are those of `--import`.
 
     Raises:
         UserError: the recipe or an override is wrong.
     """
-    from recipes.load import load
+    from recipes.load import load, with_modules
 
-    return load(recipe, with_data(overrides, data))
+    return with_modules(load(recipe, with_data(overrides, data)), modules or [])

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import Overrides, RecipeArgument, load_recipe, with_data
+from launcher.cli.options import Import, Overrides, RecipeArgument, load_recipe, with_data
 
 planning = typer.Typer()
 _ASSUMPTIONS = "Values to use instead of the assumed ones"
@@ -19,6 +19,7 @@ _MEASURING = "Measuring"
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    modules: Import = None,
     gpus: Annotated[int, typer.Option(help="GPUs on all nodes; each runs one process.", min=1)] = 8,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of one node.", min=1)] = 8,
     gpu: Annotated[
@@ -78,7 +79,7 @@ def plan(
     ] = None,
 ) -> None:
     """Predict what fits the GPUs, how the batch is cut and how long training takes. It needs no GPU and no data."""
-    resolved = load_recipe(recipe, overrides, data)
+    resolved = load_recipe(recipe, overrides, data, modules)
     if calibrate:
         from launcher.planning.calibration import calibrate as measure
 

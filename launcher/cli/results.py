@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from data.names import printable
-from launcher.cli.options import DataOption, Overrides, SplitName, Step, Workers, with_data
+from launcher.cli.options import DataOption, Import, Overrides, SplitName, Step, Workers, with_data
 from launcher.runs.run_directory import RunDirectory, find_run
 from recipes.errors import UserError
 
@@ -34,6 +34,7 @@ def evaluate(
     overrides: Overrides = None,
     data: DataOption = None,
     recipe: RecipeOption = None,
+    modules: Import = None,
     raw: Annotated[bool, typer.Option("--raw", help="Evaluate only a run's raw weights, not its EMA weights.")] = False,
     step: Step = None,
     split: Annotated[SplitName, typer.Option(help="The split to evaluate. No split is augmented.")] = SplitName.val,
@@ -43,8 +44,16 @@ def evaluate(
     _check_weights(weights, step)
     from launcher.evaluation.evaluate import evaluate_weights
 
-    overrides = with_data(overrides, data)
-    evaluate_weights(weights, recipe, overrides, ema=not raw, workers=workers, step=step, split_name=split.value)
+    evaluate_weights(
+        weights,
+        recipe,
+        with_data(overrides, data),
+        ema=not raw,
+        workers=workers,
+        step=step,
+        split_name=split.value,
+        modules=modules or [],
+    )
 
 
 @results.command(epilog="Example: bigbatch predict runs/demo photograph.jpg --json", rich_help_panel=_PANEL)
@@ -55,6 +64,7 @@ def predict(
         bool, typer.Option("--json", help="Print one JSON object per line, with the five most likely classes.")
     ] = False,
     recipe: RecipeOption = None,
+    modules: Import = None,
     raw: Annotated[bool, typer.Option("--raw", help="Use a run's raw weights instead of its EMA weights.")] = False,
     step: Step = None,
     workers: Workers = None,
@@ -63,7 +73,9 @@ def predict(
     _check_weights(weights, step)
     from launcher.evaluation.predict import predict as predict_images
 
-    predictions = predict_images(weights, images, recipe, ema=not raw, workers=workers, step=step)
+    predictions = predict_images(
+        weights, images, recipe, ema=not raw, workers=workers, step=step, modules=modules or []
+    )
     unreadable = [prediction for prediction in predictions if prediction.error is not None]
     for prediction in predictions:
         if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import DataOption, MicroBatch, Overrides, RecipeArgument, Workers, load_recipe
+from launcher.cli.options import DataOption, Import, MicroBatch, Overrides, RecipeArgument, Workers, load_recipe
 from launcher.world import this_process
 from recipes.errors import UserError
 from recipes.schema import Recipe
@@ -25,6 +25,7 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     data: DataOption = None,
+    modules: Import = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(help="The run directory. A run that it holds already is resumed. Default: runs/RECIPE."),
@@ -48,7 +49,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a recipe, or resume its run at the exact step. Ctrl-C saves a checkpoint and stops."""
-    resolved = load_recipe(recipe, overrides, data)
+    resolved = load_recipe(recipe, overrides, data, modules)
     run_path = run_dir or Path("runs") / resolved.name
     if dry_run:
         _processes_to_start(procs)  # refuses what the start would refuse
@@ -77,7 +78,8 @@ def train(
                 "--profile": profile,
             }
         )
-        code = run_processes("launcher.train", [recipe, *(overrides or []), *options], processes)
+        imports = [word for module in modules or [] for word in ("--import", module)]
+        code = run_processes("launcher.train", [recipe, *(overrides or []), *options, *imports], processes)
     else:
         code = _train_here(resolved, run_path, micro_batch, workers, profile)
     if code == _INTERRUPTED and not this_process().is_launched:
@@ -93,6 +95,7 @@ def fingerprint(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     data: DataOption = None,
+    modules: Import = None,
     steps: Annotated[int, typer.Option(help="Number of optimizer steps.", min=1)] = 3,
     start: Annotated[int, typer.Option("--from-step", help="The first step.", min=0)] = 0,
     procs: Annotated[int, typer.Option(help="Cut the batch as for this many processes.", min=1)] = 1,
@@ -100,7 +103,7 @@ def fingerprint(
     workers: Workers = 0,
 ) -> None:
     """Print a digest of all inputs of each step. It is the same on every machine and for every cut."""
-    resolved = load_recipe(recipe, overrides, data)
+    resolved = load_recipe(recipe, overrides, data, modules)
     from launcher.training.fingerprint import fingerprints
 
     for step, digest in fingerprints(resolved, range(start, start + steps), procs, micro_batch, workers or 0):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
 from launcher.engines.base import WEIGHTS, Engine, optimizer_kinds, swapped_in
 from launcher.engines.optimizer import EMA, make_optimizer, set_lr
+from recipes.errors import UserError
 from recipes.schema import Recipe
 
 
@@ -91,8 +92,14 @@ class DataParallel(Engine):
                 continue
             yield TensorShard(WEIGHTS, name, parameter)
             for kind, value in self.optimizer.state[parameter].items():
-                if value is not None and value.shape == parameter.shape and kind != "step":
-                    yield TensorShard(kind, name, value)
+                if value is None or kind == "step":
+                    continue
+                if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                    raise UserError(
+                        f"the optimizer keeps {kind!r} for parameter {name}, which no checkpoint can hold: its state "
+                        f"may be tensors of the parameter's shape and `step`, the number of updates"
+                    )
+                yield TensorShard(kind, name, value)
 
     def scalars(self) -> dict[str, float]:
         scaler = self.accelerator.scaler
@@ -110,8 +117,8 @@ class DataParallel(Engine):
             state = {
                 kind: torch.empty_like(parameter, dtype=torch.float32).copy_(saved.tensor(kind, name)) for kind in kinds
             }
-            if "exp_avg" in state:
-                # Adam's step is not saved: it equals the number of updates.
+            if "exp_avg" in state or self.recipe.code.optimizer:
+                # The step is not saved: it equals the number of updates.
                 state["step"] = torch.tensor(float(self.updates), device=device)
             self.optimizer.state[parameter].clear()
             self.optimizer.state[parameter].update(state)

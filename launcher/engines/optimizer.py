@@ -4,7 +4,7 @@ The EMA is a state tensor like Adam's moments, and is updated right after each u
 offloads or saves the optimizer's state therefore does the same to the EMA, and no second copy of the model is needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,13 +12,27 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from models.parameter_groups import parameter_groups
+from recipes.errors import UserError
 from recipes.schema import Recipe
+from recipes.sections import OptimizerSettings
+from recipes.user_code import Registry, running
 
 EMA = "ema"
 
+# Takes the parameter groups and the section `optimizer` of the recipe, and returns a torch optimizer.
+CustomOptimizer = Callable[[list[dict[str, Any]], OptimizerSettings], Optimizer]
+custom_optimizers: Registry[CustomOptimizer] = Registry("optimizer")
+
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """Return AdamW or SGD over the model's parameter groups, each with an `lr_scale` and its parameters' `names`."""
+    """Return the recipe's optimizer over the model's parameter groups.
+
+    Each group has an `lr_scale` and the `names` of its parameters.
+
+    Raises:
+        UserError: `code.optimizer` names no registered optimizer.
+        UserCodeError: the user's code fails.
+    """
     settings = recipe.optimizer
     parameters = dict(model.named_parameters())
     groups = [
@@ -31,12 +45,26 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         for group in parameter_groups(model, settings)
     ]
     optimizer: Optimizer
-    if settings.name == "adamw":
+    if recipe.code.optimizer is not None:
+        optimizer = _make_custom(recipe, groups)
+    elif settings.name == "adamw":
         optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
     else:
         optimizer = SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
     if recipe.ema.decay is not None:
         _add_ema(optimizer, recipe.ema.decay)
+    return optimizer
+
+
+def _make_custom(recipe: Recipe, groups: list[dict[str, Any]]) -> Optimizer:
+    name = str(recipe.code.optimizer)
+    make = custom_optimizers.get(name, recipe.code.modules)
+    with running(f"optimizer {name}"):
+        optimizer = make(groups, recipe.optimizer)
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(
+            f"optimizer {name} of your own code returns {type(optimizer).__name__}: return a torch.optim.Optimizer"
+        )
     return optimizer
 
 

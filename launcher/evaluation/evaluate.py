@@ -1,5 +1,6 @@
 """`bigbatch evaluate`: the accuracy of a run or of a weights file on a split of some shards."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -31,6 +32,7 @@ def evaluate_weights(
     workers: int | None = None,
     step: int | None = None,
     split_name: str = "val",
+    modules: Sequence[str] = (),
 ) -> None:
     """Print top-1 and top-5 of a run's raw and EMA weights, or of a file's, over a split of the shards.
 
@@ -44,6 +46,7 @@ def evaluate_weights(
         workers: processes that prepare images; None: what the CPUs allow.
         step: of the run's checkpoint; None: the newest.
         split_name: "train", "val" or "test". Every split is evaluated without augmentation.
+        modules: the user's modules that a weights file may import, as `recipe_of` says.
 
     Raises:
         UserError: weights, recipe or shards are missing or do not fit each other.
@@ -54,7 +57,7 @@ def evaluate_weights(
         recipe = override(found[0].recipe(), overrides)
         candidates = _candidates(*found, ema)
     else:
-        recipe = recipe_of(origin, recipe_name, overrides)
+        recipe = recipe_of(origin, recipe_name, overrides, modules)
         # In an exported recipe, the key refers to the file from which that training started, not to this file.
         candidates = [file_weights(origin, recipe.model.weights_key if recipe_name else None)]
     # The number of classes is not checked here, because `_fitted_model` compares their names.

@@ -1,6 +1,6 @@
 """`bigbatch predict`: predicts classes and probabilities of images with the weights of a run or of a file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,7 @@ def predict(
     ema: bool = True,
     workers: int | None = None,
     step: int | None = None,
+    modules: Sequence[str] = (),
 ) -> list[Prediction]:
     """Return a prediction for every image, in the order of `places`; images in a folder are sorted by name.
 
@@ -64,12 +65,13 @@ def predict(
         ema: use a run's EMA weights if it has them.
         workers: processes that read images; None: what the CPUs allow, or 0 for few images.
         step: of the run's checkpoint; None: the newest.
+        modules: the user's modules that a weights file may import, as `recipe_of` says.
 
     Raises:
         UserError: weights or recipe are missing or do not fit each other, or there are no images.
     """
     images = _images(places)
-    recipe, classes, weights = _trained(origin, recipe_name, ema, step)
+    recipe, classes, weights = _trained(origin, recipe_name, ema, step, modules)
     model = build(recipe, len(classes))
     fit_weights(model, weights.tensors, str(origin), new_head=False)
     say(f"predicts with the {weights.title}")
@@ -97,7 +99,7 @@ def predict(
 
 
 def _trained(
-    origin: Path, recipe_name: str | None, ema: bool, step: int | None
+    origin: Path, recipe_name: str | None, ema: bool, step: int | None, modules: Sequence[str]
 ) -> tuple[Recipe, list[str], SavedWeights]:
     """Return the recipe, the names of the classes and the weights of a run or of a file."""
     found = find_run(origin, step)
@@ -105,7 +107,7 @@ def _trained(
         run, step = found
         weights = run_weights(run, ema, step)
         return run.recipe(), weights.classes or [], weights
-    recipe = recipe_of(origin, recipe_name, [])
+    recipe = recipe_of(origin, recipe_name, [], modules)
     weights = file_weights(origin, recipe.model.weights_key if recipe_name else None)
     if weights.classes is not None:
         return recipe, weights.classes, weights

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from launcher.engines.optimizer import EMA
 from launcher.runs.run_directory import RunDirectory
 from models.weights import read_weights
 from recipes.errors import UserError
-from recipes.load import load, override, validate
+from recipes.load import load, override, validate, with_modules
 from recipes.schema import Recipe
 
 
@@ -131,14 +131,18 @@ def file_weights(path: Path, key: str | None = None) -> SavedWeights:
     )
 
 
-def recipe_of(weights: Path, recipe_name: str | None, overrides: list[str]) -> Recipe:
+def recipe_of(weights: Path, recipe_name: str | None, overrides: list[str], modules: Sequence[str] = ()) -> Recipe:
     """Return the recipe that was named, or else the one in the metadata of an exported file, with overrides.
 
+    Args:
+        modules: the user's modules that may be imported. A file does not decide that: it may come from a stranger.
+
     Raises:
-        UserError: no recipe is named, and the file has none or one that this version cannot read.
+        UserError: no recipe is named, and the file has none, or one that this version cannot read or that needs other
+            modules.
     """
     if recipe_name is not None:
-        return load(recipe_name, overrides)
+        return with_modules(load(recipe_name, overrides), list(modules))
     written = _metadata(weights).get("recipe")
     if written is None:
         raise UserError(f"{weights} does not say which recipe it belongs to: add --recipe NAME")
@@ -148,6 +152,12 @@ def recipe_of(weights: Path, recipe_name: str | None, overrides: list[str]) -> R
         raise UserError(
             f"the recipe in the metadata of {weights} cannot be read ({error}): add --recipe NAME"
         ) from None
+    for module in recipe.code.modules:
+        if module not in modules:
+            raise UserError(
+                f"{weights} needs the module {module}, and a weights file alone does not make bigbatch run code: add "
+                f"--import {module} if you trust it"
+            )
     return override(recipe, overrides)
 
 

@@ -80,11 +80,13 @@ def _provide_code(submitted: Path, destination: Path) -> None:
             f"the code that the run was submitted with is gone, {submitted}: "
             f"submit the recipe again with the same --run-dir, and the run continues with the code of today"
         )
+    tops = {module.partition(".")[0] for module in RunDirectory(destination.parent).recipe().code.modules}
+    user_code = [path for path in submitted.iterdir() if path.stem in tops]
     if not can_be_started(submitted):
         print(f"the code of an earlier version in {submitted} is replaced by that of today")
-        snapshot(Path(launcher.__file__).parents[1], destination)
+        snapshot(Path(launcher.__file__).parents[1], destination, user_code)
     elif submitted != destination:  # a run of a sweep is resumed alone, so it needs its own copy
-        snapshot(submitted, destination)
+        snapshot(submitted, destination, user_code)
 
 
 def _state_of(job_folder: Path, run: Path) -> JobState:

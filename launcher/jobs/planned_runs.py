@@ -8,7 +8,7 @@ from typing import Any
 from data.reading.storage import is_url
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
-from recipes.load import load
+from recipes.load import load, with_modules
 from recipes.schema import Recipe
 from slurm.submit import plain_word
 
@@ -20,6 +20,7 @@ class SubmitOptions:
     """The options of one `bigbatch submit`; they apply to all of its recipes."""
 
     data: str | None = None
+    modules: tuple[str, ...] = ()
     run_dir: Path | None = None
     cluster: str | None = None
     nodes: str = "1"
@@ -73,7 +74,7 @@ def plan_runs(arguments: list[str], options: SubmitOptions) -> list[list[Planned
     parent = options.run_dir or Path("runs") / f"{load(name, overrides).name}-{key}"
     return [
         [
-            _planned(load(name, [*overrides, f"{key}={value}"]), parent / plain_word(f"{key}={value}"), options.data)
+            _planned(load(name, [*overrides, f"{key}={value}"]), parent / plain_word(f"{key}={value}"), options)
             for value in values
         ]
     ]
@@ -91,7 +92,7 @@ def _chain(named: list[tuple[str, list[str]]], options: SubmitOptions) -> list[l
         if chain and not any(text.startswith("model.weights=") for text in overrides):
             weights = chain[-1][0].directory.path / WEIGHTS
             recipe = recipe.variant(model={"weights": str(weights)})
-        chain.append([_planned(recipe, path, options.data)])
+        chain.append([_planned(recipe, path, options)])
     paths = [run.directory.path for runs in chain for run in runs]
     if len(set(paths)) < len(paths):
         raise UserError(
@@ -128,9 +129,10 @@ def _parse_sweep(text: str) -> tuple[str, list[str]]:
     return key, values
 
 
-def _planned(recipe: Recipe, path: Path, data: str | None) -> PlannedRun:
+def _planned(recipe: Recipe, path: Path, options: SubmitOptions) -> PlannedRun:
     """Return the run with absolute paths, because its job works in another folder."""
-    shards = data or recipe.data.path
+    recipe = with_modules(recipe, list(options.modules))
+    shards = options.data or recipe.data.path
     weights = recipe.model.weights
     changes: dict[str, Any] = {}
     if shards is not None:

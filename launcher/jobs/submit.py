@@ -17,6 +17,7 @@ from launcher.jobs.submit_checks import check_predecessor, check_recipe, check_r
 from launcher.jobs.submit_dry_run import print_submission
 from launcher.processes import option_arguments
 from recipes.errors import UserError
+from recipes.user_code import code_to_copy
 from slurm.cluster import LOCAL, Cluster, load_cluster
 from slurm.job import Job, Resources, Submission, parse_minutes, parse_nodes
 from slurm.partitions import fitting_partitions, read_partitions
@@ -108,7 +109,8 @@ def _submit_step(
         jobs.append(_job(run, cluster, options))
         (run.job_folder / "job.json").write_text(jobs[-1].model_dump_json(indent=1))
     folder.mkdir(exist_ok=True)
-    snapshot(Path(launcher.__file__).parents[1], folder / CODE)
+    modules = dict.fromkeys(module for run in runs for module in run.recipe.code.modules)
+    snapshot(Path(launcher.__file__).parents[1], folder / CODE, code_to_copy(modules))
     try:
         submitted = submit_jobs(jobs, resources, cluster_name, cluster, folder, after, options.at_once)
     except UserError:

@@ -25,6 +25,12 @@ def with_default_engine(recipe: Recipe) -> Recipe:
 def check_engine(recipe: Recipe) -> None:
     """Raise UserError where engine settings exclude each other; none but `precision` may be "auto"."""
     engine = recipe.engine
+    if recipe.code.optimizer is not None and engine.zero:
+        # ZeRO hands an optimizer flat parts of many parameters, so norms of single parameters would be wrong.
+        raise UserError(
+            f"code.optimizer={recipe.code.optimizer} works under plain DDP only, because ZeRO gives an optimizer parts "
+            f"of parameters: add engine.zero=0"
+        )
     if engine.offload != "none" and engine.zero == 0:
         raise UserError(
             f"engine.offload={engine.offload} needs ZeRO: add engine.zero=2, or engine.zero=3 to offload the "

@@ -146,6 +146,8 @@ def _engine_variants(recipe: Recipe, profile: ModelProfile, hardware: Hardware) 
     found = []
     for checkpointing in (False, True):
         for zero, offload in _ENGINES:
+            if zero and recipe.code.optimizer:
+                continue  # see `engine_rules.check_engine`
             if engine.zero not in ("auto", zero) or engine.offload not in ("auto", offload):
                 continue
             if engine.checkpoint_activations not in ("auto", checkpointing):

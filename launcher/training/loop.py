@@ -29,10 +29,12 @@ from launcher.training.progress import RunProgress
 from launcher.training.step_profile import StepProfile, marked
 from launcher.training.stop_request import StopRequest
 from launcher.training.unreadable import UnreadableImages
+from models.custom_loss import checked_losses, load_custom_loss, soft_targets
 from models.loss import mixed_cross_entropy
 from models.prepared import PreparedModel
 from recipes.errors import UserError
 from recipes.schedule import StepSchedule
+from recipes.user_code import running
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Training:
         self.device = self.engine.accelerator.device
         self.preprocessor = DevicePreprocessor(self.recipe, self.device)
         self.unreadable = UnreadableImages(self.recipe, self.shards.root)
+        self.custom_loss = load_custom_loss(self.recipe)
         # Whether a step has succeeded with the optimizer's state in memory. All later steps take the same memory.
         self.fits = False
 
@@ -179,14 +182,22 @@ class Training:
         with engine.micro_batch(last_of_step=last):
             with marked("forward"):
                 logits = engine.forward(self.preprocessor.images(batch))
-                losses = mixed_cross_entropy(
-                    logits, batch.labels, batch.partner_labels, batch.lam, batch.weights, self.recipe.loss.smoothing
-                )
+                losses = self._losses(logits, batch)
             with marked("backward"):
                 engine.backward(losses.sum() * engine.micro_batch_weight)
         if self.model.bn_stats:
             self.model.bn_stats.add(batch.real // self.recipe.batch.statistics_size)
         return losses.detach().double().sum()
+
+    def _losses(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        """Return the loss of each image, float32 ``[n]``; 0 for padding."""
+        labels = (batch.labels, batch.partner_labels, batch.lam)
+        if self.custom_loss is None:
+            return mixed_cross_entropy(logits, *labels, batch.weights, self.recipe.loss.smoothing)
+        targets = soft_targets(*labels, logits.shape[1], self.recipe.loss.smoothing)
+        with running(f"loss {self.recipe.code.loss}", passes=is_out_of_memory):
+            losses = self.custom_loss(logits.float(), targets)
+        return batch.weights * checked_losses(losses, len(logits)).float()
 
     def _not_finite_error(self, loss: float, step: int, was_updated: bool) -> UserError:
         """Return the error for a loss that is NaN or infinite, with what most likely helps."""

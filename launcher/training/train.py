@@ -22,10 +22,11 @@ from launcher.training.loop import Training
 from launcher.training.run_description import describe_hardware, describe_run, initial_weights_sha256
 from launcher.training.start import find_checkpoint, start_engine
 from launcher.training.step_profile import StepProfile
+from launcher.training.user_code_checks import check_code_is_found
 from launcher.workers import default_workers
 from launcher.world import this_process
 from models.prepared import prepare_model
-from recipes.errors import UserError
+from recipes.errors import UserCodeError, UserError
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
 
@@ -60,6 +61,7 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
         UserError: the user can correct the cause. It is raised before the first step whenever that is possible.
     """
     options = options or StartOptions()
+    check_code_is_found(recipe)
     shards = open_shards(recipe, options.shards_copy)
     schedule = StepSchedule(recipe, len(shards.split("train")))
     run = _claim_run_directory(run_path, recipe, shards, options)
@@ -168,8 +170,11 @@ def _run_to_end(training: Training, step: int, run: RunDirectory) -> bool:
         reached = training.train(step)
     except UserError as error:
         # A rank other than the main one can fail alone, e.g. because its disk is full: its message names the rank.
-        raise UserError(
-            str(error) if engine.is_main else f"[rank {engine.accelerator.process_index}] {error}"
+        if engine.is_main:
+            raise
+        prefix = f"[rank {engine.accelerator.process_index}] "
+        raise (
+            error.with_prefix(prefix) if isinstance(error, UserCodeError) else UserError(f"{prefix}{error}")
         ) from None
     finished = reached == total
     if replaced := training.unreadable.replaced:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("recipes", "models", "data", "slurm", "launcher")
+PACKAGES = ("bigbatch", "recipes", "models", "data", "slurm", "launcher")
 
 # From top to bottom. A module imports its own room and lower ones. Rooms on one line do not import each other.
 FLOORS = [
-    ["launcher.__main__", "launcher.train", "launcher.job"],
+    ["launcher.__main__", "launcher.train", "launcher.job", "bigbatch"],
     ["launcher.cli"],
     ["launcher.jobs"],
     ["launcher.training"],
@@ -35,7 +35,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def modules() -> dict[str, Path]:
-    """Return every module of the five packages by its dotted name; a package has the name of its folder."""
+    """Return every module of our packages by its dotted name; a package has the name of its folder."""
     found = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):

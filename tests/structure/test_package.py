@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("recipes", "models", "data", "slurm", "launcher")
+PACKAGES = ("bigbatch", "recipes", "models", "data", "slurm", "launcher")
 
 
 def run(*command: str | Path, folder: Path) -> str:

@@ -1,0 +1,177 @@
+"""Code of the user that a recipe names: modules that register a model, a loss, an optimizer, a transform or a source.
+
+A module is imported where it is first needed: in the command, in every rank and in every loader worker. It is searched
+for like any Python module, and in the working directory last, so that it cannot replace an installed package.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import field_validator
+
+from recipes.errors import UserCodeError, UserError
+from recipes.sections import Section, added_in
+
+Registered = TypeVar("Registered")
+
+
+class CodeSettings(Section):
+    """The section `code`: the user's modules, and which of the registered parts the run uses."""
+
+    modules: tuple[str, ...] = added_in(
+        "0.2", (), "Python modules of your own to import, e.g. [my_package.my_module]; also `--import`"
+    )
+    loss: str | None = added_in("0.2", None, "name of a registered loss; null: the loss of the section `loss`")
+    optimizer: str | None = added_in(
+        "0.2", None, "name of a registered optimizer; null: the one that `optimizer.name` says"
+    )
+    transform: str | None = added_in(
+        "0.2", None, "name of a registered transform of training images, applied after all others; null: none"
+    )
+
+    @field_validator("modules")
+    @classmethod
+    def _dotted_names(cls, modules: tuple[str, ...]) -> tuple[str, ...]:
+        for module in modules:
+            if not all(part.isidentifier() for part in module.split(".")):
+                raise ValueError(
+                    f"code.modules names {module!r}, which is not the name of a Python module: write "
+                    f"my_package.my_module for the file my_package/my_module.py"
+                )
+        return modules
+
+
+class Registry(Generic[Registered]):
+    """Parts of one kind that the user's code registers by name."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._parts: dict[str, Registered] = {}
+
+    def register(self, name: str) -> Callable[[Registered], Registered]:
+        """Return a decorator that registers a function or class under `name` and returns it unchanged."""
+
+        def decorate(part: Registered) -> Registered:
+            self._parts[name] = part  # a module that is imported again, e.g. in a notebook, replaces its own parts
+            return part
+
+        return decorate
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._parts
+
+    def get(self, name: str, modules: Iterable[str]) -> Registered:
+        """Return the part of that name, after importing the modules.
+
+        Raises:
+            UserError: a module cannot be imported, or nothing is registered under the name; suggests the nearest one.
+        """
+        modules = list(modules)
+        import_modules(modules)
+        if name in self._parts:
+            return self._parts[name]
+        near = difflib.get_close_matches(name, self._parts, n=1)
+        imported = f"{', '.join(modules)} registers none" if modules else "no module of yours is imported (--import)"
+        advice = f"did you mean {near[0]!r}?" if near else f"{imported} of this name"
+        raise UserError(f"there is no {self.kind} {name!r}: {advice}")
+
+
+def import_modules(modules: Iterable[str]) -> None:
+    """Import the user's modules, unless they are imported already.
+
+    Raises:
+        UserError: there is no such module.
+        UserCodeError: it raises an exception.
+    """
+    for name in modules:
+        if name in sys.modules:
+            continue
+        _search_working_directory()
+        if not _exists(name):
+            raise UserError(
+                f"the module {name} of your own code is not found: start bigbatch in the folder that holds it, or "
+                f"install it"
+            )
+        with running(f"importing {name}"):
+            importlib.import_module(name)
+
+
+@contextmanager
+def running(what: str, passes: Callable[[Exception], bool] = lambda error: False) -> Iterator[None]:
+    """Turn an exception of the user's code inside the block into a UserCodeError.
+
+    Args:
+        what: what was running, for the message, e.g. "loss focal".
+        passes: whether an exception is not an error of the code, e.g. because memory ran out, and is left as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if passes(error):
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        message = f"{what} failed with {type(error).__name__}{f' ({first})' if first else ''}: correct your code"
+        raise UserCodeError(message, "".join(traceback.format_exception(_without_ours(error)))) from None
+
+
+def code_to_copy(modules: Iterable[str]) -> list[Path]:
+    """Return the packages (folders) and modules (files) of the user's code that are not installed packages.
+
+    A job copies them, so that later edits do not affect it. The whole top-level package of a module is copied.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    installed = [Path(sysconfig.get_path(key)).resolve() for key in ("purelib", "platlib", "stdlib")]
+    found: list[Path] = []
+    for name in modules:
+        _search_working_directory()
+        if not _exists(name):
+            raise UserError(f"the module {name} of your own code is not found: submit from the folder that holds it")
+        top = importlib.util.find_spec(name.partition(".")[0])
+        assert top is not None
+        places = list(top.submodule_search_locations or []) or [str(top.origin)]
+        path = Path(places[0]).resolve()
+        if path not in found and not any(path.is_relative_to(folder) for folder in installed):
+            found.append(path)
+    return found
+
+
+def _search_working_directory() -> None:
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+        importlib.invalidate_caches()
+
+
+def _exists(name: str) -> bool:
+    """Return whether a module is found; its parent packages are imported, as Python's search requires."""
+    parents = name.split(".")[:-1]
+    for depth in range(1, len(parents) + 1):
+        parent = ".".join(parents[:depth])
+        if importlib.util.find_spec(parent) is None:
+            return False
+        with running(f"importing {parent}"):
+            importlib.import_module(parent)
+    return importlib.util.find_spec(name) is not None
+
+
+def _without_ours(error: Exception) -> Exception:
+    """Return the error with a traceback that starts in the user's code: the frames above it are bigbatch's."""
+    here, frame = {__file__, importlib.__file__}, error.__traceback__
+    first = frame
+    while frame is not None and (
+        frame.tb_frame.f_code.co_filename in here or "importlib" in frame.tb_frame.f_code.co_filename
+    ):
+        frame = frame.tb_next
+    return error.with_traceback(frame or first)
