@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from recipes.sections import (
     AugmentSettings,
     BatchSettings,
+    BranchSettings,
     DataSettings,
     EmaSettings,
     EngineSettings,
@@ -56,6 +57,9 @@ class Recipe(Section):
     engine: EngineSettings = EngineSettings()
     run: RunSettings = RunSettings()
     code: CodeSettings = added_in("0.2", CodeSettings(), "parts of the user's own code")
+    branch: BranchSettings | None = added_in(
+        "0.2", None, "where the run left its parent, as `bigbatch branch` writes it; null: the run began at step 0"
+    )
 
     def variant(self, **sections: Values) -> "Recipe":
         """Return a copy with other values in some sections, e.g. ``variant(engine={"zero": 1})``.
@@ -103,6 +107,8 @@ class Recipe(Section):
             del values[section_or_key]
         for key in ("path", "cache", "cache_gib", "name", "train_images"):
             del values["data"][key]
+        if values.get("branch"):  # the parent may have been moved since
+            del values["branch"]["run"]
         return values
 
 

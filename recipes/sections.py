@@ -251,3 +251,11 @@ class RunSettings(Section):
     unreadable: Share = Field(
         0.01, description="largest share of unreadable images; above it the run stops and names them"
     )
+
+
+class BranchSettings(Section):
+    """Where a run that `bigbatch branch` made left its parent. The command writes this; no user does."""
+
+    run: str = Field(description="run directory of the parent when the branch was made; not part of the identity")
+    identity: str = Field(description="identity of the parent's recipe")
+    step: Count = Field(description="optimizer steps that the branch shares with its parent")

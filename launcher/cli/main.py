@@ -11,6 +11,7 @@ import typer
 
 from launcher.cli.data import data
 from launcher.cli.entry import run_app
+from launcher.cli.experiments import experiments
 from launcher.cli.jobs import jobs
 from launcher.cli.options import Overrides
 from launcher.cli.planning import planning
@@ -60,7 +61,7 @@ def recipes(
         print_table()
 
 
-for group in (data, training, results, planning, jobs):
+for group in (data, training, results, experiments, planning, jobs):
     app.add_typer(group)
 
 

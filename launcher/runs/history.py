@@ -12,8 +12,12 @@ from recipes.errors import UserError
 
 
 def restarts_among(starts: list[dict], total_steps: int | None) -> list[dict]:
-    """Return the starts that resumed a run; one that found it finished changed nothing and does not count."""
-    return [start for start in starts[1:] if start["step"] != total_steps]
+    """Return the starts that resumed a run; one that found it finished changed nothing and does not count.
+
+    Events that a branch shares with its parent are marked `shared`. The parent's starts are not the branch's.
+    """
+    own = [start for start in starts if not start.get("shared")]
+    return [start for start in own[1:] if start["step"] != total_steps]
 
 
 class History:

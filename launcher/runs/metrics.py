@@ -59,15 +59,26 @@ class Metrics:
         Raises:
             UserError: the file cannot be read or written.
         """
-        kept = [event for event in self.events() if event["step"] <= step]
-        try:
-            write_durably(self.path, "".join(json.dumps(event) + "\n" for event in kept).encode())
-        except OSError as error:
-            raise self._unwritable(error) from None
+        self._write(event for event in self.events() if event["step"] <= step)
+
+    def write_shared(self, events: Iterable[dict]) -> None:
+        """Begin the file of a branch with the events that it shares with its parent, each marked `shared`.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        self._write({**event, "shared": True} for event in events)
 
     def best(self) -> "BestAccuracy | None":
         """Return the highest accuracy of the run so far, as `best_accuracy`."""
         return best_accuracy(event for event in self.events() if event["event"] == "evaluation")
+
+    def _write(self, events: Iterable[dict]) -> None:
+        lines = "".join(json.dumps(event) + "\n" for event in events)
+        try:
+            write_durably(self.path, lines.encode())
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def _read(self, tail: int | None) -> list[dict]:
         if not self.path.exists():

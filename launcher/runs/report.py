@@ -17,7 +17,7 @@ from recipes.load import load
 from recipes.schema import Recipe
 
 _REFERENCE = "convnext_tiny_in1k"
-_DESCRIPTIVE = ("name", "summary", "source")  # keys that only describe a recipe
+_DESCRIPTIVE = ("name", "summary", "source", "branch")  # keys that only describe a recipe
 _CLASSES_SHOWN = 20
 _MATRIX_CLASSES = 20  # more do not fit the page
 
@@ -166,9 +166,11 @@ def _flat(recipe: Recipe) -> dict:
     """Return the values of a recipe by their dotted keys, without those that only describe it."""
     found: dict[str, object] = {}
     for key, value in recipe.to_dict().items():
+        if key in _DESCRIPTIVE:
+            continue
         if isinstance(value, dict):
             found |= {f"{key}.{name}": inner for name, inner in value.items()}
-        elif key not in _DESCRIPTIVE:
+        else:
             found[key] = value
     return found
 

@@ -38,6 +38,8 @@ class RunStatus:
     seconds_left: float | None
     restarts: int
     note: str
+    parent: Path | None = None  # the resolved run directory that this run is a branch of
+    branched_at: int | None = None  # the step at which it left it
 
 
 def print_runs(folder: Path) -> None:
@@ -52,9 +54,10 @@ def print_runs(folder: Path) -> None:
             heading, justify="left" if heading in ("run", "recipe", "state", "job") else "right", overflow="fold"
         )
     rows = run_statuses(folder)
-    for row in rows:
+    for depth, row in _as_tree(folder, rows):
+        begins = f" (from step {row.branched_at})" if depth else ""
         table.add_row(
-            _printable(row.run),
+            f"{'  ' * (depth - 1)}{'└ ' if depth else ''}{_printable(row.run)}{begins}",
             _printable(row.recipe),
             row.state,
             row.job_id or "",
@@ -93,6 +96,23 @@ def run_statuses(folder: Path) -> list[RunStatus]:
         _row(path, path.name if path == folder else str(path.relative_to(folder)), states.get(path / "job"))
         for path in paths
     ]
+
+
+def _as_tree(folder: Path, rows: list[RunStatus]) -> list[tuple[int, RunStatus]]:
+    """Return the rows with their depths, each branch below its parent; without its parent, a branch has depth 0."""
+    places = {(folder if row.run == folder.name else folder / row.run).resolve(): row for row in rows}
+    ordered: list[tuple[int, RunStatus]] = []
+
+    def add(row: RunStatus, place: Path, depth: int) -> None:
+        ordered.append((depth, row))
+        for other, child in places.items():
+            if child.parent == place and child is not row:
+                add(child, other, depth + 1)
+
+    for place, row in places.items():
+        if row.parent not in places:
+            add(row, place, 0)
+    return ordered
 
 
 def _is_run(path: Path) -> bool:
@@ -145,6 +165,8 @@ def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
         seconds_left=left if state.is_active else None,
         restarts=restarts,
         note=state.note,
+        parent=Path(recipe.branch.run).resolve() if recipe.branch else None,
+        branched_at=recipe.branch.step if recipe.branch else None,
     )
 
 
@@ -152,7 +174,8 @@ def _without_job(events: list[dict], step: int | None, total: int | None) -> Job
     """Return the state of a run that was not submitted, judged by its metrics alone."""
     if total is not None and step == total:
         return JobState("COMPLETED", "")
-    fresh = bool(events) and time.time() - events[-1]["time"] < _FRESH
+    own = [event for event in events[-1:] if not event.get("shared")]
+    fresh = bool(own) and time.time() - own[-1]["time"] < _FRESH
     return JobState("RUNNING" if fresh else "STOPPED", "", is_active=fresh)
 
 

@@ -51,6 +51,11 @@ def _newest_of(accelerator: Accelerator, run: RunDirectory, recipe: Recipe, shar
         accelerator.print(f"warning: {warning.message}")
     if found:
         _check_belongs_to(found, run, recipe, shards)
+    elif recipe.branch:
+        raise UserError(
+            f"{run.path} has no checkpoint, and a branch begins with one of its parent's: make the branch again with "
+            f"`bigbatch branch {recipe.branch.run} NEW --at-step {recipe.branch.step}`"
+        )
     else:
         _check_nothing_is_lost(accelerator, run)
     return found

@@ -6,7 +6,9 @@ from collections import defaultdict
 from tests.structure.test_imports import MODULES, ROOT
 
 # Commands are functions named as the command; each calls a function of the same meaning in a room below.
-COMMANDS = tuple(f"launcher.cli.{name}" for name in ("main", "data", "training", "results", "planning", "jobs"))
+COMMANDS = tuple(
+    f"launcher.cli.{name}" for name in ("main", "data", "training", "results", "experiments", "planning", "jobs")
+)
 
 
 def test_the_top_of_the_launcher_holds_entry_points_and_what_all_rooms_share():

@@ -210,6 +210,7 @@ def test_the_examples_of_the_help_run(digits, tmp_path):
         "export",
         "report",
         "fingerprint",
+        "branch",
         "plan",
         "runs",
         "doctor",
