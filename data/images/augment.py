@@ -39,7 +39,7 @@ CustomTransform = Callable[[Tensor, torch.Generator], Tensor]
 custom_transforms: Registry[CustomTransform] = Registry("transform")
 
 _ERASING_TRIES = 10  # as in timm, which leaves the image whole after ten boxes that do not fit
-_WARP_FROM = 384  # pixels: ConvNeXt evaluates without a centre crop from this size on
+WARP_FROM = 384  # pixels: ConvNeXt evaluates without a centre crop from this size on
 
 
 def timm_train_transform(recipe: Recipe) -> Compose:
@@ -115,7 +115,7 @@ class EvalTransform:
     """The deterministic view for evaluation: resized and centre-cropped, or warped to a square from 384 pixels on."""
 
     def __init__(self, recipe: Recipe):
-        warp = recipe.input.size >= _WARP_FROM
+        warp = recipe.input.size >= WARP_FROM
         self.transform = create_transform(
             recipe.input.size,
             is_training=False,

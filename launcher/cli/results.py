@@ -96,7 +96,13 @@ def export(
         Path,
         typer.Argument(metavar="RUN|CHECKPOINT", help="A run directory, or a checkpoint in one.", show_default=False),
     ],
-    destination: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
+    destination: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|FOLDER",
+            help="What to write: a .safetensors, .onnx or .pt2 file, or a folder that timm loads.",
+        ),
+    ],
     raw: Annotated[bool, typer.Option("--raw", help="Export the raw weights instead of the EMA weights.")] = False,
     step: Step = None,
     best: Annotated[
@@ -104,20 +110,22 @@ def export(
         typer.Option("--best", help="Export the weights, raw or EMA, that reached the best evaluation of the run."),
     ] = False,
 ) -> None:
-    """Write a run's weights as a file for `timm.create_model(name, num_classes=...).load_state_dict(...)`."""
+    """Write a run's weights for programs without bigbatch: a safetensors file, a folder for timm, ONNX or .pt2."""
     found = _check_weights(run, step)
     if found is None:
         raise UserError(f"{run} is not a run directory: only the weights of a run can be exported")
     directory, step = found
     if best and step is not None:
         raise UserError("--best chooses the step itself: leave out the other one")
-    from launcher.evaluation.export import accuracies_at
-    from launcher.evaluation.export import export as write_weights
+    from launcher.evaluation.export import export as write_export
+    from launcher.runs.intervals import with_interval
 
-    written = write_weights(directory, destination, ema=not raw, step=step, best=best)
-    reached = accuracies_at(directory, written.step)
-    accuracies = ", ".join(f"{kind} top-1 {top1:.2%}" for kind, top1 in reached.items()) or "not evaluated at this step"
-    print(f"wrote {destination}: the {written.title} ({accuracies})")
+    written = write_export(directory, destination, ema=not raw, step=step, best=best)
+    images = directory.metadata().dataset.val_images
+    reached = [f"{kind} top-1 {with_interval(top1, images)}" for kind, top1 in written.accuracies.items()]
+    print(f"wrote {destination}: the {written.weights.title} ({', '.join(reached) or 'not evaluated at this step'})")
+    if written.difference is not None:
+        print(f"its logits differ from torch's by at most {written.difference:.1e}")
 
 
 @results.command(epilog="Example: bigbatch report runs/demo --out runs/report.html", rich_help_panel=_PANEL)
