@@ -28,6 +28,9 @@ _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 class _Normalised(nn.Module):
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, recipe: Recipe):
         super().__init__()
         self.model = model
