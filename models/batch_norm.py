@@ -80,10 +80,12 @@ class StatisticsBatchNorm(_BatchNorm):
 
 
 def attach(model: nn.Module, statistics_size: int) -> "RunningStatistics | None":
-    """Replace every BatchNorm layer of `model`; return the object that updates their running statistics.
+    """Replace the BatchNorm layers of `model`; return the object that updates their running statistics.
+
+    Layers in evaluation mode are frozen (`models.frozen`). They keep their running statistics and are not replaced.
 
     Returns:
-        None for a model without BatchNorm.
+        None for a model whose BatchNorm layers, if any, are all frozen.
 
     Raises:
         UserError: the model has layers with batch statistics that cannot be replaced, or `statistics_size` is below 2.
@@ -117,12 +119,12 @@ def attach(model: nn.Module, statistics_size: int) -> "RunningStatistics | None"
 
 
 def _has_batch_statistics(module: nn.Module) -> bool:
-    """Return whether a layer computes statistics over the images of a micro-batch in training mode.
+    """Return whether a layer will compute statistics over the images of a micro-batch.
 
     Such a layer keeps running statistics for evaluation, whatever its class, e.g. timm's EvoNorm2dB0 and InplaceAbn.
     """
     keeps_statistics = isinstance(module, _BatchNorm) or getattr(module, "running_var", None) is not None
-    return keeps_statistics and not isinstance(module, _FROZEN)
+    return keeps_statistics and module.training and not isinstance(module, _FROZEN)
 
 
 class RunningStatistics:

@@ -10,6 +10,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from models import roadmap  # noqa: F401  importing it registers the roadmap's networks with timm
+from models.frozen import freeze
 from models.parameter_groups import layer_of_parameters
 from recipes.errors import UserError
 from recipes.randomness import random_key
@@ -20,11 +21,12 @@ from recipes.user_code import import_modules
 def build(recipe: Recipe, classes: int) -> nn.Module:
     """Return the recipe's model with `classes` outputs, on the CPU (or the default device, e.g. meta), float32.
 
-    The initial weights are a pure function of the recipe's seed and of each parameter's name.
+    The initial weights are a pure function of the recipe's seed and of each parameter's name. What the recipe does not
+    train is frozen.
 
     Raises:
         UserError: timm has no model of that name, or the model does not support the recipe's layer scale, stochastic
-            depth or input size; names every key to change.
+            depth, input size or `model.train`; names every key to change.
     """
     wanted = recipe.model
     import_modules(recipe.code.modules)  # they may register models with timm
@@ -36,6 +38,7 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
         model = _create(recipe, classes)
     if wanted.init_std is not None:
         _truncated_normal(model, wanted.init_std, recipe.seed)
+    freeze(model, wanted.train)
     return model
 
 
@@ -127,6 +130,8 @@ def _create(recipe: Recipe, classes: int) -> nn.Module:
         unsupported |= _unsupported_elsewhere(recipe, classes)
         missing = " and no ".join(unsupported.values())
         raise UserError(f"model {wanted.name} has no {missing}: add {' '.join(unsupported)}")
+    if not hasattr(model, "get_classifier"):
+        raise UserError(f"{wanted.name} has no classifier, as timm's encoders: choose another model.name")
     _name_classifier(model)
     if wanted.drop_path == 0:
         _remove_drop_path(model)

@@ -157,10 +157,10 @@ class StochasticDepth:
 def attach(model: nn.Module, seed: int) -> StochasticDepth:
     """Replace every timm DropPath and torch Dropout of `model` by a keyed layer of the same rate.
 
-    Dropout layers of rate 0 are left as they are, because they draw nothing. Other random layers are left too;
-    `models.draws` finds them.
+    Dropout layers of rate 0 and layers in evaluation mode, which are frozen (`models.frozen`), are left as they are,
+    because they draw nothing. Other random layers are left too; `models.draws` finds them.
     """
-    modules = list(model.named_modules())
+    modules = [(name, module) for name, module in model.named_modules() if module.training]
     # Subclasses may compute something else, so only the classes themselves are replaced.
     paths = [(name, module) for name, module in modules if type(module) is DropPath and module.scale_by_keep]
     kinds = (nn.Dropout, *_CHANNEL_DROPOUTS)

@@ -4,9 +4,10 @@ Defaults are those of ConvNeXt's ImageNet-1K training (paper, table 5; upstream 
 """
 
 import math
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -58,6 +59,19 @@ class ModelSettings(Section):
         description="which weights to take from a file that holds several, e.g. state_dict or state_dict_ema; "
         "null: the EMA weights if the file has them",
     )
+    train: str = added_in(
+        "0.2",
+        "all",
+        description="what trains: all; head: the classifier alone; last:N: also the last N blocks. The rest is frozen "
+        "and computes as in evaluation",
+    )
+
+    @field_validator("train")
+    @classmethod
+    def _part_of_a_model(cls, part: str) -> str:
+        if not re.fullmatch(r"all|head|last:[1-9][0-9]*", part):
+            raise ValueError(f"model.train={part!r} is not valid: use all, head or last:N, e.g. last:2")
+        return part
 
 
 class DataSettings(Section):

@@ -80,7 +80,8 @@ class DataParallel(Engine):
         """Do nothing: Accelerate ends the process group."""
 
     def _averaged_parameters(self) -> AbstractContextManager[None]:
-        return swapped_in([(p, self.optimizer.state[p][EMA]) for p in self.names if EMA in self.optimizer.state[p]])
+        averages = [(parameter, self.optimizer.state.get(parameter, {}).get(EMA)) for parameter in self.names]
+        return swapped_in([(parameter, average) for parameter, average in averages if average is not None])
 
     def _parameter_state(self) -> Iterator[TensorShard]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -91,7 +92,7 @@ class DataParallel(Engine):
             if writer != rank:
                 continue
             yield TensorShard(WEIGHTS, name, parameter)
-            for kind, value in self.optimizer.state[parameter].items():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
                 if value is None or kind == "step":
                     continue
                 if not isinstance(value, Tensor) or value.shape != parameter.shape:
@@ -113,6 +114,8 @@ class DataParallel(Engine):
     def _load_optimizer_state(self, saved: CheckpointReader) -> None:
         device, kinds = self.accelerator.device, optimizer_kinds(saved)
         for parameter, name in self.names.items():
+            if not parameter.requires_grad:
+                continue
             # In the parameter's memory format, because the fused update walks over all tensors in memory order.
             state = {
                 kind: torch.empty_like(parameter, dtype=torch.float32).copy_(saved.tensor(kind, name)) for kind in kinds

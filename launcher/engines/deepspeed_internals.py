@@ -48,6 +48,13 @@ class Partitions(ABC):
     flats: list[Tensor]
     slices: list[list[FlatSlice]]
 
+    @abstractmethod
+    def frozen(self) -> Iterator[tuple[str, int, Tensor]]:
+        """Yield this rank's part of the parameters that do not train: name, first element, elements in row-major order.
+
+        Together, the ranks yield every element once.
+        """
+
     def __init__(self, optimizer: Any):
         self.optimizer = optimizer  # DeepSpeed's, which wraps torch's
 
@@ -73,12 +80,18 @@ class ReplicatedParameters(Partitions):
 
     def __init__(self, optimizer: Any, names: dict[nn.Parameter, str], device: torch.device):
         super().__init__(optimizer)
-        self.device = device
+        self.device, self.names = device, names
         self.flats = optimizer.single_partition_of_fp32_groups
         self.slices = [
             [found for parameter in parameters if (found := _mapped_slice(parameter, names[parameter]))]
             for parameters in optimizer.bit16_groups
         ]
+
+    def frozen(self) -> Iterator[tuple[str, int, Tensor]]:
+        if torch.distributed.get_rank() == 0:
+            for parameter, name in self.names.items():
+                if not parameter.requires_grad:
+                    yield name, 0, parameter.detach().flatten()
 
     @contextmanager
     def parameters_replaced(self, value_of: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -107,6 +120,7 @@ class ShardedParameters(Partitions):
 
     def __init__(self, optimizer: Any, names: dict[nn.Parameter, str], rank: int):
         super().__init__(optimizer)
+        self.names, self.rank = names, rank
         self.flats = optimizer.fp32_partitioned_groups_flat
         self.slices = [
             [found for parameter in parameters if (found := self._slice(parameter, names[parameter], rank))]
@@ -118,6 +132,16 @@ class ShardedParameters(Partitions):
         start = min(rank * padded, parameter.ds_numel)
         length = min(padded, parameter.ds_numel - start)
         return FlatSlice(name, parameter, start, length, offset) if length else None
+
+    def frozen(self) -> Iterator[tuple[str, int, Tensor]]:
+        for parameter, name in self.names.items():
+            shard: Any = parameter
+            if parameter.requires_grad:
+                continue
+            padded = shard.ds_tensor.numel()
+            start = min(self.rank * padded, shard.ds_numel)
+            if length := min(padded, shard.ds_numel - start):
+                yield name, start, shard.ds_tensor[:length]
 
     @contextmanager
     def in_memory(self, group: int, changed: bool = False) -> Iterator[None]:

@@ -105,6 +105,8 @@ class Zero(Engine):
         return self.partitions.parameters_replaced(lambda flat: self.optimizer.state[flat][EMA])
 
     def _parameter_state(self) -> Iterator[TensorShard]:
+        for name, start, elements in self.partitions.frozen():
+            yield TensorShard(WEIGHTS, name, elements, start)
         for group, flat in enumerate(self.partitions.flats):
             with self.partitions.in_memory(group):
                 kinds = {WEIGHTS: flat} | {

@@ -11,8 +11,8 @@ bytes for N parameters, with W processes. The columns of ZeRO are what DeepSpeed
     Adam's moments    2       2/W        2/W           2/W
     EMA               1       1/W        1/W           1/W
 
-Offload to the CPU removes the master copy, moments, EMA and accumulated gradients from the GPU; at stage 3 also the
-parameters that are not in use.
+Frozen parameters (`model.train`) count in the first row only. Offload to the CPU removes the master copy, moments, EMA
+and accumulated gradients from the GPU; at stage 3 also the parameters that are not in use.
 """
 
 from dataclasses import dataclass, replace
@@ -71,16 +71,16 @@ def predict_memory(recipe: Recipe, profile: ModelProfile, cut: Cut) -> Memory:
 def predict_states(recipe: Recipe, sizes: ParameterSizes, buffers: int, cut: Cut) -> Memory:
     """Return the memory without activations of a model with these parameters and `buffers` bytes of buffers."""
     engine, world = recipe.engine, cut.world_size
-    full = _FLOAT32 * sizes.total
-    shard = full / world
+    full, trained = _FLOAT32 * sizes.total, _FLOAT32 * sizes.trained
+    shard = trained / world
     moments = moments_per_parameter(recipe)
     averages = int(recipe.ema.decay is not None)
     buffers *= 1 + averages  # BatchNorm's running averages have an EMA of their own
     if engine.zero == 0:
-        return Memory(full + buffers, full, moments * full, averages * full, activations=0, engine=0, host=0)
-    kept = shard if engine.zero == 3 else full
+        return Memory(full + buffers, trained, moments * trained, averages * trained, activations=0, engine=0, host=0)
+    kept = full / world if engine.zero == 3 else full
     # While it accumulates, stage 2 holds two shards: the sum so far, and the gradient that is added to it.
-    gradients = full if engine.zero == 1 else shard * 2 if engine.zero == 2 and cut.accumulation > 1 else shard
+    gradients = trained if engine.zero == 1 else shard * 2 if engine.zero == 2 and cut.accumulation > 1 else shard
     optimizer, ema = (1 + moments) * shard, averages * shard
     bucket = _FLOAT32 * deepspeed_config(recipe, cut, sizes.total)["zero_optimization"]["reduce_bucket_size"]
     gathered = _FLOAT32 * (kept_gathered(sizes.total) + sizes.largest + sizes.small) if engine.zero == 3 else 0

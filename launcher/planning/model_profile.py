@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TRACED_IMAGES = 16  # of the smaller traced step; a model with BatchNorm takes its statistics batch instead
-_FORMAT = 5  # of the cache files and of what they count: raise it whenever either changes
+_FORMAT = 6  # of the cache files and of what they count: raise it whenever either changes
 
 
 class UnpredictableModelError(UserError):
@@ -31,17 +31,19 @@ class UnpredictableModelError(UserError):
 
 
 class ParameterSizes(NamedTuple):
-    """Elements of all parameters, of the largest parameter, and of the small ones that ZeRO-3 does not partition."""
+    """Elements of all parameters, the largest, the small ones that ZeRO-3 does not partition, and those that train."""
 
     total: int
     largest: int
     small: int
+    trained: int
 
 
 def parameter_sizes(model: "nn.Module") -> ParameterSizes:
     """Return the sizes of a model whose parameters are not partitioned."""
     sizes = [parameter.numel() for parameter in model.parameters()]
-    return ParameterSizes(sum(sizes), max(sizes), sum(size for size in sizes if size < KEPT_WHOLE))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return ParameterSizes(sum(sizes), max(sizes), sum(size for size in sizes if size < KEPT_WHOLE), trained)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def trace_step(
         model.to_empty(device="cpu").train()
         # The gradients exist beforehand, so that the trace shows a step that accumulates into them.
         for parameter in model.parameters():
-            parameter.grad = torch.empty_like(parameter)
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         labels = torch.empty(micro_batch, dtype=torch.int64)
         with _Allocations(model) as allocations:
             pixels = torch.empty(micro_batch, 3, size, size, dtype=torch.uint8, memory_format=torch.channels_last)

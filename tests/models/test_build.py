@@ -65,6 +65,11 @@ def test_models_without_stochastic_depth_or_layer_scale_are_built_where_none_is_
     assert meta("model.name=vgg11").num_classes == 10
 
 
+def test_an_encoder_without_a_classifier_is_refused():
+    with pytest.raises(UserError, match="gemma4_vit_167m_enc has no classifier"):
+        meta("model.name=gemma4_vit_167m_enc")
+
+
 def test_a_drop_path_of_zero_turns_off_what_a_model_has_by_default():
     assert timm.create_model("swin_tiny_patch4_window7_224").layers[-1].blocks[
         -1

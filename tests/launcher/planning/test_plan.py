@@ -19,7 +19,7 @@ from launcher.planning.time_model import Hardware
 from recipes.load import load
 
 # Sizes like those of ConvNeXt-XL in bf16.
-SIZES = ParameterSizes(393_000_000, 45_000_000, 2_000_000)
+SIZES = ParameterSizes(393_000_000, 45_000_000, 2_000_000, trained=393_000_000)
 
 
 def one_pass(memory: Affine, passes: int) -> PassProfile:

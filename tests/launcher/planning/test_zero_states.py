@@ -94,7 +94,8 @@ def test_states_are_held_as_predicted_within_5_percent(digits, tmp_path, zero):
     Group(2, recipe, tmp_path / "run", measured, step=2, micro_batch=2).finish()
     found = json.loads((tmp_path / "run.json").read_text())
     held, gathered, sizes = found["held"], 4 * found["gathered"], found["sizes"]
-    sizes = ParameterSizes(sum(sizes), max(sizes), sum(size for size in sizes if size < KEPT_WHOLE))
+    small = sum(size for size in sizes if size < KEPT_WHOLE)
+    sizes = ParameterSizes(sum(sizes), max(sizes), small, trained=sum(sizes))
     memory = predict_states(recipe, sizes, buffers=0, cut=cut_batch(recipe, 2, 2, largest=2))
     predicted = memory.parameters + memory.gradients + memory.optimizer + memory.ema
     if zero in (1, 2):
