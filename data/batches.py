@@ -204,7 +204,7 @@ class EvalBatches:
     def __init__(self, split: Split, recipe: Recipe, first: int, stop: int, batch_size: int):
         self.split = split
         self.transform = EvalTransform(recipe)
-        self.item_bytes = _batch_bytes(batch_size, recipe.input.size)
+        self.item_bytes = _batch_bytes(batch_size, recipe.input.evaluated_size)
         self.chunks = [range(start, min(start + batch_size, stop)) for start in range(first, stop, batch_size)]
 
     def __len__(self) -> int:

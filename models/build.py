@@ -109,6 +109,10 @@ def _create(recipe: Recipe, classes: int) -> nn.Module:
     pretrained = timm.models.get_pretrained_cfg(wanted.name, allow_unregistered=True)
     if pretrained is not None and pretrained.fixed_input_size:
         options["img_size"] = recipe.input.size
+        if recipe.input.evaluated_size != recipe.input.size:
+            raise UserError(
+                f"{wanted.name} takes images of one size: add input.eval_size=null, and set input.size for both"
+            )
     if wanted.drop_path > 0:
         options["drop_path_rate"] = wanted.drop_path
     if wanted.layer_scale is not None:

@@ -73,6 +73,8 @@ def _random_layers(recipe: Recipe, classes: int) -> tuple[bool, tuple[bool, ...]
             f"model {name} cannot process images of {recipe.input.size} pixels ({first_line(error)}): "
             f"choose another input.size or model.name"
         ) from None
+    if recipe.input.evaluated_size != recipe.input.size:
+        _check_evaluated_size(recipe, module)
     if draws:
         layer = module.get_submodule(draws[0].layer)
         where = f"layer {draws[0].layer} ({type(layer).__name__})" if draws[0].layer else type(layer).__name__
@@ -81,3 +83,19 @@ def _random_layers(recipe: Recipe, classes: int) -> tuple[bool, tuple[bool, ...]
             f"cut of the batch: choose a model.name without such a layer"
         )
     return head_dropout, tuple(dropout.per_image for dropout in drop_path.dropouts)
+
+
+def _check_evaluated_size(recipe: Recipe, module: nn.Module) -> None:
+    """Check that a model on the meta device can process images of the size for evaluation.
+
+    Raises:
+        UserError: it cannot.
+    """
+    size = recipe.input.evaluated_size
+    try:
+        module.eval()(torch.empty(1, 3, size, size, device="meta"))
+    except Exception as error:  # as above
+        raise UserError(
+            f"model {recipe.model.name}, built for {recipe.input.size} pixels, cannot evaluate images of {size} "
+            f"({first_line(error)}): add input.eval_size=null"
+        ) from None

@@ -167,14 +167,20 @@ class ScheduleSettings(Section):
 
 
 class InputSettings(Section):
-    size: Annotated[int, Field(ge=16, le=2048)] = Field(
-        224, description="width and height of training and evaluation images in pixels"
-    )
+    size: Annotated[int, Field(ge=16, le=2048)] = Field(224, description="width and height of images in pixels")
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="filter for resizing images")
     eval_crop: Share = Field(
         0.875,
-        description="evaluation resizes the shorter side to size / eval_crop and crops the centre; "
+        description="evaluation resizes the shorter side to its size / eval_crop and crops the centre; "
         "from 384 pixels on it resizes the whole image to a square",
+    )
+    eval_size: Annotated[int, Field(ge=16, le=2048)] | None = added_in(
+        "0.2",
+        None,
+        description="width and height of evaluation images in pixels, for models that take several sizes; null: size",
+    )
+    eval_interpolation: Literal["bicubic", "bilinear"] | None = added_in(
+        "0.2", None, description="filter for resizing evaluation images; null: interpolation"
     )
     mean: tuple[float, float, float] = Field(
         (0.485, 0.456, 0.406), description="mean of each channel, subtracted from pixels scaled to 0..1"
@@ -182,6 +188,16 @@ class InputSettings(Section):
     std: tuple[Positive, Positive, Positive] = Field(
         (0.229, 0.224, 0.225), description="standard deviation of each channel, by which it is then divided"
     )
+
+    @property
+    def evaluated_size(self) -> int:
+        """Width and height of evaluation images in pixels."""
+        return self.eval_size or self.size
+
+    @property
+    def evaluated_interpolation(self) -> str:
+        """The filter for resizing evaluation images."""
+        return self.eval_interpolation or self.interpolation
 
 
 class AugmentSettings(Section):

@@ -115,12 +115,13 @@ class EvalTransform:
     """The deterministic view for evaluation: resized and centre-cropped, or warped to a square from 384 pixels on."""
 
     def __init__(self, recipe: Recipe):
-        warp = recipe.input.size >= WARP_FROM
+        size = recipe.input.evaluated_size
+        warp = size >= WARP_FROM
         self.transform = create_transform(
-            recipe.input.size,
+            size,
             is_training=False,
             use_prefetcher=True,
-            interpolation=recipe.input.interpolation,
+            interpolation=recipe.input.evaluated_interpolation,
             crop_pct=1.0 if warp else recipe.input.eval_crop,
             crop_mode="squash" if warp else "center",
         )

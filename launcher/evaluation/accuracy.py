@@ -68,7 +68,8 @@ def evaluate(
         # Not inference_mode: training later uses parameters that ZeRO-3 gathers in these passes.
         with torch.no_grad(), accelerator.autocast():
             loaded = load_evaluation(batches, workers, device.type == "cuda")
-            images = torch.zeros(1, 3, recipe.input.size, recipe.input.size, device=device)
+            size = recipe.input.evaluated_size
+            images = torch.zeros(1, 3, size, size, device=device)
             for number in range(rounds):
                 if number < len(batches):
                     pixels, labels = next(loaded)

@@ -63,7 +63,8 @@ def _check_timm_has(name: str) -> None:
 def _timm_config(recipe: Recipe, model: nn.Module, classes: list[str]) -> dict[str, Any]:
     """Return the contents of ``config.json``, as timm's own exports have it."""
     timm_model, own = cast(Any, model), cast(Any, model).default_cfg
-    size, warp = recipe.input.size, recipe.input.size >= WARP_FROM
+    size = recipe.input.evaluated_size
+    warp = size >= WARP_FROM
     return {
         "architecture": recipe.model.name,
         "num_classes": len(classes),
@@ -75,7 +76,7 @@ def _timm_config(recipe: Recipe, model: nn.Module, classes: list[str]) -> dict[s
             "custom_load": False,
             "input_size": [3, size, size],
             "fixed_input_size": bool(own.get("fixed_input_size")),
-            "interpolation": recipe.input.interpolation,
+            "interpolation": recipe.input.evaluated_interpolation,
             "crop_pct": 1.0 if warp else recipe.input.eval_crop,
             "crop_mode": "squash" if warp else "center",
             "mean": list(recipe.input.mean),

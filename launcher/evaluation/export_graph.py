@@ -63,7 +63,8 @@ def write_graph(recipe: Recipe, weights: SavedWeights, model: nn.Module, destina
             f"the weights have {size / 2**30:.1f} GiB, and one ONNX file holds less than 2: export a .pt2 file instead"
         )
     whole = _Normalised(model, recipe).eval()
-    images = torch.rand(2, 3, recipe.input.size, recipe.input.size, generator=torch.Generator().manual_seed(0))
+    size = recipe.input.evaluated_size
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     metadata = {
         "classes": json.dumps(weights.classes),
         "input": json.dumps({"range": [0, 1], "channels": "RGB", "normalised": "inside"} | _view(recipe)),
@@ -75,15 +76,15 @@ def write_graph(recipe: Recipe, weights: SavedWeights, model: nn.Module, destina
         destination.parent.mkdir(parents=True, exist_ok=True)
         with replacing(destination) as temporary:
             (_write_onnx if onnx else _write_pt2)(whole, images, temporary, metadata)
-            return _compare(whole, recipe.input.size, temporary, onnx)
+            return _compare(whole, size, temporary, onnx)
     except OSError as error:
         raise UserError(f"{destination} cannot be written ({error}): choose another file") from None
 
 
 def _view(recipe: Recipe) -> dict[str, object]:
     """Return how an evaluation resizes and crops an image."""
-    size = recipe.input.size
-    view = {"size": size, "interpolation": recipe.input.interpolation}
+    size = recipe.input.evaluated_size
+    view = {"size": size, "interpolation": recipe.input.evaluated_interpolation}
     if size >= WARP_FROM:
         return view | {"resize": "to a square, without a crop"}
     return view | {"resize": f"shorter side to {math.floor(size / recipe.input.eval_crop)}, then crop the centre"}

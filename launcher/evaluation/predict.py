@@ -142,7 +142,7 @@ class _ImageBatches:
     def __init__(self, images: list[Path], recipe: Recipe):
         self.images = images
         self.transform = EvalTransform(recipe)
-        self.item_bytes = _BATCH_SIZE * 3 * recipe.input.size**2
+        self.item_bytes = _BATCH_SIZE * 3 * recipe.input.evaluated_size**2
 
     def __len__(self) -> int:
         return -(-len(self.images) // _BATCH_SIZE)

@@ -7,6 +7,7 @@ import torch
 from models import batch_norm, stochastic_depth
 from models.build import build, compile_blocks, scale_head
 from models.parameter_groups import parameter_groups
+from models.prepared import prepare_model
 from models.weights import fit_weights
 from recipes.errors import UserError
 from recipes.load import load
@@ -63,6 +64,12 @@ def test_the_advice_for_a_models_missing_options_works_at_once(name):
 
 def test_models_without_stochastic_depth_or_layer_scale_are_built_where_none_is_asked_for():
     assert meta("model.name=vgg11").num_classes == 10
+
+
+def test_a_size_for_evaluation_that_the_model_cannot_take_is_refused_before_training():
+    changes = ["model.name=halonet_h1", "model.layer_scale=null", "model.drop_path=0", "input.size=256"]
+    with torch.device("meta"), pytest.raises(UserError, match="cannot evaluate images of 200 .* input.eval_size=null"):
+        prepare_model(load("demo", [*changes, "input.eval_size=200"]), 10)
 
 
 def test_an_encoder_without_a_classifier_is_refused():

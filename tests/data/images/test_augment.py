@@ -73,6 +73,18 @@ def test_erased_boxes_have_timms_distribution(image_bytes):
     assert ours[ours > 0].mean() == pytest.approx(np.mean([area for area in theirs if area]), abs=0.01)
 
 
+def test_evaluation_can_have_a_size_and_a_filter_of_its_own(image_bytes):
+    """Train at 160, evaluate at 224: what is evaluated is what a recipe of that size evaluates."""
+    keys = ["input.size=160", "input.eval_size=224", "input.interpolation=bilinear", "input.eval_interpolation=bicubic"]
+    recipe = load("convnext_tiny_in1k", keys)
+    expected = EvalTransform(load("convnext_tiny_in1k", ["input.size=224"]))(image_bytes)
+    assert torch.equal(EvalTransform(recipe)(image_bytes), expected)
+    same = load("convnext_tiny_in1k", ["input.size=160", "input.interpolation=bilinear"])
+    for ours, theirs in zip(TrainTransform(recipe)(image_bytes, 0, 1), TrainTransform(same)(image_bytes, 0, 1)):
+        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
+    assert EvalTransform(load("convnext_tiny_in1k", ["input.eval_size=384"]))(image_bytes).shape == (3, 384, 384)
+
+
 def test_erasing_can_be_switched_off(image_bytes):
     transform = TrainTransform(load("convnext_tiny_in1k", ["input.size=32", "augment.erasing=0"]))
     assert all(transform(image_bytes, 0, sample)[1] == NO_BOX for sample in range(50))

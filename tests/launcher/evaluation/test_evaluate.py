@@ -81,6 +81,16 @@ def test_damaged_mistakes_are_left_out(run, tmp_path, damage):
     write_report([run.path], tmp_path / "page.html")
 
 
+def test_a_run_is_evaluated_at_another_size_than_it_was_trained_at(run, tmp_path):
+    def shown(*overrides):
+        evaluate(run, *overrides, split_name="train")
+        return read_mistakes(run)[1][0].surest
+
+    assert shown("input.eval_size=48") == shown("input.size=48") != shown()
+    with pytest.raises(UserError, match="takes images of one size: add input.eval_size=null"):
+        evaluate(run, "model.name=test_vit", "input.eval_size=48")
+
+
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(run):
     with pytest.raises(UserError, match="no split 'test', only 'train', 'val'"):
         evaluate(run, split_name="test")
