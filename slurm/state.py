@@ -35,6 +35,8 @@ class JobState:
             no record of its end), NO_ANSWER (SLURM could not be asked and the job left no record of its end).
         is_active: whether the job is in the queue, so that no second one may be submitted; False for NO_ANSWER, where
             nobody knows.
+        is_held: whether the job stays in the queue until somebody releases it. SLURM itself holds a job that a node
+            failed to launch, and nothing of the job runs that could release it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class JobState:
     note: str = ""
     nodes: int | None = None
     is_active: bool = False
+    is_held: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,12 @@ def resolve_state(ledger: Ledger, job_id: str, said: SlurmState | None, after: s
     if said is None:
         return _state_from_records(ledger, job_id, nodes)
     name, note = said.state, ""
+    # "JobHeldUser", "JobHeldAdmin", "launch failed requeued held", "job requeued in held state"
+    is_held = name == "PENDING" and "held" in said.reason.lower()
     if name == "PENDING":
         name, note, nodes = "REQUEUED" if starts else "PENDING", said.reason, None
+        if is_held and "requeued" in said.reason:
+            note += ": `bigbatch resume` releases it"
         if said.reason == "BadConstraints" and (excluded := excluded_by(ledger)):
             note += f": {', '.join(sorted(excluded))} excluded, and the remaining nodes do not suffice"
     elif name == "RUNNING":
@@ -114,7 +121,7 @@ def resolve_state(ledger: Ledger, job_id: str, said: SlurmState | None, after: s
         note = f"job {after}, which had to succeed first, did not"
     elif name not in ("COMPLETED", "COMPLETING"):
         note = why_it_ended(ledger)
-    return JobState(name, job_id, note, nodes, said.is_active)
+    return JobState(name, job_id, note, nodes, said.is_active, is_held)
 
 
 def why_it_ended(ledger: Ledger) -> str:

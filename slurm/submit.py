@@ -133,13 +133,27 @@ def cancel_job(submission: Submission) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(submission.job_id), 15)
         return
-    command = ["scancel", submission.job_id]
+    _change("cancel", ["scancel", submission.job_id])
+
+
+def release_job(submission: Submission) -> None:
+    """Let a job start that SLURM or its user holds in the queue.
+
+    Raises:
+        UserError: SLURM refuses, e.g. because an administrator holds the job.
+    """
+    _change("release", ["scontrol", "release", submission.job_id])
+
+
+def _change(what: str, command: list[str]) -> None:
+    """Run a command of SLURM that changes the job named in its last word."""
+    job_id = command[-1]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment())
     except subprocess.TimeoutExpired:
-        raise UserError(f"SLURM did not answer, so job {submission.job_id} may still be there: try again") from None
+        raise UserError(f"SLURM did not answer, so job {job_id} may be as it was: try again") from None
     if done.returncode:
-        raise UserError(f"SLURM cannot cancel job {submission.job_id}: {reason_of(done.stderr)}")
+        raise UserError(f"SLURM cannot {what} job {job_id}: {reason_of(done.stderr)}")
 
 
 def is_local_controller(job_id: str) -> bool:

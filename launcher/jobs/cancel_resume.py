@@ -11,7 +11,7 @@ from slurm.job import Job, Submission
 from slurm.ledger import Ledger
 from slurm.snapshot import can_be_started, is_complete, snapshot
 from slurm.state import NO_ANSWER, JobState, job_states
-from slurm.submit import CODE, cancel_job, last_submission, submit_jobs
+from slurm.submit import CODE, cancel_job, last_submission, release_job, submit_jobs
 
 
 def cancel_run(run: Path) -> None:
@@ -31,7 +31,7 @@ def cancel_run(run: Path) -> None:
 
 
 def resume_run(run: Path) -> None:
-    """Submit a run again with the code and recipe it was submitted with.
+    """Submit a run again with the code and recipe it was submitted with; a job that is held is released instead.
 
     Raises:
         UserError: the run was not submitted, its job is in the queue, it is finished, its code is gone, or the
@@ -40,6 +40,10 @@ def resume_run(run: Path) -> None:
     job_folder = run.absolute() / "job"
     last = _submission_of(run)
     state = _state_of(job_folder, run)
+    if state.is_held:
+        release_job(last)
+        print(f"released job {last.job_id}, which was held in the queue ({state.note.partition(':')[0]}): {run}")
+        return
     if state.is_active:
         raise UserError(f"{run} is in the queue already: its job {last.job_id} is {state.name}")
     if Ledger(job_folder).events("finished"):

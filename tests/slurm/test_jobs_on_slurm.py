@@ -165,6 +165,9 @@ def test_waiting_cancelled_resumed(submitted, bigbatch, cluster, tmp_path, monke
         "submit", "demo", *SHORT, "--data", RunDirectory(run / "job").recipe().data.path, "--run-dir", run
     )
     assert code == 2 and "bigbatch cancel" in errors
+    cluster.run("scontrol", "hold", job_id(run))
+    code, output, _ = bigbatch("resume", run)
+    assert code == 0 and f"released job {job_id(run)}, which was held in the queue (JobHeld" in output
     assert bigbatch("cancel", run)[0] == 0
     assert row(run).state == "CANCELLED"
     code, _, errors = bigbatch("cancel", run)
