@@ -115,7 +115,7 @@ def slow_down(run: Path, cluster: TestCluster) -> Path:
     it.
     """
     slow = run / "slow"
-    slow.write_text("1")
+    slow.write_text("2")
     with (run / "job" / "code" / "launcher" / "training" / "loop.py").open("a") as code:
         code.write(_SLOW_STEP.format(slow=str(slow)))
     cluster.run("scontrol", "release", job_id(run))

@@ -61,7 +61,7 @@ def test_a_run_survives_everything(submitted, cluster, reference, tmp_path):
     cluster.run("scontrol", "update", f"JobId={job_id(run)}", "TimeLimit=1")
     wait_for(run, lambda found: ledger.events("stopped")[1:] and found.state == "REQUEUED")
     assert (ledger.events("stopped")[1]["signal"], ledger.events("stopped")[1]["saved"]) == ("SIGUSR2", True)
-    slow.write_text("1")
+    slow.write_text("2")
     cluster.run("scontrol", "update", f"JobId={job_id(run)}", "TimeLimit=10")
 
     trains_after(run, restarts=2)
