@@ -1,4 +1,4 @@
-"""The commands that use trained weights: evaluate, predict, export, report."""
+"""The commands that use trained weights: evaluate, predict, features, export, report."""
 
 import json
 import sys
@@ -88,6 +88,32 @@ def predict(
     if unreadable:
         print(f"{len(unreadable):,} of {len(predictions):,} images could not be read", file=sys.stderr)
     raise typer.Exit(1 if unreadable else 0)
+
+
+@results.command(epilog="Example: bigbatch features runs/demo shards/digits digits.npz", rich_help_panel=_PANEL)
+def features(
+    weights: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|CHECKPOINT|WEIGHTS|MODEL",
+            help="A run directory, a checkpoint in one, a weights file, or a timm model with pretrained weights.",
+        ),
+    ],
+    data: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder or URL of shards; all splits are read.")],
+    destination: Annotated[Path, typer.Argument(metavar="FILE", help="The .npz file to write.")],
+    recipe: RecipeOption = None,
+    modules: Import = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Use a run's raw weights instead of its EMA weights.")] = False,
+    step: Step = None,
+    workers: Workers = None,
+) -> None:
+    """Write what the classifier receives for each image, with ids, labels and class names, for NumPy."""
+    from launcher.evaluation.features import write_features
+
+    images, values = write_features(
+        weights, data, destination, recipe, ema=not raw, step=step, workers=workers, modules=modules or []
+    )
+    print(f"wrote {destination}: {images:,} images with {values:,} features each")
 
 
 @results.command(epilog="Example: bigbatch export runs/demo runs/demo.safetensors", rich_help_panel=_PANEL)

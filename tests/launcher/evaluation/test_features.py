@@ -1,0 +1,81 @@
+"""`bigbatch features` writes what the classifier receives, in the order of the shards, with names and labels."""
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from data.batches import EvalBatches
+from data.on_device import DevicePreprocessor
+from data.reading.shards import ShardSet
+from launcher.cli.main import app
+from launcher.evaluation.features import write_features
+from recipes.errors import UserError
+from tests.launcher.saved_runs import CLASSES, make_saved_run, tiny_model, write_weights
+
+
+@pytest.fixture
+def run(toy_shards, tmp_path):
+    return make_saved_run(tmp_path / "run", toy_shards(*CLASSES), {8: (0.5, 0.25)})
+
+
+def test_the_classifier_applied_to_the_features_gives_the_models_outputs(run, toy_shards, tmp_path):
+    shards = ShardSet.open(toy_shards(*CLASSES))
+    assert write_features(str(run.path), str(shards.root), tmp_path / "out.npz", ema=False, workers=0) == (20, 64)
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as file:
+        found = dict(file)
+    assert found["features"].dtype == np.float32 and list(found["classes"]) == list(CLASSES)
+    model, recipe, first = tiny_model(8), run.recipe(), 0
+    for name, split in shards.splits.items():
+        part = slice(first, first := first + len(split))
+        if not len(split):
+            continue
+        (pixels, labels), *_ = EvalBatches(split, recipe, 0, len(split), 64)
+        with torch.inference_mode():
+            logits = model(DevicePreprocessor(recipe, torch.device("cpu")).normalised(pixels))
+            ours = model.get_classifier()(torch.from_numpy(found["features"][part]))
+        torch.testing.assert_close(ours, logits)
+        assert found["labels"][part].tolist() == labels.tolist() and set(found["splits"][part]) == {name}
+        assert list(found["ids"][part]) == [split.sample_name(sample) for sample in range(len(split))]
+
+
+def test_a_weights_file_and_other_classes_give_the_same_features(run, toy_shards, tmp_path):
+    """Features are of the backbone, so the head may be for other classes."""
+    shards = str(toy_shards("ant", "bee", "cat"))
+    file = write_weights(tmp_path / "weights.safetensors", tiny_model(8), CLASSES)
+    write_features(str(run.path), shards, tmp_path / "run.npz", ema=False, workers=0)
+    write_features(str(file), shards, tmp_path / "file.npz", workers=0)
+    one, other = (np.load(tmp_path / name)["features"] for name in ("run.npz", "file.npz"))
+    assert len(one) == 15 and np.array_equal(one, other)
+
+
+def test_a_timm_model_by_its_name_views_images_as_its_weights_want(toy_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "launcher.evaluation.features.timm_pretrained", lambda name, say: tiny_model(1, 1000).state_dict()
+    )
+    images, values = write_features("test_convnext.r160_in1k", str(toy_shards(*CLASSES)), tmp_path / "a.npz", workers=0)
+    assert (images, values) == (20, 64)
+
+
+def test_an_interrupted_command_leaves_nothing_behind(run, toy_shards, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launcher.evaluation.features.load_evaluation", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_features(str(run.path), str(toy_shards(*CLASSES)), tmp_path / "out" / "a.npz", workers=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_are_one_sentence(run, toy_shards, tmp_path):
+    shards = str(toy_shards(*CLASSES))
+    with pytest.raises(UserError, match="does not end in that: name it .*out.npz"):
+        write_features(str(run.path), shards, tmp_path / "out")
+    with pytest.raises(UserError, match="there is no run or weights file nothing"):
+        write_features("nothing", shards, tmp_path / "a.npz")
+
+
+def test_the_command_says_what_it_wrote(run, toy_shards, tmp_path):
+    arguments = ["features", str(run.path), str(toy_shards(*CLASSES)), str(tmp_path / "a.npz"), "--workers", "0"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0 and "20 images with 64 features each" in result.stdout
