@@ -36,6 +36,7 @@ PATIENCE = 240 + 20 * COUNT  # seconds after the last disturbance
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600 + 60 * COUNT)
 def test_runs_survive_random_disturbances(submitted, cluster, unreliable_commands, digits, tmp_path):
     references = {}
     for world in (1, 2):
@@ -72,6 +73,8 @@ def test_runs_survive_random_disturbances(submitted, cluster, unreliable_command
         done.append(f"{name} ({run.name})")
         print(f"{time.strftime('%X')} {done[-1]}", flush=True)
     slow.unlink()
+    for run in runs:
+        _try(cluster, "scontrol", "update", f"JobId={job_id(run)}", "TimeLimit=60")  # a minute would last for ever
     deadline = time.monotonic() + PATIENCE
     while not all(state.name in ENDS for state in _states(runs).values()) and time.monotonic() < deadline:
         _release_held(runs)
