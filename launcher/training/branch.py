@@ -95,12 +95,12 @@ def _check_state_fits(old: Recipe, new: Recipe) -> None:
     """Refuse changes after which the training state of the checkpoint has missing or meaningless parts."""
     before, after = old.to_dict(), new.to_dict()
     fixed = {f"model.{key}" for key in before["model"] if key not in _FREE_MODEL_KEYS} | {"data.classes"}
-    fixed |= {"optimizer.name"}
+    fixed |= {"optimizer.name", "code.optimizer"}
     for key in sorted(fixed):
         section, name = key.split(".")
         if before[section][name] != after[section][name]:
             raise UserError(
-                f"{key} cannot change inside a run, where it is {before[section][name]}: to start another model from "
+                f"{key} cannot change inside a run, where it is {before[section][name]}: to start another run from "
                 f"these weights, train it with model.weights=RUN"
             )
     for key, one, other in (
