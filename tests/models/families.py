@@ -123,8 +123,8 @@ def survey(module: str) -> Family:
 
 
 def family_names() -> list[str]:
-    """Return the modules of timm that define models; the roadmap, which is ours, is registered beside them."""
-    return sorted(set(timm.list_modules()) - {"roadmap"})
+    """Return the modules of timm that define models; ours are registered beside them."""
+    return sorted(set(timm.list_modules()) - {"roadmap", "cifar_resnet"})
 
 
 def rows() -> list[Family]:
