@@ -1,8 +1,13 @@
 """What several folders of tests share: markers, the division of tests over processes, and real images."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Set before torch is imported. Its threads wait for each other in busy loops, so that with more of them than idle cores
+# (two processes of pytest, each with the processes that its tests start) a step takes up to ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 SLURM = "tests/slurm"
