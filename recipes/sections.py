@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+_OPTIMIZERS = ("adamw", "sgd", "lamb", "lars", "lion")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -129,11 +130,17 @@ class BatchSettings(Section):
 
 
 class OptimizerSettings(Section):
-    name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with Nesterov momentum")
+    name: str = Field(
+        "adamw",
+        description="adamw; sgd: with Nesterov momentum; lamb, lars, lion: timm's; "
+        "timm:NAME: any other optimizer of timm",
+    )
     lr: Positive = Field(4e-3, description="peak learning rate; used as it is, never scaled with the batch size")
-    betas: tuple[Share, Share] = Field((0.9, 0.999), description="AdamW's betas")
-    eps: Positive = Field(1e-8, description="AdamW's epsilon")
-    momentum: Share = Field(0.9, description="SGD's momentum")
+    betas: tuple[Share, Share] = Field(
+        (0.9, 0.999), description="betas of AdamW, and of timm's optimizers with two betas"
+    )
+    eps: Positive = Field(1e-8, description="epsilon of AdamW, and of timm's optimizers that have one")
+    momentum: Share = Field(0.9, description="momentum of SGD and LARS")
     weight_decay: NotNegative = Field(
         0.05, description="weight decay, decoupled for AdamW; biases and other 1-d parameters have none"
     )
@@ -143,6 +150,16 @@ class OptimizerSettings(Section):
     clip_grad: Positive | None = Field(
         None, description="largest norm of the gradient of the global batch; null: no clipping"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _known_name(cls, name: str) -> str:
+        if name not in _OPTIMIZERS and not re.fullmatch(r"timm:\w+", name):
+            raise ValueError(
+                f"optimizer.name={name!r} is not valid: use {', '.join(map(repr, _OPTIMIZERS))}, or timm:NAME for another "
+                "optimizer of timm"
+            )
+        return name
 
 
 class ScheduleSettings(Section):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
 from launcher.engines.base import WEIGHTS, Engine, optimizer_kinds, swapped_in
-from launcher.engines.optimizer import EMA, make_optimizer, set_lr
+from launcher.engines.optimizer import EMA, make_optimizer, set_lr, set_update_count
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
@@ -125,6 +125,7 @@ class DataParallel(Engine):
                 state["step"] = torch.tensor(float(self.updates), device=device)
             self.optimizer.state[parameter].clear()
             self.optimizer.state[parameter].update(state)
+        set_update_count(self.optimizer.optimizer, self.updates)
         scaler = self.accelerator.scaler
         if scaler is not None and "loss_scale" in saved.scalars:
             numbers = {"scale": saved.scalars["loss_scale"], "_growth_tracker": int(saved.scalars["good_steps"])}

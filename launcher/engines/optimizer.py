@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from launcher.engines.timm_optimizers import UpdateCounters, make_timm_optimizer
 from models.parameter_groups import parameter_groups
 from recipes.errors import UserError
 from recipes.schema import Recipe
@@ -18,6 +19,7 @@ from recipes.sections import OptimizerSettings
 from recipes.user_code import Registry, running
 
 EMA = "ema"
+_COUNTERS = "_bigbatch_update_counters"  # an attribute of timm's optimizers
 
 # Takes the parameter groups and the section `optimizer` of the recipe, and returns a torch optimizer.
 CustomOptimizer = Callable[[list[dict[str, Any]], OptimizerSettings], Optimizer]
@@ -30,7 +32,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     Each group has an `lr_scale` and the `names` of its parameters.
 
     Raises:
-        UserError: `code.optimizer` names no registered optimizer.
+        UserError: `code.optimizer` names no registered optimizer, or timm has no such optimizer.
         UserCodeError: the user's code fails.
     """
     settings = recipe.optimizer
@@ -49,6 +51,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         optimizer = _make_custom(recipe, groups)
     elif settings.name == "adamw":
         optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+    elif settings.name != "sgd":
+        optimizer, counters = make_timm_optimizer(groups, settings)
+        vars(optimizer)[_COUNTERS] = counters
     else:
         optimizer = SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
     if recipe.ema.decay is not None:
@@ -66,6 +71,13 @@ def _make_custom(recipe: Recipe, groups: list[dict[str, Any]]) -> Optimizer:
             f"optimizer {name} of your own code returns {type(optimizer).__name__}: return a torch.optim.Optimizer"
         )
     return optimizer
+
+
+def set_update_count(optimizer: Optimizer, updates: int) -> None:
+    """Set how many updates an optimizer of timm believes to have done, after its state was loaded."""
+    counters: UpdateCounters | None = vars(optimizer).get(_COUNTERS)
+    if counters:
+        counters.set(optimizer, updates)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

@@ -25,11 +25,11 @@ def with_default_engine(recipe: Recipe) -> Recipe:
 def check_engine(recipe: Recipe) -> None:
     """Raise UserError where engine settings exclude each other; none but `precision` may be "auto"."""
     engine = recipe.engine
-    if recipe.code.optimizer is not None and engine.zero:
-        # ZeRO hands an optimizer flat parts of many parameters, so norms of single parameters would be wrong.
+    if engine.zero and not can_shard_optimizer(recipe):
+        code, name = recipe.code.optimizer, recipe.optimizer.name
+        key = f"code.optimizer={code}" if code else f"optimizer.name={name}"
         raise UserError(
-            f"code.optimizer={recipe.code.optimizer} works under plain DDP only, because ZeRO gives an optimizer parts "
-            f"of parameters: add engine.zero=0"
+            f"{key} works under plain DDP only, because ZeRO gives an optimizer parts of parameters: add engine.zero=0"
         )
     if engine.offload != "none" and engine.zero == 0:
         raise UserError(
@@ -46,3 +46,12 @@ def check_engine(recipe: Recipe) -> None:
         raise UserError("engine.offload=nvme needs engine.zero=3: DeepSpeed ignores it at other stages")
     if engine.offload == "nvme" and engine.nvme_path is None:
         raise UserError("engine.offload=nvme needs engine.nvme_path=FOLDER, a folder on a local disk")
+
+
+def can_shard_optimizer(recipe: Recipe) -> bool:
+    """Return whether ZeRO can run the recipe's optimizer.
+
+    ZeRO hands an optimizer flat parts of many parameters. LAMB and LARS, for example, would take the norms of such
+    parts for the norms of parameters, without any error.
+    """
+    return recipe.code.optimizer is None and recipe.optimizer.name in ("adamw", "sgd")

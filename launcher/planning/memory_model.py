@@ -97,5 +97,7 @@ def predict_states(recipe: Recipe, sizes: ParameterSizes, buffers: int, cut: Cut
 
 
 def moments_per_parameter(recipe: Recipe) -> int:
-    """Return how many values of its own the optimizer keeps for each parameter."""
-    return 2 if recipe.optimizer.name == "adamw" else int(recipe.optimizer.momentum > 0)
+    """Return how many values of its own the optimizer keeps for each parameter; 2 is assumed of ``timm:NAME``."""
+    if recipe.optimizer.name in ("sgd", "lars"):
+        return int(recipe.optimizer.momentum > 0)
+    return 1 if recipe.optimizer.name == "lion" else 2

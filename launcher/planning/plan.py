@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from launcher.cut import Cut, cut_batch, unit_of_cut
-from launcher.planning.engine_rules import with_default_engine
+from launcher.planning.engine_rules import can_shard_optimizer, with_default_engine
 from launcher.planning.memory_model import GIB, Memory, predict_memory
 from launcher.planning.model_profile import ModelProfile
 from launcher.planning.time_model import Hardware, gpu_seconds
@@ -146,7 +146,7 @@ def _engine_variants(recipe: Recipe, profile: ModelProfile, hardware: Hardware) 
     found = []
     for checkpointing in (False, True):
         for zero, offload in _ENGINES:
-            if zero and recipe.code.optimizer:
+            if zero and not can_shard_optimizer(recipe):
                 continue  # see `engine_rules.check_engine`
             if engine.zero not in ("auto", zero) or engine.offload not in ("auto", offload):
                 continue

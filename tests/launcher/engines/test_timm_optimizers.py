@@ -1,0 +1,109 @@
+"""LAMB, LARS, Lion and timm's other optimizers: the steps are timm's, and a run resumes with the same bits."""
+
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+
+from launcher.engines.optimizer import make_optimizer, set_lr
+from launcher.planning.engine_rules import with_default_engine
+from launcher.training.loop import Training
+from launcher.training.train import StartOptions, train
+from recipes.errors import UserError
+from recipes.load import load
+from tests.launcher.comparison import assert_same_curve, losses
+
+OPTIONS = StartOptions(micro_batch=32, workers=0)
+SETTINGS = {
+    "lamb": ["optimizer.eps=1e-6", "optimizer.lr=5e-3"],
+    "lars": ["optimizer.lr=1.0", "optimizer.momentum=0.9"],
+    "lion": ["optimizer.betas=[0.9,0.99]", "optimizer.lr=1e-4"],
+    "timm:nadamw": [],
+    "timm:adopt": [],
+}
+
+
+def recipe_of(name: str, *changes: str):
+    return load(
+        "demo",
+        ["model.name=test_convnext", "model.layer_scale=null", f"optimizer.name={name}", *SETTINGS[name], *changes],
+    )
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_its_steps_are_those_of_timms_own_factory(name):
+    """Bit for bit over six steps, biases and norms without weight decay; LAMB's own clipping is off in both."""
+    recipe = recipe_of(name, "ema.decay=null")
+    settings, models = recipe.optimizer, []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(timm.create_model("test_convnext", num_classes=10))
+    ours = make_optimizer(models[0], recipe)
+    options = {"max_grad_norm": None} if name == "lamb" else {}
+    theirs = create_optimizer_v2(
+        models[1],
+        opt=name.removeprefix("timm:"),
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        eps=settings.eps,
+        betas=settings.betas,
+        filter_bias_and_bn=True,
+        **options,
+    )
+    generator = torch.Generator().manual_seed(1)
+    for step in range(6):
+        lr = settings.lr / (1 + step)
+        set_lr(ours, lr)
+        for group in theirs.param_groups:
+            group["lr"] = lr
+        for one, other in zip(models[0].parameters(), models[1].parameters()):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        ours.step()
+        theirs.step()
+    for (key, one), other in zip(models[0].named_parameters(), models[1].parameters()):
+        assert torch.equal(one, other), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lamb", "lars", "timm:nadamw"])
+def test_a_run_resumes_with_the_same_bits_and_has_one_curve_at_any_cut(name, small_recipe, tmp_path, monkeypatch):
+    changes = ["schedule.epochs=1", "schedule.warmup_epochs=0", f"optimizer.name={name}", *SETTINGS[name]]
+    recipe = small_recipe(*changes)
+    assert train(recipe, tmp_path / "whole", OPTIONS)
+    once = Training._step
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_step", lambda self, now, *rest: once(self, now, *rest) or now == 8)
+        assert not train(recipe, tmp_path / "stopped", OPTIONS)
+    assert train(recipe, tmp_path / "stopped", OPTIONS)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert train(recipe, tmp_path / "cut", StartOptions(micro_batch=13, workers=0))
+    assert_same_curve(tmp_path / "cut", tmp_path / "whole", 22)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("timm:adafactor", "which is not of a parameter's shape, so that no checkpoint can hold it"),
+        ("timm:adahessian", "needs second derivatives"),
+        ("timm:lam", "did you mean timm:la"),
+        ("timm:fusedlamb", "cannot be used here"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_resumed_or_used_is_refused(name, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make_optimizer(torch.nn.Linear(2, 2), load("demo", [f"optimizer.name={name}"]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["adam", "timm:", "timm:a b", "LAMB"])
+def test_an_unknown_name_says_which_there_are(name):
+    with pytest.raises(UserError, match="use 'adamw', 'sgd', 'lamb', 'lars', 'lion', or timm:NAME"):
+        load("demo", [f"optimizer.name='{name}'"])
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars", "timm:nadamw"])
+def test_zero_is_refused_because_it_would_take_norms_of_parts(name):
+    with pytest.raises(UserError, match=f"optimizer.name={name} works under plain DDP only"):
+        with_default_engine(recipe_of(name, "engine.zero=1"))
