@@ -14,19 +14,17 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from recipes.run_sections import BranchSettings, EngineSettings, RunSettings
 from recipes.sections import (
     AugmentSettings,
     BatchSettings,
-    BranchSettings,
     DataSettings,
     EmaSettings,
-    EngineSettings,
     InputSettings,
     LossSettings,
     MixSettings,
     ModelSettings,
     OptimizerSettings,
-    RunSettings,
     ScheduleSettings,
     Section,
     added_in,

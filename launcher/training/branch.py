@@ -26,9 +26,9 @@ from launcher.runs.metrics import best_accuracy
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
 from recipes.load import override
+from recipes.run_sections import BranchSettings
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
-from recipes.sections import BranchSettings
 
 # Keys of `model` that change no tensor of the training state.
 _FREE_MODEL_KEYS = {"drop_path"}
