@@ -43,11 +43,6 @@ class FileWeights(dict[str, Tensor]):
     note: str | None = None
 
 
-def is_hub_folder(path: Path) -> bool:
-    """Return whether `path` is a folder with a model as the hub lays it out: ``config.json`` beside a weights file."""
-    return (path / "config.json").is_file() and any((path / name).is_file() for name in _HUB_FILES)
-
-
 def read_weights(path: Path, key: str | None = None) -> FileWeights:
     """Return the weights in a ``.safetensors`` file, a file of ``torch.save``, or a folder in the hub's layout.
 

@@ -1,13 +1,15 @@
-"""What the tests of the launcher share: a small recipe on real digits, and a fresh Accelerate state for every test."""
+"""What the tests of the launcher share: a small recipe on digits, the command in this process, and a small disk."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data.writing.sharding import shard
+from launcher.cli.main import main
 from recipes.load import load
 from tests.launcher.saved_runs import ToyShards
 
@@ -34,6 +36,30 @@ def fresh_accelerate_state():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def bigbatch(monkeypatch, capfd):
+    """Run the command in this process; return exit code, stdout and stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bigbatch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of its own of 1 MiB, which only root may mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
 
 
 SMALL = [

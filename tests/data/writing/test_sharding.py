@@ -376,8 +376,10 @@ def test_interrupted_by_the_user_it_stops_at_once_and_resumes_later(dogs_vs_cats
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     asked = time.monotonic()
-    _, errors = process.communicate(timeout=10)
-    assert time.monotonic() - asked < 2 and process.returncode != 0
+    _, errors = process.communicate(timeout=60)
+    # Two seconds on idle cores; longer where other processes want the same cores.
+    limit = 2 * max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert time.monotonic() - asked < limit and process.returncode != 0
     assert errors.count("Traceback") == 1 and "KeyboardInterrupt" in errors, (
         "only the command's own, none of the workers'"
     )

@@ -210,17 +210,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_earlier_checkpoint(tmp_path)
     assert latest_valid(tmp_path).step == 1
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, which only root may mount."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("needs to mount a file system, as root")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_disk_that_became_read_only_is_one_sentence_and_leaves_the_earlier_checkpoint(small_disk):
     save(small_disk, 1)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)

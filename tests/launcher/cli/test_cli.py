@@ -14,26 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
-from launcher.cli.main import app, main
+from launcher.cli.main import app
 from launcher.evaluation import saved_weights
 from launcher.processes import option_arguments
 from launcher.runs.history import History
 from launcher.runs.run_directory import RunDirectory
 from launcher.runs.runs_table import run_statuses
 from tests.launcher.conftest import SMALL
-
-
-@pytest.fixture
-def bigbatch(monkeypatch, capfd):
-    """Run the command in this process; return exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bigbatch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,12 @@
 import json
 import os
 import stat
-import sys
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from launcher.cli.main import main
 from launcher.evaluation.evaluate import evaluate_weights
 from launcher.evaluation.export import accuracies_at, export
 from launcher.evaluation.initial_weights import load_initial_weights
@@ -28,19 +26,6 @@ STEPS = {4: (0.5, 0.25), 8: (0.75, 0.125), 12: (0.5, 0.25)}
 def run(toy_shards, tmp_path) -> RunDirectory:
     """Raw and EMA weights at three steps; the raw ones of step 8 are the best."""
     return make_saved_run(tmp_path / "run", toy_shards(*CLASSES), STEPS)
-
-
-@pytest.fixture
-def bigbatch(monkeypatch, capsys):
-    """Run the command in this process; return exit code, stdout and stderr."""
-
-    def start(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bigbatch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return start
 
 
 def assert_are(tensors: dict, seed: int) -> None:
