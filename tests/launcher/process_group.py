@@ -67,7 +67,7 @@ class Group:
 
 
 def train_group(world_size: int, recipe: Recipe, run: Path, **options) -> None:
-    """Train to the end."""
+    """Train to the end. Images are loaded in the same process unless `workers` is given."""
     Group(world_size, recipe, run, **options).finish()
 
 
@@ -99,4 +99,4 @@ def train_until(recipe: Recipe, run: Path, step: int, **options) -> None:
 def _train(recipe: Recipe, run: Path, **options) -> None:
     from launcher.training.train import StartOptions, train
 
-    train(recipe, run, StartOptions(workers=0, **options))
+    train(recipe, run, StartOptions(**{"workers": 0, **options}))

@@ -19,6 +19,7 @@ from recipes.errors import UserError
 from tests.launcher import comparison
 from tests.launcher.comparison import losses
 from tests.launcher.conftest import start_training, train_to_end
+from tests.launcher.process_group import Group, train_group
 
 pytestmark = pytest.mark.slow
 
@@ -28,13 +29,12 @@ THIRTY_STEPS = (
     "batch.global=96",
     "batch.slices=6",
 )  # 14 steps an epoch
-CUTS = {  # arguments by what the cut does
-    "1 process, whole batch": ["--micro-batch", "96"],
-    "accumulation": ["--micro-batch", "16"],
-    "micro-batches that cross slices, padded": ["--micro-batch", "7"],
-    "2 processes with accumulation": ["--procs", "2", "--micro-batch", "8"],
-    "3 processes": ["--procs", "3", "--micro-batch", "32"],
-    "5 processes, padded": ["--procs", "5", "--micro-batch", "10"],
+CUTS = {  # number of processes and micro-batch by what the cut does
+    "accumulation": (1, 16),
+    "micro-batches that cross slices, padded": (1, 7),
+    "2 processes with accumulation": (2, 8),
+    "3 processes": (3, 32),
+    "5 processes, padded": (5, 10),
 }
 
 
@@ -59,15 +59,17 @@ def reference(digits, tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("cut", list(CUTS)[1:])
-def test_the_loss_curve_does_not_depend_on_the_cut(digits, tmp_path, reference, cut):
-    train_to_end(digits, tmp_path / "run", *THIRTY_STEPS, *CUTS[cut])
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_loss_curve_does_not_depend_on_the_cut(small_recipe, tmp_path, reference, cut):
+    processes, micro_batch = CUTS[cut]
+    train_group(processes, small_recipe(*THIRTY_STEPS), tmp_path / "run", micro_batch=micro_batch, workers=1)
     assert_same_curve(tmp_path / "run", reference)
 
 
 @pytest.mark.parametrize(
     "launcher",
     [
+        ["-m", "launcher", "train", "--procs", "2"],
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "launcher.train"],
         [
             "-m",
@@ -81,7 +83,7 @@ def test_the_loss_curve_does_not_depend_on_the_cut(digits, tmp_path, reference, 
             "launcher.train",
         ],
     ],
-    ids=["torchrun", "accelerate launch"],
+    ids=["bigbatch train", "torchrun", "accelerate launch"],
 )
 def test_every_launcher_starts_the_same_program(digits, tmp_path, reference, launcher):
     output = train_to_end(digits, tmp_path / "run", *THIRTY_STEPS, "--micro-batch", "8", launcher=launcher)
@@ -127,37 +129,28 @@ def assert_same_bits(run: Path, reference: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_killed_between_steps_in_a_step_and_while_saving_gives_the_same_bits(digits, tmp_path, processes):
-    """SIGKILL of every process, then the same command again."""
-    arguments = [
-        "schedule.epochs=1",
-        "schedule.warmup_epochs=0",
-        "run.save_every=3",
-        "--micro-batch",
-        "8",
-        "--procs",
-        str(processes),
-    ]
-    train_to_end(digits, tmp_path / "undisturbed", *arguments)
+def test_killed_between_steps_in_a_step_and_while_saving_gives_the_same_bits(small_recipe, tmp_path, processes):
+    """SIGKILL of every process, then the same start again."""
+    recipe = small_recipe("schedule.epochs=1", "schedule.warmup_epochs=0", "run.save_every=3")
+    options = {"micro_batch": 8, "workers": 1}
+    train_group(processes, recipe, tmp_path / "undisturbed", **options)
     run = tmp_path / "killed"
 
     def after_step_5():
-        wait_for_step(run, 5, process)
+        wait_for_step(run, 5, group)
 
     def in_a_step():
-        wait_for_step(run, 10, process)
+        wait_for_step(run, 10, group)
         time.sleep(0.02)
 
     def while_saving():
-        wait_until(lambda: list((run / "checkpoints").glob(".step-*")), process)
+        wait_until(lambda: list((run / "checkpoints").glob(".step-*")), group)
 
     for moment in (after_step_5, in_a_step, while_saving):
-        process = start_training(digits, run, *arguments, start_new_session=True)
+        group = Group(processes, recipe, run, **options)
         moment()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    train_to_end(digits, run, *arguments)
+        group.kill()
+    train_group(processes, recipe, run, **options)
     assert losses(run) == losses(tmp_path / "undisturbed")
     assert_same_bits(run, tmp_path / "undisturbed")
 
@@ -188,14 +181,17 @@ def test_a_loss_that_is_not_finite_stops_all_processes_and_nothing_is_saved_of_i
     assert saved is not None and saved.step <= stopped_at
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    wait_until(lambda: any(event.get("step", 0) >= step for event in RunDirectory(run).metrics.events()), process)
+def wait_for_step(run: Path, step: int, training: subprocess.Popen | Group) -> None:
+    wait_until(lambda: any(event.get("step", 0) >= step for event in RunDirectory(run).metrics.events()), training)
 
 
-def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_until(condition, training: subprocess.Popen | Group, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.stdout.read()
+        if isinstance(training, Group):
+            assert all(process.is_alive() for process in training.processes), training.log.read_text()
+        else:
+            assert training.poll() is None, training.stdout.read()
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
 
