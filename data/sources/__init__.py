@@ -11,6 +11,7 @@ from data.sources.cifar10 import cifar10
 from data.sources.class_folders import class_folders
 from data.sources.class_map import MappedSource, read_class_map
 from data.sources.digits import Digits
+from data.sources.hugging_face import hugging_face
 from data.sources.imagenet import TRAIN_TAR, imagenet
 from data.sources.imagenet_22k import class_tars, imagenet_22k
 from data.sources.imagenet_kaggle import imagenet_kaggle
@@ -79,7 +80,11 @@ def open_source(
     elif shards := _shards(path, source, class_map):
         return shards
     else:
-        found = _tars(path, val_fraction, workers, progress) or _files(path, val_fraction, class_map)
+        found = (
+            _tars(path, val_fraction, workers, progress)
+            or hugging_face(path, _name(path), val_fraction)
+            or _files(path, val_fraction, class_map)
+        )
     return found if class_map is None else MappedSource(found, class_map)
 
 

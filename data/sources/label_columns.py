@@ -7,7 +7,7 @@ from data.sources.splits import split_of_name
 from data.sources.tables import Table
 from recipes.errors import UserError
 
-_LABEL_NAMES = (
+LABEL_NAMES = (
     *("label", "labels", "class", "class_name", "classname", "category", "category_name", "target", "cls", "y"),
     *("label_name", "class_id", "classid", "label_id", "breed", "species", "diagnosis", "dx", "variety", "type"),
 )
@@ -84,7 +84,7 @@ def _image_column(table: Table, resolves: Callable[[str], bool]) -> str:
 
 
 def _label_column(table: Table, others: list[str]) -> str:
-    known = [name for name in others if _plain(name) in _LABEL_NAMES]
+    known = [name for name in others if _plain(name) in LABEL_NAMES]
     # A name beside its number, e.g. "category" and "category_id", is the same label twice.
     known = [name for name in known if not name.lower().endswith("id")] or known
     if len(known) == 1:

@@ -1,0 +1,112 @@
+"""Data sets of Hugging Face on the disk become the splits, classes and images that their own library would load."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from data.sources import open_source
+from data.sources.splits import TEST, TRAIN, VAL
+from data.writing.sharding import shard
+from recipes.errors import UserError
+from tests.data.pictures import encoded, write_tree
+
+pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'bigbatch[formats]'")
+pytest.importorskip("pyarrow.parquet")
+
+FEATURES = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+IMAGE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+
+
+def table(prefix: str, labels: list, features: dict = FEATURES, kind=None, **more):
+    images = [{"bytes": encoded(f"{prefix}{i}"), "path": f"{i}.jpg"} for i in range(len(labels))]
+    label = pyarrow.array(labels, kind or pyarrow.int64())
+    found = pyarrow.table({"image": pyarrow.array(images, IMAGE), "label": label, **more})
+    return found.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def write_parquet(path: Path, *arguments, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(table(*arguments, **options), path)
+
+
+def save_to_disk(folder: Path, *arguments) -> None:
+    folder.mkdir(parents=True)
+    found = table(*arguments)
+    with pyarrow.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), found.schema) as stream:
+        stream.write_table(found, max_chunksize=2)
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_indices_files": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": FEATURES}))
+
+
+def counts(source) -> list[int]:
+    return [int((source.listing.splits == split).sum()) for split in (TRAIN, VAL, TEST)]
+
+
+def test_a_snapshot_of_the_hub_has_the_splits_and_names_of_its_parquet_files(tmp_path):
+    (tmp_path / "README.md").write_text("---\n---\n")
+    for number in range(2):
+        write_parquet(tmp_path / f"data/train-{number:05d}-of-00002.parquet", f"train{number}-", [0, 1, 0])
+    write_parquet(tmp_path / "data/validation-00000-of-00001.parquet", "val", [0, 1])
+    write_parquet(tmp_path / "data/test-00000-of-00001.parquet", "test", [-1, -1])
+    found = open_source(str(tmp_path), 0.1)
+    assert found.listing.classes == ["cat", "dog"] and counts(found) == [6, 2, 0]
+    assert found.listing.labels.tolist() == [0, 1, 0, 0, 1, 0, 0, 1]
+    assert found.notes == ["left out 2 images without a label"]
+    assert found.read(4) == pickle.loads(pickle.dumps(found)).read(4) == encoded("train1-1")
+
+
+def test_a_folder_of_save_to_disk_becomes_shards(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    save_to_disk(tmp_path / "set/train", "train", [0, 1] * 4)
+    save_to_disk(tmp_path / "set/test", "test", [1, 0])
+    shards = shard(str(tmp_path / "set"), tmp_path / "shards", val_fraction=0.25, progress=False)
+    assert [len(shards.split(name)) for name in ("train", "val", "test")] == [6, 2, 2]
+    assert {shards.split("test").read(i) for i in range(2)} == {encoded("test0"), encoded("test1")}
+
+
+def test_one_split_and_one_file_alone_are_data_sets_too(tmp_path):
+    save_to_disk(tmp_path / "set", "a", [0, 1] * 4)
+    assert counts(open_source(str(tmp_path / "set"), 0.25)) == [6, 2, 0]
+    write_parquet(tmp_path / "photos.parquet", "a", ["x", "y"] * 4, {}, pyarrow.string())
+    found = open_source(str(tmp_path / "photos.parquet"), 0)
+    assert found.listing.classes == ["x", "y"] and counts(found) == [8, 0, 0]
+
+
+def test_files_that_are_no_split_are_named_and_counted(tmp_path):
+    write_parquet(tmp_path / "train.parquet", "a", [0, 1])
+    write_parquet(tmp_path / "unsupervised.parquet", "b", [0, 1, 1])
+    found = open_source(str(tmp_path), 0)
+    assert counts(found) == [2, 0, 0]
+    assert found.notes == ["left out 3 images of unsupervised.parquet, whose name says no split"]
+
+
+def test_a_parquet_table_of_labels_beside_images_is_no_data_set(tmp_path):
+    write_tree(tmp_path)
+    pyarrow.parquet.write_table(pyarrow.table({"image": ["ant.0.jpg"], "label": [1]}), tmp_path / "labels.parquet")
+    assert open_source(str(tmp_path), 0).kind == "class folders"
+
+
+def test_what_cannot_be_understood_is_refused_with_the_reason(tmp_path):
+    two = {"label": FEATURES["label"], "coarse": {"names": ["pet", "wild"], "_type": "ClassLabel"}}
+    write_parquet(tmp_path / "two.parquet", "a", [0, 1], two, coarse=[0, 1])
+    write_parquet(tmp_path / "range.parquet", "a", [0, 7])
+    empty = pyarrow.array([{"bytes": None, "path": "/a.jpg"}], IMAGE)
+    pyarrow.parquet.write_table(table("a", [0]).set_column(0, "image", empty), tmp_path / "paths.parquet")
+    save_to_disk(tmp_path / "set", "a", [0, 1])
+    write_parquet(tmp_path / "configurations/plain/train.parquet", "a", [0, 1])
+    write_parquet(tmp_path / "configurations/augmented/train/0.parquet", "b", [0, 1])
+    arrow = tmp_path / "set/data-00000-of-00001.arrow"
+    arrow.write_bytes(arrow.read_bytes()[:600])
+    for name, message in {
+        "two.parquet": r"several columns of labels \(label, coarse\)",
+        "range.parquet": "has the label 7, but names only 2 classes",
+        "paths.parquet": "by path instead of holding them",
+        "set": "is damaged",
+        "configurations": r"several folders \(augmented, plain\)",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            open_source(str(tmp_path / name), 0)
