@@ -38,15 +38,23 @@ class StepSchedule:
     def lr(self, step: int) -> float:
         """Return the learning rate of step `step`, counted from 0.
 
-        It rises linearly from exactly 0 to the peak during warm-up, and then follows the cosine or step schedule. The
-        last step of the warm-up and the first step after it both have the peak rate, as in ConvNeXt's code.
+        It rises linearly from exactly 0 to the peak during warm-up, and then follows the schedule's shape. The last
+        step of the warm-up and the first step after it both have the peak rate, as in ConvNeXt's code.
         """
         peak, schedule = self.recipe.optimizer.lr, self.recipe.schedule
         if step < self.warmup_steps:
             return peak * step / max(1, self.warmup_steps - 1)
         if schedule.shape == "step":
             return peak * 0.1 ** (self.epoch(step) // schedule.step_epochs)
+        if schedule.shape == "constant":
+            return peak
+        if schedule.shape == "wsd":
+            decay = schedule.last_epochs * self.steps_per_epoch
+            remaining = min(1.0, (self.total_steps - step) / decay)
+            return schedule.min_lr + (peak - schedule.min_lr) * remaining
         progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        if schedule.shape == "polynomial":
+            return schedule.min_lr + (peak - schedule.min_lr) * math.pow(1 - progress, schedule.power)
         return schedule.min_lr + 0.5 * (peak - schedule.min_lr) * (1 + math.cos(math.pi * progress))
 
     def warnings(self) -> list[str]:

@@ -167,11 +167,31 @@ class ScheduleSettings(Section):
     warmup_epochs: Annotated[int, Field(ge=0)] = Field(
         20, description="epochs of linear warm-up from a learning rate of 0"
     )
-    shape: Literal["cosine", "step"] = Field(
-        "cosine", description="cosine: decay to min_lr; step: divide by ten every step_epochs epochs"
+    shape: Literal["cosine", "step", "polynomial", "constant", "wsd"] = Field(
+        "cosine",
+        description="after the warm-up. cosine, polynomial: decay to min_lr; step: divide by ten every step_epochs "
+        "epochs; constant: stay; wsd: stay, then decay linearly to min_lr over the last decay_epochs",
     )
-    min_lr: NotNegative = Field(1e-6, description="final learning rate of the cosine schedule")
+    min_lr: NotNegative = Field(1e-6, description="final learning rate of the cosine, polynomial and wsd schedules")
     step_epochs: Count = Field(30, description="epochs between two drops of the step schedule")
+    power: Positive = added_in("0.2", 2.0, "exponent of the polynomial schedule; 1: linear decay")
+    decay_epochs: Count | None = added_in(
+        "0.2", None, "epochs of the final decay of the wsd schedule; null: a fifth of all epochs, at least one"
+    )
+
+    @property
+    def last_epochs(self) -> int:
+        """Epochs of the final decay of the wsd schedule."""
+        return self.decay_epochs or max(1, self.epochs // 5)
+
+    @model_validator(mode="after")
+    def _decay_within_run(self) -> Self:
+        if self.shape == "wsd" and self.warmup_epochs + self.last_epochs > self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs {self.warmup_epochs} and schedule.decay_epochs {self.last_epochs} do not fit "
+                f"schedule.epochs {self.epochs}: add schedule.epochs={self.warmup_epochs + self.last_epochs} or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_within_run(self) -> Self:

@@ -65,3 +65,47 @@ def test_what_does_not_fit_the_data_is_said_in_one_line_with_the_number_that_doe
 @pytest.mark.parametrize("recipe, images", [("convnext_tiny_in1k", IMAGENET), ("demo", 1438)])
 def test_a_recipe_on_the_data_it_is_made_for_is_not_warned_about(recipe, images):
     assert not StepSchedule(load(recipe), images).warnings()
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_a_polynomial_schedule_has_the_rates_of_timm(power):
+    """Value by value with timm's PolyLRScheduler over the steps after the warm-up."""
+    import torch
+    from timm.scheduler import PolyLRScheduler
+
+    schedule = StepSchedule(
+        load("demo", ["schedule.shape=polynomial", f"schedule.power={power}", "schedule.min_lr=1e-5"]), 1438
+    )
+    steps, peak = schedule.total_steps - schedule.warmup_steps, schedule.recipe.optimizer.lr
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
+    theirs = PolyLRScheduler(optimizer, t_initial=steps, lr_min=1e-5, power=power, t_in_epochs=False)
+    for step in range(steps):
+        theirs.step_update(step)
+        assert schedule.lr(schedule.warmup_steps + step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+
+
+def test_a_constant_schedule_stays():
+    schedule = StepSchedule(load("demo", ["schedule.shape=constant", "schedule.warmup_epochs=2"]), 1438)
+    peak = schedule.recipe.optimizer.lr
+    assert schedule.lr(0) == 0
+    assert {schedule.lr(step) for step in range(schedule.warmup_steps, schedule.total_steps)} == {peak}
+
+
+def test_warm_up_stable_decay_stays_and_then_falls_linearly_to_the_floor():
+    """The stable part does not depend on the number of epochs, so that branches of one trunk can end anywhere."""
+    keys = ["schedule.shape=wsd", "schedule.warmup_epochs=2", "schedule.decay_epochs=3", "schedule.min_lr=0"]
+    short, long = (StepSchedule(load("demo", [*keys, f"schedule.epochs={epochs}"]), 1438) for epochs in (10, 20))
+    peak, begin = short.recipe.optimizer.lr, 7 * short.steps_per_epoch
+    assert [short.lr(step) for step in range(begin + 1)] == [long.lr(step) for step in range(begin + 1)]
+    assert short.lr(begin) == peak
+    falls = [short.lr(step) for step in range(begin, short.total_steps)]
+    drops = [one - other for one, other in zip(falls, falls[1:])]
+    assert drops == pytest.approx([peak / (3 * short.steps_per_epoch)] * len(drops))
+    assert falls[-1] == pytest.approx(peak / (3 * short.steps_per_epoch))
+
+
+def test_a_decay_that_does_not_fit_the_run_is_refused():
+    with pytest.raises(UserError, match="do not fit schedule.epochs 10: add schedule.epochs=13 or more"):
+        load(
+            "demo", ["schedule.shape=wsd", "schedule.epochs=10", "schedule.warmup_epochs=3", "schedule.decay_epochs=10"]
+        )
