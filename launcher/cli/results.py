@@ -10,6 +10,7 @@ import typer
 from data.names import printable
 from launcher.cli.options import DataOption, Import, Overrides, SplitName, Step, Workers, with_data
 from launcher.runs.run_directory import RunDirectory, find_run
+from launcher.world import this_process
 from recipes.errors import UserError
 
 results = typer.Typer()
@@ -38,22 +39,37 @@ def evaluate(
     raw: Annotated[bool, typer.Option("--raw", help="Evaluate only a run's raw weights, not its EMA weights.")] = False,
     step: Step = None,
     split: Annotated[SplitName, typer.Option(help="The split to evaluate. No split is augmented.")] = SplitName.val,
+    subset: Annotated[
+        bool,
+        typer.Option(
+            "--subset",
+            help="The shards have some of the model's classes: leave out its other outputs (ImageNet-A, -R).",
+        ),
+    ] = False,
+    right_labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="real|FILE",
+            help="Also count images with several right labels: ImageNet's reassessed labels, or a JSON file of class "
+            "names by image name.",
+            show_default=False,
+        ),
+    ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Print precision, recall and F1 of every class.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     workers: Workers = None,
 ) -> None:
-    """Print the accuracy over a whole split, every image once."""
+    """Print the accuracy over a whole split, every image once, with 95 % intervals and the calibration error (ECE)."""
     _check_weights(weights, step)
-    from launcher.evaluation.evaluate import evaluate_weights
+    from launcher.cli.evaluation_output import print_results
+    from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
 
-    evaluate_weights(
-        weights,
-        recipe,
-        with_data(overrides, data),
-        ema=not raw,
-        workers=workers,
-        step=step,
-        split_name=split.value,
-        modules=modules or [],
-    )
+    options = EvaluateOptions(not raw, workers, step, split.value, modules or [], subset, right_labels)
+    found = evaluate_weights(weights, recipe, with_data(overrides, data), options)
+    if this_process().is_main:
+        print_results(found, as_json, per_class)
 
 
 @results.command(epilog="Example: bigbatch predict runs/demo photograph.jpg --json", rich_help_panel=_PANEL)

@@ -1,14 +1,24 @@
 """`bigbatch evaluate`: the accuracy of a run or of a weights file on a split of some shards."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from data.progress import say
 from data.reading.shards import ShardSet
 from launcher.engines.base import make_accelerator
-from launcher.evaluation.accuracy import Accuracy, evaluate
-from launcher.evaluation.class_names import ClassMatch, describe_classes, match_classes, reorder_head
+from launcher.evaluation.accuracy import evaluate
+from launcher.evaluation.class_names import (
+    ClassMatch,
+    describe_classes,
+    head_parameters,
+    match_classes,
+    reorder_head,
+)
+from launcher.evaluation.class_subsets import has_all, imagenet_classes
+from launcher.evaluation.evaluation_result import EvaluationResult, evaluation_result
 from launcher.evaluation.prediction_recorder import PredictionRecorder
 from launcher.evaluation.saved_weights import SavedWeights, file_weights, open_saved, recipe_of, saved_weights
 from launcher.recipe_shards import open_shards
@@ -24,17 +34,33 @@ from recipes.schema import Recipe
 _BATCH_SIZE = 64
 
 
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How `evaluate_weights` evaluates.
+
+    Attributes:
+        ema: evaluate a run's EMA weights too, if it has any.
+        workers: processes that prepare images; None: what the CPUs allow.
+        step: of the run's checkpoint; None: the newest.
+        split_name: "train", "val" or "test". Every split is evaluated without augmentation.
+        modules: the user's modules that a weights file may import, as `recipe_of` says.
+        subset: accept shards with some of the model's classes, and leave out its other outputs.
+        right_labels: as `right_label_accuracy` takes it; None: each image has one label.
+    """
+
+    ema: bool = True
+    workers: int | None = None
+    step: int | None = None
+    split_name: str = "val"
+    modules: Sequence[str] = ()
+    subset: bool = False
+    right_labels: str | None = None
+
+
 def evaluate_weights(
-    origin: Path,
-    recipe_name: str | None,
-    overrides: list[str],
-    ema: bool = True,
-    workers: int | None = None,
-    step: int | None = None,
-    split_name: str = "val",
-    modules: Sequence[str] = (),
-) -> None:
-    """Print top-1 and top-5 of a run's raw and EMA weights, or of a file's, over a split of the shards.
+    origin: Path, recipe_name: str | None = None, overrides: Sequence[str] = (), options: EvaluateOptions | None = None
+) -> list[EvaluationResult]:
+    """Return what a run's raw and EMA weights, or a file's, reach over a split of the shards, the EMA weights last.
 
     The mistakes of a run's EMA weights, or else of its raw ones, are written to its directory for `bigbatch report`.
 
@@ -42,51 +68,52 @@ def evaluate_weights(
         origin: a run directory, a checkpoint in one, or a weights file.
         recipe_name: the recipe of a weights file that does not name one.
         overrides: ``section.key=value`` overrides of the recipe.
-        ema: evaluate a run's EMA weights too, if it has any.
-        workers: processes that prepare images; None: what the CPUs allow.
-        step: of the run's checkpoint; None: the newest.
-        split_name: "train", "val" or "test". Every split is evaluated without augmentation.
-        modules: the user's modules that a weights file may import, as `recipe_of` says.
+        options: how to evaluate.
 
     Raises:
         UserError: weights, recipe or shards are missing or do not fit each other.
     """
-    found = find_run(origin, step)
+    options = options or EvaluateOptions()
+    found = find_run(origin, options.step)
     run = found[0] if found else None
     if found:
-        recipe = override(found[0].recipe(), overrides)
-        candidates = _candidates(*found, ema)
+        recipe = override(found[0].recipe(), tuple(overrides))
+        candidates = _candidates(*found, options.ema)
     else:
-        recipe = recipe_of(origin, recipe_name, overrides, modules)
+        recipe = recipe_of(origin, recipe_name, list(overrides), options.modules)
         # In an exported recipe, the key refers to the file from which that training started, not to this file.
         candidates = [file_weights(origin, recipe.model.weights_key if recipe_name else None)]
     # The number of classes is not checked here, because `_fitted_model` compares their names.
     shards = open_shards(recipe.variant(data={"classes": None}))
-    split = shards.split(split_name)
+    split = shards.split(options.split_name)
     if not len(split):
-        raise UserError(f"split {split_name!r} of {shards.root} has no images: choose another --split")
+        raise UserError(f"split {options.split_name!r} of {shards.root} has no images: choose another --split")
     accelerator = make_accelerator(recipe)
-    workers = default_workers() if workers is None else workers
+    workers = default_workers() if options.workers is None else options.workers
+    results = []
     for weights in candidates:
-        model, note = _fitted_model(weights, recipe, shards)
-        if note and weights is candidates[0]:
-            accelerator.print(f"note: {note}")
+        model, note = _fitted_model(weights, recipe, shards, options.subset)
+        if note and weights is candidates[0] and accelerator.is_main_process:
+            say(f"note: {note}")
         recorder = PredictionRecorder()
-        result = evaluate(model.to(accelerator.device), split, recipe, accelerator, _BATCH_SIZE, workers, recorder)
-        accelerator.print(_line(weights, result, split_name))
-    if run and accelerator.num_processes == 1:  # with more, each process has seen only a part of the split
+        model = model.to(accelerator.device)
+        accuracy = evaluate(model, split, recipe, accelerator, _BATCH_SIZE, workers, recorder)
+        recorder.gather(accelerator)
+        results.append(evaluation_result(weights, accuracy, recorder, shards, split, options.right_labels))
+    if run and accelerator.is_main_process:
         mistakes = Mistakes.model_validate(
             recorder.compared_with(split)
             | {"weights": weights.kind, "step": weights.step, "classes": list(shards.classes)}
-            | {"dataset": shards.name, "digest": shards.digest, "split": split_name}
+            | {"dataset": shards.name, "digest": shards.digest, "split": options.split_name}
         )
         try:
             write_mistakes(run, mistakes)
         except OSError as error:  # a read-only run can still be evaluated
-            accelerator.print(
+            say(
                 f"warning: the mistakes cannot be written to {run.path} ({error.strerror}): "
                 f"the report will not show them"
             )
+    return results
 
 
 def _candidates(run: RunDirectory, step: int | None, ema: bool) -> list[SavedWeights]:
@@ -97,7 +124,7 @@ def _candidates(run: RunDirectory, step: int | None, ema: bool) -> list[SavedWei
     return [raw, smoothed] if smoothed.kind == "EMA" else [raw]
 
 
-def _fitted_model(weights: SavedWeights, recipe: Recipe, shards: ShardSet) -> tuple[nn.Module, str]:
+def _fitted_model(weights: SavedWeights, recipe: Recipe, shards: ShardSet, subset: bool) -> tuple[nn.Module, str]:
     """Return the model with these weights, its outputs in the order of the shards' classes, and a note for the user.
 
     Raises:
@@ -105,6 +132,13 @@ def _fitted_model(weights: SavedWeights, recipe: Recipe, shards: ShardSet) -> tu
     """
     trained, wanted = weights.classes, shards.classes
     model, tensors, note = build(recipe, len(wanted)), weights.tensors, ""
+    head = next((tensors[name] for name in head_parameters(model) if name in tensors), None)
+    if trained is None and head is not None:
+        trained = imagenet_classes(head, wanted)
+    if subset and has_all(trained, wanted):
+        tensors = reorder_head(tensors, model, trained or [], wanted)
+        fit_weights(model, tensors, str(weights.origin), new_head=False)
+        return model, f"{shards.root} has {len(wanted):,} of the {len(trained or []):,} classes of {weights.origin}"
     match match_classes(trained, wanted):
         case ClassMatch.REORDERED:
             tensors = reorder_head(tensors, model, trained or [], wanted)
@@ -113,6 +147,7 @@ def _fitted_model(weights: SavedWeights, recipe: Recipe, shards: ShardSet) -> tu
             raise UserError(
                 f"{weights.origin} was trained on {describe_classes(trained or [], wanted)}, but the shards in "
                 f"{shards.root} have {describe_classes(wanted, trained or [])}: give shards of the same classes"
+                f"{', or add --subset to leave out the other classes' if has_all(trained, wanted) else ''}"
             )
         case ClassMatch.UNNAMED:
             note = (
@@ -121,9 +156,3 @@ def _fitted_model(weights: SavedWeights, recipe: Recipe, shards: ShardSet) -> tu
             )
     fit_weights(model, tensors, str(weights.origin), new_head=False)
     return model, note
-
-
-def _line(weights: SavedWeights, result: Accuracy, split_name: str) -> str:
-    top5 = f"  top-5 {result.top5:.2%}" if result.top5 is not None else ""
-    evaluated = f"{result.images:,} images of split {split_name}"
-    return f"{weights.title}: top-1 {result.top1:.2%}{top5}  loss {result.loss:.4f}  ({evaluated})"

@@ -7,11 +7,14 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
 
 from data.images.decode import decode
 from data.reading.shards import Split
+from launcher.runs.class_scores import expected_calibration_error
 
 _SHOWN = 24  # mistakes stored with a thumbnail
 _PICTURE_SIZE = 128  # longer side in pixels
@@ -33,9 +36,25 @@ class PredictionRecorder:
         self._classes.append(best.indices.cpu().numpy())
         self._probabilities.append(best.values.float().cpu().numpy())
 
+    def gather(self, accelerator: Accelerator) -> None:
+        """Collect the predictions of all ranks on each of them; a rank has a contiguous part of the split."""
+        if accelerator.num_processes > 1:
+            self._classes = gather_object([np.concatenate(self._classes)] if self._classes else [])
+            self._probabilities = gather_object([np.concatenate(self._probabilities)] if self._probabilities else [])
+
+    @property
+    def guesses(self) -> np.ndarray:
+        """The likeliest class of every image, int64 ``[n]``."""
+        return np.concatenate(self._classes)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The probability of that class, float32 ``[n]``."""
+        return np.concatenate(self._probabilities)
+
     def compared_with(self, split: Split) -> dict[str, Any]:
         """Return counts and the mistakes of highest probability, as fields of `launcher.runs.mistakes.Mistakes`."""
-        guesses, probabilities = np.concatenate(self._classes), np.concatenate(self._probabilities)
+        guesses, probabilities = self.guesses, self.probabilities
         labels = np.asarray(split.labels)
         wrong = np.flatnonzero(guesses != labels)
         surest = wrong[np.argsort(-probabilities[wrong], kind="stable")][:_SHOWN]
@@ -44,6 +63,7 @@ class PredictionRecorder:
             "time": round(time.time()),
             "images": len(labels),
             "wrong": len(wrong),
+            "calibration_error": expected_calibration_error(probabilities, guesses == labels),
             "confusion": [[label, guess, count] for (label, guess), count in sorted(counts.items())],
             "surest": [
                 {

@@ -50,6 +50,7 @@ class Mistakes(BaseModel):
         dataset: the name of the shards.
         digest: of the shards' contents.
         split: of the shards.
+        calibration_error: the expected calibration error, in 0..1; None in files of version 0.1.0.
     """
 
     time: int
@@ -63,6 +64,7 @@ class Mistakes(BaseModel):
     dataset: str | None = None
     digest: str | None = None
     split: str = "val"
+    calibration_error: float | None = None
 
     @field_validator("weights")
     @classmethod

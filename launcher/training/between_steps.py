@@ -8,6 +8,7 @@ from data.reading.shards import ShardSet
 from launcher.checkpoints.writer import CheckpointWriter
 from launcher.engines.base import Engine
 from launcher.evaluation.accuracy import evaluate
+from launcher.runs.intervals import with_interval
 from launcher.training.event_log import EventLog
 from launcher.training.progress import RunProgress
 from recipes.schedule import StepSchedule
@@ -42,12 +43,12 @@ class BetweenSteps:
         raw = evaluate(*arguments)
         accuracy = raw.top1
         values = raw.to_dict() | {"ema_top1": None, "ema_top5": None}
-        line = f"epoch {step / self.schedule.steps_per_epoch:g}  top-1 {raw.top1:.2%}"
+        line = f"epoch {step / self.schedule.steps_per_epoch:g}  top-1 {with_interval(raw.top1, raw.images)}"
         if recipe.ema.decay is not None:
             with engine.averaged_weights():
                 averaged = evaluate(*arguments)
             values |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
-            line += f"  EMA weights {averaged.top1:.2%}"
+            line += f"  EMA weights {with_interval(averaged.top1, raw.images)}"
             accuracy = max(accuracy, averaged.top1)
         progress.say(f"{line}  ({raw.images:,} images)")
         self.log.write("evaluation", step, **values)

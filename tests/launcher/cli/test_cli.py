@@ -261,7 +261,7 @@ def test_evaluate_export_and_plain_timm_agree(bigbatch, digits, run_directory, t
         f"EMA weights of step 44 of {run_directory}: top-1 {1 - mistakes['wrong'] / mistakes['images']:.2%}" in of_run
         and mistakes["weights"] == "EMA"
     )
-    ours = re.search(r"EMA weights of step 44 of \S+: top-1 ([\d.]+)%  top-5 ([\d.]+)%", of_run).groups()
+    ours = re.search(r"EMA weights of step 44 of \S+: top-1 ([\d.]+)% \S+  top-5 ([\d.]+)% ", of_run).groups()
     code, of_file, _ = bigbatch("evaluate", file, "--data", digits)
     assert code == 0 and f"top-1 {ours[0]}%" in of_file and f"top-5 {ours[1]}%" in of_file
     script = tmp_path / "plain.py"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from launcher.evaluation.class_names import ClassMatch, describe_classes, match_classes
-from launcher.evaluation.evaluate import evaluate_weights
+from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
 from launcher.evaluation.initial_weights import check_initial_weights, load_initial_weights
 from models.build import build
 from recipes.errors import UserError
@@ -54,8 +54,9 @@ def top1(output: str) -> list[str]:
 
 
 def evaluated(capsys, origin, shards, *overrides, **options) -> str:
-    evaluate_weights(origin, None, [f"data.path={shards}", *overrides], workers=0, **options)
-    return capsys.readouterr().out
+    given = EvaluateOptions(workers=0, **options)
+    results = evaluate_weights(origin, None, [f"data.path={shards}", *overrides], given)
+    return capsys.readouterr().err + "\n".join(result.line() for result in results)
 
 
 def test_classes_in_another_order_are_matched_by_name(toy_shards, tmp_path, capsys):

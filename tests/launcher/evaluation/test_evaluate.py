@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.reading.shards import ShardSet
-from launcher.evaluation.evaluate import evaluate_weights
+from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
 from launcher.runs.mistakes import read_mistakes
 from launcher.runs.report import write_report
 from launcher.runs.run_directory import RunDirectory
@@ -19,15 +19,16 @@ def run(toy_shards, tmp_path) -> RunDirectory:
     return make_saved_run(tmp_path / "run", toy_shards(*CLASSES), {4: (0.5, 0.25), 8: (0.5, 0.25)})
 
 
-def evaluate(run: RunDirectory, *overrides: str, **options) -> None:
-    evaluate_weights(run.path, None, list(overrides), workers=0, **options)
+def evaluate(run: RunDirectory, *overrides: str, **options) -> str:
+    results = evaluate_weights(run.path, None, overrides, EvaluateOptions(workers=0, **options))
+    return "\n".join(result.line() for result in results)
 
 
-def test_other_data_does_not_replace_the_mistakes_on_the_runs_own(run, toy_shards, capsys):
+def test_other_data_does_not_replace_the_mistakes_on_the_runs_own(run, toy_shards):
     evaluate(run)
     own = run.mistakes_file.read_bytes()
     evaluate(run, f"data.path={toy_shards(*reversed(CLASSES))}")
-    evaluate(run, split_name="train")
+    assert "12 images of split train" in evaluate(run, split_name="train")
     assert run.mistakes_file.read_bytes() == own
     found, others = read_mistakes(run)
     shards = ShardSet.open(toy_shards(*CLASSES))
@@ -36,7 +37,6 @@ def test_other_data_does_not_replace_the_mistakes_on_the_runs_own(run, toy_shard
         (False, "val", 8),
         (True, "train", 12),
     ]
-    assert "12 images of split train" in capsys.readouterr().out
 
 
 def test_an_evaluation_replaces_the_one_before_on_the_same_split(run):
@@ -98,6 +98,5 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(run):
 
 def test_a_run_that_cannot_be_written_is_evaluated_all_the_same(run, capsys):
     run.mistakes_file.mkdir()
-    evaluate(run)
-    output = capsys.readouterr().out
-    assert "top-1" in output and "the report will not show them" in output
+    assert "top-1" in evaluate(run)
+    assert "the report will not show them" in capsys.readouterr().err

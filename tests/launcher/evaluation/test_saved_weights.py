@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from launcher.evaluation.evaluate import evaluate_weights
+from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
 from launcher.evaluation.export import accuracies_at, export
 from launcher.evaluation.initial_weights import load_initial_weights
 from launcher.evaluation.saved_weights import file_weights, run_weights
@@ -107,11 +107,11 @@ def test_an_export_prints_which_weights_it_wrote_and_how_accurate_they_are(run, 
     assert accuracies_at(run, 8) == {"EMA": 0.125, "raw": 0.75} and accuracies_at(run, 5) == {}
 
 
-def test_a_file_says_which_weights_it_holds(run, tmp_path, capsys):
+def test_a_file_says_which_weights_it_holds(run, tmp_path):
     export(run, tmp_path / "w.safetensors", ema=False, step=4)
     assert file_weights(tmp_path / "w.safetensors").title == f"raw weights of step 4 of {tmp_path / 'w.safetensors'}"
-    evaluate_weights(tmp_path / "w.safetensors", None, [], workers=0)
-    assert "raw weights of step 4" in capsys.readouterr().out
+    (result,) = evaluate_weights(tmp_path / "w.safetensors", options=EvaluateOptions(workers=0))
+    assert "raw weights of step 4" in result.line()
 
 
 def test_training_starts_from_any_checkpoint(run):
