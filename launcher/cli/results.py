@@ -43,7 +43,7 @@ def evaluate(
         bool,
         typer.Option(
             "--subset",
-            help="The shards have some of the model's classes: leave out its other outputs (ImageNet-A, -R).",
+            help="The shards have some of the model's classes (ImageNet-A, -R): leave out its other outputs.",
         ),
     ] = False,
     right_labels: Annotated[

@@ -19,10 +19,9 @@ from launcher.evaluation.class_names import (
 )
 from launcher.evaluation.class_subsets import has_all, imagenet_classes
 from launcher.evaluation.evaluation_result import EvaluationResult, evaluation_result
-from launcher.evaluation.prediction_recorder import PredictionRecorder
+from launcher.evaluation.prediction_recorder import PredictionRecorder, keep_mistakes
 from launcher.evaluation.saved_weights import SavedWeights, file_weights, open_saved, recipe_of, saved_weights
 from launcher.recipe_shards import open_shards
-from launcher.runs.mistakes import Mistakes, write_mistakes
 from launcher.runs.run_directory import RunDirectory, find_run
 from launcher.workers import default_workers
 from models.build import build
@@ -101,18 +100,7 @@ def evaluate_weights(
         recorder.gather(accelerator)
         results.append(evaluation_result(weights, accuracy, recorder, shards, split, options.right_labels))
     if run and accelerator.is_main_process:
-        mistakes = Mistakes.model_validate(
-            recorder.compared_with(split)
-            | {"weights": weights.kind, "step": weights.step, "classes": list(shards.classes)}
-            | {"dataset": shards.name, "digest": shards.digest, "split": options.split_name}
-        )
-        try:
-            write_mistakes(run, mistakes)
-        except OSError as error:  # a read-only run can still be evaluated
-            say(
-                f"warning: the mistakes cannot be written to {run.path} ({error.strerror}): "
-                f"the report will not show them"
-            )
+        keep_mistakes(run, recorder, shards, split, str(weights.kind), weights.step)
     return results
 
 

@@ -13,8 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from data.images.decode import decode
-from data.reading.shards import Split
+from data.progress import say
+from data.reading.shards import ShardSet, Split
 from launcher.runs.class_scores import expected_calibration_error
+from launcher.runs.mistakes import Mistakes, write_mistakes
+from launcher.runs.run_directory import RunDirectory
 
 _SHOWN = 24  # mistakes stored with a thumbnail
 _PICTURE_SIZE = 128  # longer side in pixels
@@ -76,6 +79,26 @@ class PredictionRecorder:
                 for sample in surest.tolist()
             ],
         }
+
+
+def keep_mistakes(
+    run: RunDirectory, recorder: PredictionRecorder, shards: ShardSet, split: Split, weights: str, step: int | None
+) -> None:
+    """Write the mistakes of an evaluation into the run directory for `bigbatch report`; warn if that is not possible.
+
+    Args:
+        weights: "raw" or "EMA".
+        step: of the weights.
+    """
+    mistakes = Mistakes.model_validate(
+        recorder.compared_with(split)
+        | {"weights": weights, "step": step, "classes": list(shards.classes)}
+        | {"dataset": shards.name, "digest": shards.digest, "split": split.name}
+    )
+    try:
+        write_mistakes(run, mistakes)
+    except OSError as error:  # a read-only run can still be evaluated
+        say(f"warning: the mistakes cannot be written to {run.path} ({error.strerror}): the report will not show them")
 
 
 def _picture(image: bytes) -> str:

@@ -66,7 +66,5 @@ def _read(path: Path) -> dict[str, list[str]]:
     except (OSError, ValueError) as error:
         raise UserError(f"the right labels {path} cannot be read ({error}): give a JSON file, or {REAL}") from None
     if not isinstance(found, dict) or not all(isinstance(labels, list) for labels in found.values()):
-        raise UserError(
-            f'the right labels {path} are not of the form {{"image": ["class", "class"]}}: correct the file'
-        )
+        raise UserError(f'the right labels {path} are not of the form {{"image": ["class"]}}: correct the file')
     return {Path(name).name.partition(".")[0]: labels for name, labels in found.items()}

@@ -29,7 +29,7 @@ class History:
 
     def __init__(self, path: Path):
         run = RunDirectory(path)
-        self.recipe = run.recipe()
+        self.recipe, self.path = run.recipe(), path
         self.folder = path.resolve().name  # after the recipe was found, because `resolve` raises on circular links
         self.metadata = run.metadata()
         self.events = run.metrics.events()

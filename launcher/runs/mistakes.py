@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError, field_validator
 
 from data.atomic_io import write_atomically
+from launcher.runs.class_scores import ClassScores, class_scores
 from launcher.runs.metadata import RunMetadata
 from launcher.runs.run_directory import RunDirectory
 
@@ -70,6 +71,16 @@ class Mistakes(BaseModel):
     @classmethod
     def _current_name(cls, weights: str) -> str:
         return {"averaged": "EMA"}.get(weights, weights)  # version 0.1.0 wrote "averaged"
+
+    @property
+    def top1(self) -> float:
+        """The share of images whose likeliest class is their label."""
+        return (self.images - self.wrong) / max(self.images, 1)
+
+    @property
+    def class_scores(self) -> list[ClassScores]:
+        """Precision, recall and F1 of each class."""
+        return class_scores(self.classes, self.confusion)
 
     @property
     def matrix(self) -> list[list[int]]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from data.atomic_io import write_atomically
 from launcher.runs.history import History
+from launcher.runs.intervals import wilson_interval
 from launcher.runs.line_chart import Chart, Line
 from recipes.errors import UserError
 from recipes.load import load
@@ -63,6 +64,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "percent": _percent,
+        "interval": _interval,
         "duration": _duration,
         "millions": _millions,
         "gflops": _gflops,
@@ -138,7 +140,8 @@ def _sections(recipe: Recipe) -> list[tuple[str, list[dict]]]:
     found: dict[str, list[dict]] = {}
     for key, value in _flat(recipe).items():
         section, _, name = key.rpartition(".")
-        differs = value != reference[key] and key != "data.path"
+        # The reference leaves some keys of the engine to the machine; what was settled there is no difference.
+        differs = value != reference[key] and reference[key] != "auto" and key != "data.path"
         row = {
             "name": name,
             "value": value,
@@ -181,6 +184,11 @@ def _yaml(recipe: Recipe) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.2%}"
+
+
+def _interval(share: float, images: int) -> str:
+    low, high = wilson_interval(share, max(images, 1))
+    return f"{low:.1%} to {high:.1%}"
 
 
 def _share(share: float) -> str:

@@ -8,7 +8,9 @@ from data.reading.shards import ShardSet
 from launcher.checkpoints.writer import CheckpointWriter
 from launcher.engines.base import Engine
 from launcher.evaluation.accuracy import evaluate
+from launcher.evaluation.prediction_recorder import PredictionRecorder, keep_mistakes
 from launcher.runs.intervals import with_interval
+from launcher.runs.run_directory import RunDirectory
 from launcher.training.event_log import EventLog
 from launcher.training.progress import RunProgress
 from recipes.schedule import StepSchedule
@@ -22,6 +24,7 @@ class BetweenSteps:
     """Evaluates and saves when either is due. All ranks call every method together.
 
     Attributes:
+        run: keeps the mistakes of the last evaluation.
         best_accuracy: the highest top-1 of all evaluations of the run so far, earlier starts included.
     """
 
@@ -31,6 +34,7 @@ class BetweenSteps:
     writer: CheckpointWriter
     log: EventLog
     workers: int
+    run: RunDirectory
     best_accuracy: float = 0.0
 
     def evaluate_if_due(self, step: int, micro_batch: int, progress: RunProgress) -> None:
@@ -40,18 +44,24 @@ class BetweenSteps:
         engine, split, recipe = self.engine, self.shards.split("val"), self.engine.recipe
         size = max(_SMALLEST_EVALUATION_BATCH, micro_batch)
         arguments = (engine.module, split, recipe, engine.accelerator, size, self.workers)
-        raw = evaluate(*arguments)
+        recorder, kind = PredictionRecorder(), "raw"
+        raw = evaluate(*arguments, recorder)
         accuracy = raw.top1
         values = raw.to_dict() | {"ema_top1": None, "ema_top5": None}
         line = f"epoch {step / self.schedule.steps_per_epoch:g}  top-1 {with_interval(raw.top1, raw.images)}"
         if recipe.ema.decay is not None:
             with engine.averaged_weights():
-                averaged = evaluate(*arguments)
+                recorder, kind = PredictionRecorder(), "EMA"
+                averaged = evaluate(*arguments, recorder)
             values |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
             line += f"  EMA weights {with_interval(averaged.top1, raw.images)}"
             accuracy = max(accuracy, averaged.top1)
         progress.say(f"{line}  ({raw.images:,} images)")
         self.log.write("evaluation", step, **values)
+        if step == self.schedule.total_steps:
+            recorder.gather(engine.accelerator)
+            if engine.is_main:
+                keep_mistakes(self.run, recorder, self.shards, split, kind, step)
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.writer.retention.best = accuracy, step
             self.save(step)

@@ -93,6 +93,7 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
         writer=_make_writer(recipe, schedule, run, accelerator, best_step, resumed_step=step if checkpoint else None),
         log=log,
         workers=workers,
+        run=run,
         best_accuracy=best_accuracy,
     )
     profile = None

@@ -85,7 +85,7 @@ def ours(setting: Setting, *changes: str, real_loader: bool = False) -> Iterator
     run = RunDirectory(setting.folder)
     writer = CheckpointWriter(run.checkpoints, Retention(1), 0, 1, "benchmark", None)
     log = EventLog(run.metrics, accelerator, schedule.steps_per_epoch)
-    between_steps = BetweenSteps(engine, schedule, setting.shards, writer, log, setting.workers)
+    between_steps = BetweenSteps(engine, schedule, setting.shards, writer, log, setting.workers, run)
     training = Training(engine, prepared, schedule, cut, setting.shards, between_steps, log, setting.workers)
     batches: Iterator[MicroBatch]
     if real_loader:

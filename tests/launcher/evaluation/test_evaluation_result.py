@@ -1,4 +1,4 @@
-"""Evaluation as papers report it: scores per class, calibration, intervals, subsets of classes, several right labels."""
+"""Evaluation as papers report it: scores of classes, calibration, intervals, subsets, several right labels."""
 
 import json
 import sys

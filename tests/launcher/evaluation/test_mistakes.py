@@ -68,7 +68,7 @@ def test_the_report_shows_them(judged, tmp_path):
     shards, _, found = judged
     run = make_run(tmp_path / "run", classes=[f"<digit {name}>" for name in shards.classes])
     page = Page(write_report([run], tmp_path / "page.html").read_text())
-    assert "bigbatch evaluate run" in page.text and "img" not in page.seen
+    assert f"bigbatch evaluate {run}" in page.text and "img" not in page.seen
     write_mistakes(RunDirectory(run), of_run(run, found, weights="EMA"))
     page = Page(write_report([run], tmp_path / "page.html").read_text())
     assert f"{found['wrong']} of {found['images']} validation images are wrong with the EMA weights" in page.text
