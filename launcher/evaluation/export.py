@@ -46,8 +46,10 @@ def export(
     Raises:
         UserError: there is no such run or checkpoint, the name has another ending, or it cannot be written.
     """
-    kind = "" if destination.is_dir() else destination.suffix
-    if kind not in ("", ".safetensors", *GRAPH_ENDINGS):
+    kind, files = destination.suffix, (".safetensors", *GRAPH_ENDINGS)
+    if destination.is_dir() and kind not in files:
+        kind = ""  # a folder such as weights.v2
+    if kind and kind not in files:
         raise UserError(
             f"an export is a folder or a file that ends in .safetensors, .onnx or .pt2, and {destination} is neither: "
             f"name it {destination.with_suffix('.safetensors')}"
