@@ -102,7 +102,7 @@ def fit(rows: list[tuple[Published, Recipe, ModelProfile]]) -> tuple[float, floa
         rates = Rates(TFLOPS * shares[0], GB_PER_SECOND * shares[1], "fitted")
         return sum(abs(math.log(predicted_speed(*row, rates) / row[0].images_per_second)) for row in rows)
 
-    steps = [step / 40 for step in range(20, 53)]
+    steps = [step / 40 for step in range(20, 41)]  # a card does not exceed its data sheet
     return min(itertools.product(steps, steps), key=error)
 
 
