@@ -1,5 +1,7 @@
 """bigbatch as a library: the functions that the `bigbatch` command calls, and the decorators for code of your own.
 
+docs/library.md shows a whole run in ten lines.
+
 A module that `--import` names registers its parts with `register_loss`, `register_optimizer`, `register_transform` and
 `register_source`, and models with timm's `register_model`.
 """
@@ -9,7 +11,13 @@ from data.sources import custom_sources
 from data.sources.base import Listing, Names, Source
 from data.writing.sharding import shard
 from launcher.engines.optimizer import custom_optimizers
+from launcher.evaluation.evaluate import EvaluateOptions
+from launcher.evaluation.evaluate import evaluate_weights as evaluate
+from launcher.evaluation.predict import predict
+from launcher.planning.plan import recommend
+from launcher.planning.plan_output import PlanRequest, plan_options
 from launcher.runs.history import History
+from launcher.runs.report import write_report
 from launcher.training.train import StartOptions, train
 from launcher.training.user_code_checks import check_exact
 from models.custom_loss import custom_losses
@@ -23,19 +31,26 @@ register_source = custom_sources.register
 register_transform = custom_transforms.register
 
 __all__ = [
+    "EvaluateOptions",
     "History",
     "Listing",
     "Names",
+    "PlanRequest",
     "Recipe",
     "Source",
     "StartOptions",
     "UserError",
     "check_exact",
+    "evaluate",
     "load_recipe",
+    "plan_options",
+    "predict",
+    "recommend",
     "register_loss",
     "register_optimizer",
     "register_source",
     "register_transform",
     "shard",
     "train",
+    "write_report",
 ]

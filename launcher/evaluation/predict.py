@@ -47,7 +47,7 @@ class Prediction:
 def predict(
     origin: Path,
     places: list[Path],
-    recipe_name: str | None,
+    recipe_name: str | None = None,
     ema: bool = True,
     workers: int | None = None,
     step: int | None = None,

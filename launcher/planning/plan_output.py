@@ -38,9 +38,9 @@ class PlanRequest:
         save_stall: seconds for which a save stops training.
     """
 
-    gpus: int
-    gpus_per_node: int
-    gpu: str
+    gpus: int = 8
+    gpus_per_node: int = 8
+    gpu: str = "a100"
     gpu_memory: str | None = None
     tflops: float | None = None
     cpus_per_gpu: int = CPUS_PER_GPU
@@ -49,15 +49,26 @@ class PlanRequest:
     save_stall: float = 5.0
 
 
-def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str], as_json: bool) -> None:
-    """Print the options that fit, the recommended one and the reason for it.
+@dataclass(frozen=True)
+class _Plan:
+    """The options of a request, with what they were made from."""
 
-    Args:
-        recipe_arguments: the recipe and the overrides as the user gave them.
+    recipe: Recipe
+    profile: ModelProfile
+    hardware: Hardware
+    options: list[PlanOption]
+
+
+def plan_options(recipe: Recipe, request: PlanRequest | None = None) -> list[PlanOption]:
+    """Return every way to run the recipe that fits the GPUs, the simplest first; `recommend` chooses one.
 
     Raises:
         UserError: nothing fits, or the recipe or the hardware is impossible.
     """
+    return _plan(recipe, request or PlanRequest()).options
+
+
+def _plan(recipe: Recipe, request: PlanRequest) -> _Plan:
     gpu = gpu_named(request.gpu)
     if request.tflops:
         gpu = gpu.with_tflops(request.tflops)
@@ -72,6 +83,21 @@ def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str]
     options = feasible_options(recipe, profile, hardware)
     if not options:
         raise UserError(explain_no_fit(recipe, profile, hardware))
+    return _Plan(recipe, profile, hardware, options)
+
+
+def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str], as_json: bool) -> None:
+    """Print the options that fit, the recommended one and the reason for it.
+
+    Args:
+        recipe_arguments: the recipe and the overrides as the user gave them.
+
+    Raises:
+        UserError: nothing fits, or the recipe or the hardware is impossible.
+    """
+    plan = _plan(recipe, request)
+    recipe, profile, hardware, options = plan.recipe, plan.profile, plan.hardware, plan.options
+    precision = recipe.engine.precision
     best = recommend(options)
     schedule = StepSchedule(recipe, recipe.data.train_images) if recipe.data.train_images else None
     failures = _failures(best, schedule, request) if request.mtbf_hours else None
@@ -85,7 +111,7 @@ def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str]
             "rows": [_values(option, schedule) | {"recommended": option is best} for option in options],
             "reason": explain_recommendation(best, options),
             "speeds": {
-                "gpu": asdict(gpu.rates[precision]),
+                "gpu": asdict(hardware.gpu.rates[precision]),
                 "images_per_core": hardware.images_per_core._asdict(),
             },
             "failures": failures,

@@ -131,7 +131,11 @@ def run_here(arguments: list[str], monkeypatch) -> None:
 
 
 def to_run(slow: bool) -> list[Path]:
-    return [p for p in PAGES if any("run" in b.info and ("slow" in b.info) == slow for b in blocks(p, "bash"))]
+    def runs(page: Path) -> bool:
+        found = blocks(page, "bash") + blocks(page, "python")
+        return any("run" in block.info and ("slow" in block.info) == slow for block in found)
+
+    return [page for page in PAGES if runs(page)]
 
 
 @pytest.mark.parametrize("page", to_run(slow=False), ids=name)
