@@ -30,6 +30,7 @@ from data.writing.referencing import reference
 from data.writing.shard_writing import ShardPlan, WriterContext, recorded, recorded_rows, write_shard
 from data.writing.split_writing import write_split
 from data.writing.summary import summary
+from data.writing.timm_info import TIMM_INFO, timm_info
 from data.writing.work_folder import WORK, work_folder
 from recipes.errors import UserError
 from recipes.randomness import random_key
@@ -105,6 +106,8 @@ def shard(
             else:
                 notes = []
                 contents = _write(WriterContext(opened, limit, dest, work, upright), shard_size, workers, progress)
+            write_durably(work / TIMM_INFO, json.dumps(timm_info(contents["splits"]), indent=1).encode())
+            rename_durably(work / TIMM_INFO, dest / TIMM_INFO)
             manifest = cast(Manifest, {"format": FORMAT, "name": opened.name, **contents, "source": identity})
             write_durably(work / MANIFEST, json.dumps(manifest, indent=1).encode())
             rename_durably(work / MANIFEST, dest / MANIFEST)  # so that a kill leaves no half manifest in `dest`
