@@ -1,5 +1,6 @@
 """Sources of labelled images: one module per kind of source, and the function that recognises the kind."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ def _files(path: Path, val_fraction: float, class_map: Path | None) -> Source:
 
 
 def _name(path: Path) -> str:
-    name = path.resolve().name
+    name = Path(os.path.realpath(path)).name  # unlike `resolve`, it lets links that lead in a circle pass
     for ending in (".zip", *sorted(TAR_ENDINGS, key=len, reverse=True)):
         if name.lower().endswith(ending):
             name = name[: -len(ending)]

@@ -10,11 +10,9 @@ from models.cost import multiply_adds
 from models.roadmap import ROAD
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-ROWS = [
-    [cell.strip() for cell in line.strip("|").split("|")]
-    for line in PAGE.read_text().splitlines()
-    if line.startswith("| ") and "parameters" not in line
-]
+# The rows of the two tables whose second column is the number of parameters.
+TABLES = [table for table in PAGE.read_text().split("\n\n") if table.startswith("| model | parameters |")]
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for table in TABLES for line in table.splitlines()[2:]]
 
 # Published: ConvNeXt paper (C = 96 ... 256), torchvision and Swin.
 KNOWN = {

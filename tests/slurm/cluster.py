@@ -86,10 +86,28 @@ class TestCluster:
         self._remove_hosts()
 
     def become_idle(self) -> None:
-        """End all jobs and wait until every node is free."""
+        """End all jobs and wait until every node is free; a node that SLURM has drained is taken back."""
         if self.run("squeue", "-h"):
             self.run("scancel", "--user=root")
+        for node in self.run("sinfo", "-h", "-N", "-t", "drain", "-p", "gpu", "-o", "%N").split():
+            self.run("scontrol", "update", f"nodename={node}", "state=resume")
         self.wait(lambda: self.run("sinfo", "-h", "-t", "idle", "-o", "%D", "-p", "gpu").strip() == "3")
+
+    def end_stale_processes(self) -> None:
+        """Kill what jobs left on a node that was down when they ended, and let SLURM see that it is gone.
+
+        SLURM would find them when the node registers again, and drain the node for a job that runs twice.
+        """
+        for process in processes_with({"SLURM_CONF": self.environment["SLURM_CONF"]}):
+            try:
+                if b"\0SLURM_JOB_ID=" in Path(f"/proc/{process}/environ").read_bytes():
+                    os.kill(process, signal.SIGKILL)
+            except OSError:
+                continue  # it has ended meanwhile
+        time.sleep(2)  # in which slurmd notices
+        self.run("scontrol", "reconfigure")
+        time.sleep(2)  # in which the nodes register, and are drained if anything is left
+        self.become_idle()
 
     def _wait_for_empty_queue(self) -> None:
         deadline = time.monotonic() + 30

@@ -87,6 +87,7 @@ def test_runs_survive_random_disturbances(submitted, cluster, unreliable_command
         _assert_one_start_at_a_time(run)
         _assert_same_bits(run, references[2 if run.name == "two" else 1])
     assert not cluster.run("squeue", "-h")
+    cluster.end_stale_processes()
     starts = sum(len(Ledger(run / "job").events("start")) for run in runs)
     print(f"{len(done)} disturbances, {starts} starts: {dict(Counter(name.partition(' (')[0] for name in done))}")
 
