@@ -106,8 +106,8 @@ def shard(
             else:
                 notes = []
                 contents = _write(WriterContext(opened, limit, dest, work, upright), shard_size, workers, progress)
-            write_durably(work / TIMM_INFO, json.dumps(timm_info(contents["splits"]), indent=1).encode())
-            rename_durably(work / TIMM_INFO, dest / TIMM_INFO)
+                write_durably(work / TIMM_INFO, json.dumps(timm_info(contents["splits"]), indent=1).encode())
+                rename_durably(work / TIMM_INFO, dest / TIMM_INFO)
             manifest = cast(Manifest, {"format": FORMAT, "name": opened.name, **contents, "source": identity})
             write_durably(work / MANIFEST, json.dumps(manifest, indent=1).encode())
             rename_durably(work / MANIFEST, dest / MANIFEST)  # so that a kill leaves no half manifest in `dest`
