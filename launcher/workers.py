@@ -1,5 +1,7 @@
 """Chooses how many loader processes prepare images for each training process."""
 
+import os
+
 from data.cpus import usable_cpus
 from launcher.world import this_process
 
@@ -12,8 +14,15 @@ def default_workers() -> int:
 
 
 def cpus_of_process() -> int:
-    """Return the number of usable CPUs of this machine per training process."""
-    return max(1, usable_cpus() // this_process().local_size)
+    """Return the number of usable CPUs of this machine per training process.
+
+    A task of an srun has CPUs of its own, and SLURM may have bound the task to them already.
+    """
+    world, of_task = this_process(), os.environ.get("SLURM_CPUS_PER_TASK", "")
+    is_task = os.environ.get("SLURM_STEP_NUM_TASKS") == str(world.size)
+    if is_task and of_task.isdecimal():
+        return max(1, min(usable_cpus(), int(of_task)))
+    return max(1, usable_cpus() // world.local_size)
 
 
 def loader_processes(cpus: int) -> int:

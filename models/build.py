@@ -78,6 +78,9 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Modul
     # torch compiles one version of the block's code per width, for training and for evaluation. Beyond its limit on
     # versions it would run the block uncompiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    # Under DDP, torch would cut a compiled graph where a bucket of gradients ends, so that their all-reduce can begin
+    # inside it. A block is small: the all-reduce begins between blocks anyway, and the cut only costs fusion.
+    torch._dynamo.config.optimize_ddp = False
     for block in blocks:
         block.compile(backend=backend, dynamic=False)
     return blocks

@@ -23,7 +23,7 @@ from data.cpus import usable_cpus
 from slurm.job import BAD_NODE, FINISHED, STOPPED, USER_ERROR, Job
 from slurm.ledger import Attempt, Failure, Ledger
 from slurm.log_lines import last_error_line
-from slurm.srun_step import device_index, rendezvous_port
+from slurm.srun_step import rendezvous_port
 from slurm.verdict import decide_requeue, newest_entry
 
 _LEDGER_INTERVAL = 3.0  # seconds between checks in the ledger of the job's owner and of failures on other ranks
@@ -78,7 +78,7 @@ class RankContext:
             "MASTER_PORT": str(rendezvous_port(number)),
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world_size),
-            "LOCAL_RANK": str(device_index(os.environ, self.local_rank)),
+            "LOCAL_RANK": str(self.local_rank),
             "LOCAL_WORLD_SIZE": str(per_node),
         }
 

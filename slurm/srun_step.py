@@ -17,12 +17,6 @@ def rendezvous_port(number: int) -> int:
     return _PORTS[number % len(_PORTS)]
 
 
-def device_index(environment: Mapping[str, str], local_rank: int) -> int:
-    """Return the index of a task's GPU among the visible ones: 0 if SLURM lets each task see only its own GPU."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES")
-    return 0 if visible and "," not in visible else local_rank
-
-
 def step_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that torchrun would set, for a task of an srun; empty outside an srun, or if they are set.
 
@@ -51,7 +45,7 @@ def step_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         "RANK": str(rank),
         "WORLD_SIZE": tasks,
-        "LOCAL_RANK": str(device_index(environment, local_rank)),
+        "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(on_node),
         "MASTER_ADDR": node_names(environment["SLURM_STEP_NODELIST"])[0],
         "MASTER_PORT": str(rendezvous_port(number)),

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
+from launcher.engines.arithmetic import set_arithmetic
+from launcher.engines.connection import TIMEOUT, use_gpu_of_rank
 from launcher.world import this_process
 from recipes.errors import UserError
 from recipes.schema import Recipe
@@ -39,22 +41,20 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     on_gpu = torch.cuda.is_available()
-    if recipe.engine.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        # Filling new buffers helps to find reads of uninitialized memory, but changes no result and costs time.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # not in torch's stubs
-    else:
-        torch.backends.cudnn.benchmark = True  # time the kernels for each convolution, and use the fastest
+    set_arithmetic(recipe.engine.deterministic)
     world = this_process()
     if world.is_launched:
         os.environ.setdefault("LOCAL_WORLD_SIZE", str(world.local_size))  # Accelerate would set it to 1
+        use_gpu_of_rank()
     # The Zero engine calls DeepSpeed itself; Accelerate would wrap the model a second time.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     accelerator = Accelerator(
         cpu=not on_gpu,
         mixed_precision=_mixed_precision(recipe.engine.precision, on_gpu),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=TIMEOUT),
+        ],
         # Set here, because accelerate's config would otherwise set it, and Accelerate divides every loss by it.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with="tensorboard" if tracking else None,

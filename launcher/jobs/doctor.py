@@ -11,6 +11,7 @@ import torch
 from data.cpus import usable_cpus
 from data.reading.shards import ShardSet
 from launcher.jobs.node_checks import check_node, nearest_folder
+from launcher.world import World
 from recipes.errors import UserError
 from slurm.partitions import read_partitions
 
@@ -24,7 +25,7 @@ def print_machine(data: str | None, run: Path) -> bool:
         found.append("no GPU: training runs on the CPU")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found.append(f"{usable_cpus()} CPUs, {memory / 2**30:.0f} GB of memory")
-    node = check_node(data, run, stage=None, rank=0, first_of_node=True)
+    node = check_node(data, run, stage=None, world=World())
     if data and not node.problems:
         shards = ShardSet.open(data)
         images = ", ".join(f"{len(split):,} {name}" for name, split in shards.splits.items())

@@ -13,13 +13,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import distributed
 
 from data.reading import staging
 from data.reading.shards import ShardSet
 from data.worker_processes import shared_memory_problem
+from launcher.engines.connection import Connection, gpu_of_rank
 from launcher.runs.run_directory import RunDirectory
+from launcher.world import World, this_process
 from recipes.errors import UserError
 from slurm.job import BAD_NODE
 
@@ -54,21 +55,16 @@ def check_all_nodes(data: str, run: Path, stage: Path | None) -> Path | None:
     Exits with `BAD_NODE` on every rank if a node cannot be used; only the ranks of that node print why.
     """
     started = time.monotonic()
-    state = PartialState(cpu=not torch.cuda.is_available())
-    own = check_node(data, run, stage, state.process_index, first_of_node=state.local_process_index == 0)
-    group: distributed.ProcessGroup | None = None
-    bandwidth = None
-    if state.num_processes > 1:
-        # Staging can take hours on one node; the default group would time out after minutes.
-        new_group = distributed.new_group(backend="gloo", timeout=_STAGING_TIMEOUT)
-        assert isinstance(new_group, distributed.ProcessGroup)  # a constant only for processes outside of the group
-        group = new_group
-        distributed.barrier(group)
+    world, bandwidth = this_process(), None
+    connection = Connection(world, _STAGING_TIMEOUT) if world.size > 1 else None
+    own = check_node(data, run, stage, world)
+    if connection:
+        distributed.barrier()
     own.clock = time.time()
     reports = [own]
-    if group:
-        gathered: list[NodeReport | None] = [None] * state.num_processes
-        distributed.all_gather_object(gathered, own, group=group)
+    if connection:
+        gathered: list[NodeReport | None] = [None] * world.size
+        distributed.all_gather_object(gathered, own)
         reports = [report for report in gathered if report is not None]
     some_have_gpus = any(report.has_gpu for report in reports)
     if some_have_gpus and not own.has_gpu:
@@ -77,25 +73,28 @@ def check_all_nodes(data: str, run: Path, stage: Path | None) -> Path | None:
         print(f"error: node {own.node} cannot be used: {own.problems[0]}", file=sys.stderr)
     if any(report.problems or (some_have_gpus and not report.has_gpu) for report in reports):
         sys.exit(BAD_NODE)
-    if group:
-        bandwidth = _all_reduce_speed(state.device)
-    if state.is_main_process:
+    if connection:
+        connection.connect_for_training()
+        bandwidth = _all_reduce_speed(torch.device("cuda" if own.has_gpu else "cpu"))
+    if world.is_main:
         _print_summary(reports, bandwidth, time.monotonic() - started)
     return own.shards
 
 
-def check_node(data: str | None, run: Path, stage: Path | None, rank: int, first_of_node: bool) -> NodeReport:
+def check_node(data: str | None, run: Path, stage: Path | None, world: World) -> NodeReport:
     """Check the node of this process.
 
     Args:
         data: shards to open, if any.
         run: the run directory, or where runs are kept.
         stage: a folder on the node's own disk to copy the shards to.
-        first_of_node: whether this process measures the disk for its node.
+        world: of this process, whose GPU is tried. The first process of a node measures the disk.
     """
-    report = NodeReport(rank, os.environ.get("SLURMD_NODENAME", socket.gethostname()), torch.cuda.is_available())
+    report = NodeReport(world.rank, os.environ.get("SLURMD_NODENAME", socket.gethostname()), torch.cuda.is_available())
+    first_of_node = world.local_rank == 0
     try:
         if report.has_gpu:
+            torch.cuda.set_device(gpu_of_rank(world, torch.cuda.device_count()))
             torch.ones(8, device="cuda").sum().item()  # a broken GPU is often still listed as available
         if data:
             ShardSet.open(data)

@@ -26,15 +26,12 @@ def run_rank(
     from launcher.jobs.planned_runs import WEIGHTS
     from launcher.runs.run_directory import RunDirectory
     from launcher.training.train import StartOptions, train
-    from launcher.workers import loader_processes
     from launcher.world import this_process
 
     recipe = RunDirectory(run / "job").recipe()
     if recipe.data.path is None:
         raise UserError(f"{run}/job/recipe.yaml names no shards: submit the run again with --data")
     staged = check_all_nodes(recipe.data.path, run, Path(os.path.expandvars(stage)) if stage else None)
-    if workers is None and "SLURM_CPUS_PER_TASK" in os.environ:
-        workers = loader_processes(int(os.environ["SLURM_CPUS_PER_TASK"]))
     options = StartOptions(micro_batch=micro_batch, workers=workers, shards_copy=staged, submitted=True)
     finished = train(recipe, run, options)
     if finished and this_process().is_main:

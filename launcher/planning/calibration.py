@@ -16,6 +16,7 @@ from data.batches import MicroBatch, MicroBatches
 from data.loader import load_steps
 from data.reading.shards import Split
 from launcher.cut import unit_of_cut
+from launcher.engines.arithmetic import set_arithmetic
 from launcher.engines.optimizer import make_optimizer
 from launcher.engines.out_of_memory import is_out_of_memory
 from launcher.planning.gpus import CPU, kind_of
@@ -58,6 +59,7 @@ def calibrate(recipe: Recipe) -> None:
     if recipe.data.classes is None:
         raise UserError(f"recipe {recipe.name} leaves the number of classes to the shards: add data.classes=NUMBER")
     speeds = load_speeds()
+    set_arithmetic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name, memory = _name_and_memory(device)
     kind = kind_of(name) if device.type == "cuda" else CPU

@@ -73,6 +73,8 @@ def fit_micro_batch(
         try:
             with oom_on_any_rank(accelerator):
                 _try_micro_batch(recipe, model, drop_path, accelerator, cut)
+            # The placeholder is one block of gigabytes, which torch would keep and split for the engine's tensors.
+            clear_device_cache()
             return cut
         except OutOfMemory:
             pass  # shrink outside `except`: inside, the traceback would keep the activations of the failed pass alive

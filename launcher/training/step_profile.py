@@ -16,6 +16,7 @@ from launcher.cut import Cut
 
 _PREFIX = "bigbatch: "
 _COMMUNICATION = "nccl"
+_HOST_COPIES = ("Memcpy HtoD", "Memcpy DtoH")  # run beside kernels; where nothing else runs, the GPU waits for them
 _WARM_STEPS = 2  # optimizer steps before the profile, in which kernels are chosen, compiled and loaded
 _ROWS = 20  # operations in the table
 
@@ -166,12 +167,15 @@ def step_shares(events: Iterable, on_gpu: bool, scale: float, steps: int) -> Sha
         optimizer, communication = in_process("update"), in_process("agreement")
         computing, idle = max(0.0, wall - data - optimizer - communication), 0.0
     else:
-        update = _spans(events, DeviceType.CUDA, lambda name: name == _PREFIX + "update")
-        all_reduce = _spans(events, DeviceType.CUDA, lambda name: name.startswith(_COMMUNICATION))
-        kernels = _spans(events, DeviceType.CUDA, lambda name: not name.startswith((_PREFIX, _COMMUNICATION)))
-        optimizer = _length(update)
-        computing = _length([*kernels, *update]) - optimizer
-        communication = _length([*kernels, *update, *all_reduce]) - computing - optimizer
+        ran = [event for event in events if not event.is_user_annotation]
+        updates = _spans(events, DeviceType.CUDA, lambda name: name == _PREFIX + "update")
+        all_reduce = _spans(ran, DeviceType.CUDA, lambda name: name.startswith(_COMMUNICATION))
+        kernels = _spans(ran, DeviceType.CUDA, lambda name: not name.startswith((_COMMUNICATION, *_HOST_COPIES)))
+        # An annotation on the GPU reaches from its first kernel to its last, the gaps included: only kernels count.
+        of_update = [span for span in kernels if any(first <= span[0] < last for first, last in updates)]
+        optimizer = _length(of_update)
+        computing = _length(kernels) - optimizer
+        communication = _length([*kernels, *all_reduce]) - computing - optimizer
         # While the process waits for data, the GPU still works on what is queued: only the rest of the wait costs time.
         unused = max(0.0, wall - computing - optimizer - communication)
         data = min(data, unused)

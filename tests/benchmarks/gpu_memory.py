@@ -48,6 +48,7 @@ def main() -> None:
                 started = time.perf_counter()
                 for last in (False, True):
                     images = torch.zeros(micro_batch, 3, recipe.input.size, recipe.input.size, device="cuda")
+                    images = images.contiguous(memory_format=torch.channels_last)  # as training gets them
                     prepared.drop_path.draw(0, torch.arange(micro_batch, device="cuda"))
                     with engine.micro_batch(last_of_step=last):
                         engine.backward(engine.forward(images).float().log_softmax(dim=-1).mean(dim=-1).sum())

@@ -180,8 +180,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
                 row["utilisation"] = row["images_per_second"] * cost / rate
                 rows.append(row)
                 print(shown(row), flush=True)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(rows, indent=1))
+                if chosen.json:  # after every row, so that a benchmark that is killed keeps what it measured
+                    chosen.json.write_text(json.dumps(rows, indent=1))
     return rows
 
 

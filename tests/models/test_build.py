@@ -3,6 +3,8 @@
 import pytest
 import timm
 import torch
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from models import batch_norm, stochastic_depth
 from models.build import build, compile_blocks, scale_head
@@ -144,3 +146,24 @@ def test_blocks_are_compiled_once_and_compute_the_same(name, blocks):
         outputs.append([*outputs_now, *(buffer for buffer in model.buffers())])
     assert graphs[0] == graphs[-1] and 0 < graphs[0] <= len(found)
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_block_stays_one_graph_under_ddp(single_process_group):
+    """torch would cut a block's graph at every bucket of gradients that ends in it."""
+    counts = []
+    for wrap in (lambda model: model, lambda model: DistributedDataParallel(model, bucket_cap_mb=0.001)):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model = timm.create_model("test_convnext", num_classes=10).train()
+        compile_blocks(model, backend="aot_eager")
+        wrap(model)(torch.randn(2, 3, 32, 32)).sum().backward()
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.fixture
+def single_process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

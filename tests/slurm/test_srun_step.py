@@ -2,8 +2,10 @@
 
 import pytest
 
+from launcher.engines.connection import gpu_of_rank
+from launcher.world import this_process
 from recipes.errors import UserError
-from slurm.srun_step import device_index, step_variables
+from slurm.srun_step import step_variables
 
 STEP = {
     **{"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "10", "SLURM_PROCID": "9"},
@@ -19,10 +21,12 @@ def test_a_task_of_an_srun_knows_its_place():
     }
 
 
-def test_a_task_that_sees_only_its_own_gpu_takes_the_first():
+def test_a_task_that_sees_only_its_own_gpu_keeps_its_number_on_the_node_and_takes_the_first_gpu():
     """With --gpus-per-task and --gpu-bind, SLURM shows each task one device, which then has the number 0."""
-    assert step_variables({**STEP, "CUDA_VISIBLE_DEVICES": "1"})["LOCAL_RANK"] == "0"
-    assert [device_index({"CUDA_VISIBLE_DEVICES": shown}, 1) for shown in ("0,1", "GPU-5e", "")] == [1, 0, 1]
+    variables = step_variables({**STEP, "CUDA_VISIBLE_DEVICES": "1"})
+    assert variables["LOCAL_RANK"] == "1"
+    assert gpu_of_rank(this_process(variables), visible=1, environment={"CUDA_VISIBLE_DEVICES": "GPU-5e"}) == 0
+    assert gpu_of_rank(this_process(variables), visible=2, environment={"CUDA_VISIBLE_DEVICES": "0,1"}) == 1
 
 
 @pytest.mark.parametrize("change", [{"WORLD_SIZE": "2"}, {"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_NUM_TASKS": ""}])

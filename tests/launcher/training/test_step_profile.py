@@ -38,8 +38,13 @@ def test_a_run_that_ends_too_early_says_why_there_is_no_profile(digits, tmp_path
     assert "no profile: it takes 1002 optimizer steps" in (tmp_path / "run.log").read_text()
 
 
-def event(name: str, first: float, last: float, device=DeviceType.CUDA) -> SimpleNamespace:
-    return SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(start=first * 1e6, end=last * 1e6))
+def event(name: str, first: float, last: float, device=DeviceType.CUDA, annotation=False) -> SimpleNamespace:
+    return SimpleNamespace(
+        name=name,
+        device_type=device,
+        time_range=SimpleNamespace(start=first * 1e6, end=last * 1e6),
+        is_user_annotation=annotation or name.startswith("bigbatch: "),
+    )
 
 
 def test_on_a_gpu_time_is_what_ran_there_and_not_what_the_process_did():
@@ -62,6 +67,25 @@ def test_on_a_gpu_time_is_what_ran_there_and_not_what_the_process_did():
     shares = step_shares([*host, *gpu], on_gpu=True, scale=2, steps=1)
     # 12 s: 6 computing, 1 update, 1 communication alone, 4 unused, of which 3 can be the wait for data
     assert vars(shares) == pytest.approx({"computing": 12, "optimizer": 1, "communication": 1, "data": 6, "idle": 2})
+
+
+def test_annotations_gaps_and_copies_from_the_host_are_not_counted_as_computing():
+    """torch annotates ranges on the GPU too, e.g. the whole forward pass, and those ranges contain gaps."""
+    host = [event("bigbatch: forward", 0, 1, DeviceType.CPU), event("bigbatch: agreement", 9, 10, DeviceType.CPU)]
+    gpu = [
+        event("DistributedDataParallel.forward", 0, 8, annotation=True),
+        event("Memcpy HtoD (Pinned -> Device)", 0, 3),
+        event("gemm", 2, 4),
+        event("Memset (Device)", 4, 5),
+        event("nccl:all_reduce", 3, 8, annotation=True),
+        event("ncclDevKernel_AllReduce", 4, 6),
+        event("bigbatch: update", 7, 10),
+        event("Optimizer.step#AdamW.step", 7, 10, annotation=True),
+        event("adamw", 7, 8),
+        event("adamw", 9, 10),
+    ]
+    shares = step_shares([*host, *gpu], on_gpu=True, scale=1, steps=1)
+    assert vars(shares) == pytest.approx({"computing": 3, "optimizer": 2, "communication": 1, "data": 0, "idle": 4})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""Chooses the GPU of a rank, and connects the ranks of a job once their nodes are known to work."""
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from launcher.world import World, this_process
+from recipes.errors import UserError
+
+# How long a rank waits for the others. NCCL's ten minutes are too short: one rank may write a large checkpoint or
+# download weights while the others wait. The launcher notices a rank that died long before this.
+TIMEOUT = timedelta(hours=2)
+# Variables that say that a launcher has chosen the GPUs which this process sees.
+_RESTRICTED = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "SLURM_PROCID")
+
+
+def gpu_of_rank(world: World, visible: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Return the index of a rank's GPU among those that its process sees.
+
+    It is the rank's number on its node, or 0 if each process sees only its own GPU (`--gpus-per-task`,
+    `--gpu-bind=single`).
+
+    Args:
+        world: of the rank.
+        visible: the number of GPUs that the process sees.
+        environment: says whether a launcher restricted them.
+
+    Raises:
+        UserError: there are more ranks on the node than GPUs, which NCCL does not allow.
+    """
+    if visible == 1 and any(environment.get(name) for name in _RESTRICTED):
+        return 0
+    if world.local_rank >= visible:
+        raise UserError(
+            f"{world.local_size} processes were started on a node with {visible} visible "
+            f"GPU{'s' if visible > 1 else ''}, and each needs its own: start {visible} per node, e.g. with "
+            f"`bigbatch train --procs {visible}`"
+        )
+    return world.local_rank
+
+
+def use_gpu_of_rank() -> None:
+    """Give LOCAL_RANK the index of this rank's GPU: Accelerate, DDP and DeepSpeed take one for the other.
+
+    Afterwards `this_process().local_rank` is that index as well.
+    """
+    world = this_process()
+    if world.is_launched and torch.cuda.is_available():
+        os.environ["LOCAL_RANK"] = str(gpu_of_rank(world, torch.cuda.device_count()))
+
+
+class Connection:
+    """The address at which the ranks of a job meet, for a first group over the network and then for that of training.
+
+    A group of NCCL cannot begin while one rank has no working GPU: the others would wait for it. So the ranks first
+    compare what they found over gloo, which needs no GPU.
+
+    Args:
+        world: with more than one rank. MASTER_ADDR and MASTER_PORT are set.
+        timeout: of the first group and of the address.
+    """
+
+    def __init__(self, world: World, timeout: timedelta):
+        self.world = world
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        # One store for both groups. A second one at the same port could be mistaken for the first.
+        self._store = distributed.TCPStore(address, port, world.size, is_master=world.is_main, timeout=timeout)
+        self._begin("gloo", timeout)
+
+    def connect_for_training(self) -> None:
+        """End the first group and begin the one that Accelerate then uses: NCCL's on GPUs, else gloo's."""
+        distributed.destroy_process_group()
+        self._begin("nccl" if torch.cuda.is_available() else "gloo", TIMEOUT)
+
+    def _begin(self, backend: str, timeout: timedelta) -> None:
+        store = distributed.PrefixStore(f"{backend} {timeout}", self._store)
+        distributed.init_process_group(
+            backend, store=store, rank=self.world.rank, world_size=self.world.size, timeout=timeout
+        )

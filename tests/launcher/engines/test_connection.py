@@ -1,0 +1,92 @@
+"""Each rank uses its own GPU, and a node without a working one is found before a group of NCCL waits for it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher.engines import connection
+from launcher.engines.base import make_accelerator
+from launcher.engines.connection import TIMEOUT, Connection, gpu_of_rank, use_gpu_of_rank
+from launcher.jobs import node_checks
+from launcher.world import World, this_process
+from recipes.errors import UserError
+from recipes.load import load
+from recipes.schema import Recipe
+from slurm.job import BAD_NODE
+from tests.launcher.process_group import Group
+
+SECOND_OF_TWO = World(rank=1, size=2, local_rank=1, local_size=2, is_launched=True)
+
+
+def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_that_it_sees():
+    assert gpu_of_rank(SECOND_OF_TWO, visible=2, environment={}) == 1
+    assert gpu_of_rank(SECOND_OF_TWO, visible=1, environment={"CUDA_VISIBLE_DEVICES": "3"}) == 0
+    assert gpu_of_rank(SECOND_OF_TWO, visible=1, environment={"SLURM_PROCID": "1"}) == 0
+
+
+@pytest.mark.parametrize("ranks, visible, part", [(2, 1, "1 visible GPU,"), (4, 2, "2 visible GPUs,")])
+def test_more_ranks_than_gpus_are_refused(ranks, visible, part):
+    last = World(ranks - 1, ranks, ranks - 1, ranks, is_launched=True)
+    with pytest.raises(UserError, match=f"{ranks} processes .* {part} .*--procs {visible}`"):
+        gpu_of_rank(last, visible, environment={})
+
+
+def test_the_libraries_get_the_index_of_the_device_as_local_rank(monkeypatch):
+    """Accelerate, DDP and DeepSpeed read LOCAL_RANK as a device; the second of two tasks sees one GPU, number 0."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5e")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    use_gpu_of_rank()
+    assert this_process() == World(1, 2, 0, 2, is_launched=True)
+
+
+def test_a_rank_waits_longer_for_the_others_than_a_save_may_take(monkeypatch):
+    given = {}
+    monkeypatch.setattr("launcher.engines.base.Accelerator", lambda **options: given.update(options) or Accelerators)
+    make_accelerator(load("demo"))
+    assert TIMEOUT.total_seconds() > 30 * 60 and TIMEOUT in [
+        getattr(handler, "timeout", None) for handler in given["kwargs_handlers"]
+    ]
+
+
+class Accelerators:
+    num_processes = 1
+
+
+def preflight(_: Recipe, run: Path) -> None:
+    """The second rank lists a GPU that does not work; the first one's works."""
+    begun: list[str] = []
+    begin = Connection._begin
+
+    def recorded(self, backend, timeout):
+        begun.append(backend)
+        begin(self, "gloo", timeout)
+
+    def ones(*_, **options):
+        if options.get("device") == "cuda" and this_process().rank == 1:
+            raise RuntimeError("CUDA error: an uncorrectable ECC error was encountered")
+        return real_ones(*_, **{name: value for name, value in options.items() if name != "device"})
+
+    real_ones, torch.ones = torch.ones, ones
+    Connection._begin = recorded
+    torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
+    torch.cuda.set_device = lambda _: None
+    connection._RESTRICTED = ()
+    code: object = None
+    try:
+        node_checks.check_all_nodes("", run, None)
+    except SystemExit as end:
+        code = end.code
+    print(f"rank {this_process().rank}: exit {code}, groups {begun}", file=sys.stderr)
+
+
+def test_a_gpu_that_does_not_work_ends_the_preflight_before_nccl_begins(tmp_path):
+    group = Group(2, load("demo"), tmp_path / "run", target=preflight)
+    group.finish()
+    log = group.log.read_text()
+    assert [f"rank {rank}: exit {BAD_NODE}, groups ['gloo']" in log for rank in (0, 1)] == [True, True], log
+    assert "cannot be used: CUDA error: an uncorrectable ECC error" in log
