@@ -259,7 +259,11 @@ def _the_shards_are_those_of_one_command(folder: Path, killed: bool) -> None:
         return
     assert not verify(folder / "shards", progress=False, workers=1)
     left = sorted(path.name for path in (folder / "shards").iterdir())
-    assert left == ["manifest.json", "train-000000.tar", "train.index.npy", "val-000000.tar", "val.index.npy"], left
+    records, shards = (
+        ["_info.json", "manifest.json"],
+        ["train-000000.tar", "train.index.npy", "val-000000.tar", "val.index.npy"],
+    )
+    assert left == [*records, *shards], left
     manifest = json.loads((folder / "shards" / "manifest.json").read_text())
     assert [split["samples"] for split in manifest["splits"].values()] == [4, 2]
 
