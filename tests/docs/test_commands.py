@@ -5,21 +5,19 @@ shell whose `bigbatch` is this code. Both start in an empty folder with images i
 one epoch instead of 14.
 """
 
-import os
 import re
 import shlex
-import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from typer.main import get_group
 
-from launcher.cli.main import app, main
+from launcher.cli.main import app
 from recipes.load import load
 from slurm.cluster import load_cluster
+from tests.command_line import environment_with_program, run_command
 from tests.docs.pages import PAGES, ROOT, blocks, inline_code, name
 
 COMMANDS = get_group(app).commands
@@ -123,11 +121,9 @@ def run_here(arguments: list[str], monkeypatch) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     if arguments[:2] == ["train", "demo"]:
         arguments = [*arguments, *SMALL_DEMO, "--workers", "0"]
-    monkeypatch.setattr(sys, "argv", ["bigbatch", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
+    code = run_command(monkeypatch, *arguments)
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert not ended.value.code, f"bigbatch {shlex.join(arguments)} ended with {ended.value.code}"
+    assert not code, f"bigbatch {shlex.join(arguments)} ended with {code}"
 
 
 def to_run(slow: bool) -> list[Path]:
@@ -154,17 +150,7 @@ def test_short_blocks_run(page, sandbox, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", to_run(slow=True), ids=name)
 def test_long_blocks_run(page, sandbox):
-    program = sandbox / "bin" / "bigbatch"
-    program.parent.mkdir()
-    program.write_text(
-        f"""#!/bin/sh
-case "$1 $2" in "train demo") set -- "$@" {shlex.join(SMALL_DEMO)} ;; esac
-exec {shlex.quote(sys.executable)} -P -m launcher "$@"
-"""
-    )
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    environment["OMP_NUM_THREADS"] = "1"
+    environment = environment_with_program(sandbox / "bin", "train demo", SMALL_DEMO)
     for block in blocks(page, "bash"):
         if "run" in block.info and "slow" in block.info:
             done = subprocess.run(

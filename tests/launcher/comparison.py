@@ -1,4 +1,4 @@
-"""When two runs of one recipe count as the same: curves, and the state at the end."""
+"""Runs to compare: a training that stops early, and when two runs count as the same, by curve and final state."""
 
 from functools import partial
 from pathlib import Path
@@ -8,6 +8,17 @@ import torch
 
 from launcher.checkpoints import checkpoint
 from launcher.runs.run_directory import RunDirectory
+from launcher.training.loop import Training
+from launcher.training.train import StartOptions, train
+from recipes.schema import Recipe
+
+
+def train_until(step: int, monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, options: StartOptions) -> bool:
+    """Train and stop as if asked to after so many finished steps; return whether the schedule is finished."""
+    once = Training._step
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_step", lambda self, now, *rest: once(self, now, *rest) or now == step - 1)
+        return train(recipe, run, options)
 
 
 def losses(run: Path) -> list[float]:

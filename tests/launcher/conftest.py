@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.writing.sharding import shard
-from launcher.cli.main import main
 from recipes.load import load
+from tests.command_line import run_command
 from tests.launcher.saved_runs import ToyShards
 
 
@@ -43,10 +43,7 @@ def bigbatch(monkeypatch, capfd):
     """Run the command in this process; return exit code, stdout and stderr."""
 
     def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bigbatch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capfd.readouterr()
+        return run_command(monkeypatch, *arguments), *capfd.readouterr()
 
     return run
 

@@ -2,14 +2,13 @@
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from launcher.cli.main import main
 from launcher.runs.runs_table import RunStatus, run_statuses
+from tests.command_line import run_command
 from tests.launcher.conftest import SMALL, digits, train_to_end  # noqa: F401 (a fixture)
 from tests.slurm.cluster import TestCluster, why_not_here
 
@@ -48,10 +47,7 @@ def command(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bigbatch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capfd.readouterr()
+        return run_command(monkeypatch, *arguments), *capfd.readouterr()
 
     return run
 

@@ -1,11 +1,9 @@
 """The commands of docs/slurm.md that need a cluster run on one, as a newcomer types them."""
 
-import os
-import shlex
 import subprocess
-import sys
 
 from launcher.runs.run_directory import RunDirectory
+from tests.command_line import environment_with_program
 from tests.docs.pages import ROOT, blocks
 from tests.launcher.conftest import SMALL
 from tests.slurm.conftest import row
@@ -16,14 +14,7 @@ SMALL_DEMO = [*SMALL, "schedule.epochs=1", "schedule.warmup_epochs=0"]
 
 def test_the_first_example_trains_the_demo(bigbatch, tmp_path):
     """Blocks marked `slurm`; the demo is smaller, and `logs --follow` ends with the job."""
-    program = tmp_path / "bin" / "bigbatch"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\ncase "$1 $2" in "submit demo") set -- "$@" {shlex.join(SMALL_DEMO)} ;; esac\n'
-        f'exec {shlex.quote(sys.executable)} -P -m launcher "$@"\n'
-    )
-    program.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment = environment_with_program(tmp_path / "bin", "submit demo", SMALL_DEMO)
     examples = [block for block in blocks(PAGE, "bash") if "slurm" in block.info]
     assert len(examples) == 1
     done = subprocess.run(

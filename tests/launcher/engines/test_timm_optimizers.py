@@ -7,11 +7,10 @@ from timm.optim import create_optimizer_v2
 
 from launcher.engines.optimizer import make_optimizer, set_lr
 from launcher.planning.engine_rules import with_default_engine
-from launcher.training.loop import Training
 from launcher.training.train import StartOptions, train
 from recipes.errors import UserError
 from recipes.load import load
-from tests.launcher.comparison import assert_same_curve, losses
+from tests.launcher.comparison import assert_same_curve, losses, train_until
 
 OPTIONS = StartOptions(micro_batch=32, workers=0)
 SETTINGS = {
@@ -72,10 +71,7 @@ def test_a_run_resumes_with_the_same_bits_and_has_one_curve_at_any_cut(name, sma
     changes = ["schedule.epochs=1", "schedule.warmup_epochs=0", f"optimizer.name={name}", *SETTINGS[name]]
     recipe = small_recipe(*changes)
     assert train(recipe, tmp_path / "whole", OPTIONS)
-    once = Training._step
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", lambda self, now, *rest: once(self, now, *rest) or now == 8)
-        assert not train(recipe, tmp_path / "stopped", OPTIONS)
+    assert not train_until(9, monkeypatch, recipe, tmp_path / "stopped", OPTIONS)
     assert train(recipe, tmp_path / "stopped", OPTIONS)
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     assert train(recipe, tmp_path / "cut", StartOptions(micro_batch=13, workers=0))

@@ -1,7 +1,6 @@
 """Evaluation as papers report it: scores of classes, calibration, intervals, subsets, several right labels."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -11,12 +10,12 @@ from torch.nn import functional as F
 from data.batches import EvalBatches
 from data.on_device import DevicePreprocessor
 from data.reading.shards import ShardSet
-from launcher.cli.main import main
 from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
 from launcher.evaluation.right_labels import _image_name, _real_labels
 from launcher.runs.class_scores import class_scores, expected_calibration_error
 from recipes.errors import UserError
 from recipes.load import load
+from tests.command_line import run_command
 from tests.launcher.saved_runs import CLASSES, TINY, make_saved_run, tiny_model, write_weights
 
 WORDNET = ("n01440764", "n01443537", "n01484850")  # the first three classes of ImageNet-1K
@@ -102,10 +101,7 @@ def test_reassessed_labels_of_imagenet_come_from_timm():
 def test_json_has_intervals_and_scores_of_classes(toy_shards, tmp_path, monkeypatch, capsys):
     run = make_saved_run(tmp_path / "run", toy_shards(*CLASSES), {4: (0.5, 0.25)})
     for option in ("--json", "--per-class"):
-        monkeypatch.setattr(sys, "argv", ["bigbatch", "evaluate", str(run.path), "--workers", "0", option])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
+        assert run_command(monkeypatch, "evaluate", run.path, "--workers", 0, option) == 0
         output = capsys.readouterr().out
         if option == "--json":
             raw, ema = map(json.loads, output.splitlines())

@@ -1,11 +1,9 @@
 """What `bigbatch plan --calibrate` measures is kept, named and used by the plans that follow."""
 
 import json
-import sys
 
 import pytest
 
-from launcher.cli.main import main
 from launcher.planning import calibration
 from launcher.planning.gpus import gpu_named, kind_of
 from launcher.planning.model_profile import profile_model
@@ -18,18 +16,11 @@ RECIPE = ["demo", "model.name=test_convnext", "data.classes=10"]
 
 
 @pytest.fixture
-def bigbatch(monkeypatch, capfd, tmp_path):
+def bigbatch(bigbatch, monkeypatch, tmp_path):
     """Run the command with a home of its own; return exit code, stdout and stderr."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bigbatch", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capfd.readouterr()
-
-    return run
+    return bigbatch
 
 
 @pytest.mark.slow

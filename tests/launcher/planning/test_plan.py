@@ -1,12 +1,10 @@
 """A plan offers cuts that fit, recommends one with a reason, and says what would fit where nothing does."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 
-from launcher.cli.main import main
 from launcher.cut import cut_batch
 from launcher.planning.engine_rules import with_default_engine
 from launcher.planning.gpus import GPUS
@@ -112,17 +110,13 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def plan(monkeypatch, capfd, cache):
+def plan(bigbatch, monkeypatch, cache):
     """Run `bigbatch plan` on a model that is traced fast; return exit code, stdout and stderr."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(cache))
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        command = ["bigbatch", "plan", "convnext_tiny_in1k", "model.name=test_convnext", "input.size=64", *arguments]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capfd.readouterr()
+        return bigbatch("plan", "convnext_tiny_in1k", "model.name=test_convnext", "input.size=64", *arguments)
 
     return run
 

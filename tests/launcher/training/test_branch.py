@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from launcher.checkpoints.checkpoint import latest_valid
-from launcher.cli.main import main
 from launcher.runs.history import History
 from launcher.runs.report import write_report
 from launcher.runs.run_directory import RunDirectory
@@ -18,7 +16,8 @@ from launcher.training.branch import branch
 from launcher.training.train import StartOptions, train
 from recipes.errors import UserError
 from recipes.schedule import StepSchedule
-from tests.launcher.comparison import losses
+from tests.command_line import run_command
+from tests.launcher.comparison import losses, train_until
 
 OPTIONS = StartOptions(micro_batch=32, workers=0)
 CHANGES = ["optimizer.lr=2e-3", "optimizer.weight_decay=0.2", "mix.mixup=0", "schedule.epochs=2"]
@@ -54,7 +53,7 @@ def test_it_equals_a_run_that_had_the_changes_scheduled_from_that_step(parent, t
 
     before = RunDirectory(parent).recipe()
     reference = recipe.model_copy(update={"branch": None})
-    assert not train_until(before, tmp_path / "reference", 8, monkeypatch)
+    assert not train_until(8, monkeypatch, before, tmp_path / "reference", OPTIONS)
     run = RunDirectory(tmp_path / "reference")
     saved = run.checkpoints / "step-00000008" / "checkpoint.json"
     manifest = json.loads(saved.read_text())
@@ -70,16 +69,6 @@ def test_it_equals_a_run_that_had_the_changes_scheduled_from_that_step(parent, t
     )
     ours, theirs = weights(tmp_path / "branch"), weights(run.path)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def train_until(recipe, run: Path, step: int, monkeypatch) -> bool:
-    """Train and stop after so many steps."""
-    from launcher.training.loop import Training
-
-    once = Training._step
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", lambda self, now, *rest: once(self, now, *rest) or now == step - 1)
-        return train(recipe, run, OPTIONS)
 
 
 def test_many_branches_cost_one_trunk(parent, tmp_path):
@@ -164,11 +153,9 @@ def test_a_branch_without_its_checkpoint_never_starts_at_step_0(parent, tmp_path
 
 def test_the_command_says_where_it_begins_and_how_to_train_it(parent, tmp_path, monkeypatch, capsys):
     new = tmp_path / "it's new"
-    monkeypatch.setattr(sys, "argv", ["bigbatch", "branch", str(parent), str(new), "--at-step", "8", "batch.global=32"])
-    with pytest.raises(SystemExit) as ended:
-        main()
+    code = run_command(monkeypatch, "branch", parent, new, "--at-step", 8, "batch.global=32")
     output = capsys.readouterr().out
-    assert not ended.value.code and "shares steps 1 to 8 with" in output
+    assert not code and "shares steps 1 to 8 with" in output
     assert "step 8 was epoch 0.36 of the parent and is epoch 0.18 of the branch" in output
     assert f"bigbatch train '{tmp_path}/it'\"'\"'s new/recipe.yaml' --run-dir" in output
 

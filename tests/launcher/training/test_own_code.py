@@ -13,7 +13,6 @@ from accelerate.state import AcceleratorState
 
 from data.images.augment import custom_transforms
 from launcher.checkpoints import checkpoint
-from launcher.cli.main import main
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.train import StartOptions, train
 from launcher.training.user_code_checks import check_exact
@@ -21,6 +20,7 @@ from models.custom_loss import checked_losses, custom_losses, soft_targets
 from recipes.errors import UserCodeError, UserError
 from recipes.load import load
 from recipes.user_code import code_to_copy, import_modules
+from tests.command_line import run_command
 from tests.docs.pages import ROOT, blocks
 from tests.launcher.comparison import assert_same_curve
 
@@ -54,11 +54,9 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def bigbatch(monkeypatch, *arguments: str) -> int:
     AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr(sys, "argv", ["bigbatch", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
+    code = run_command(monkeypatch, *arguments)
     AcceleratorState._reset_state(reset_partial_state=True)
-    return ended.value.code or 0
+    return code
 
 
 @pytest.fixture

@@ -1,0 +1,38 @@
+"""The `bigbatch` command in tests: in this process, and as a program for shell scripts."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the command in this process; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["bigbatch", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code or 0
+
+
+def environment_with_program(folder: Path, command: str, changes: list[str]) -> dict[str, str]:
+    """Make a program `bigbatch` in `folder` that runs this code; return an environment whose PATH begins with it.
+
+    Args:
+        command: words that follow `bigbatch`, e.g. "train demo", to which the program adds `changes`.
+        changes: overrides that make the training of an example small.
+    """
+    program = folder / "bigbatch"
+    folder.mkdir()
+    program.write_text(
+        f'#!/bin/sh\ncase "$1 $2" in "{command}") set -- "$@" {shlex.join(changes)} ;; esac\n'
+        f'exec {shlex.quote(sys.executable)} -P -m launcher "$@"\n'
+    )
+    program.chmod(0o755)
+    found = {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **found}
