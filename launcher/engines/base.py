@@ -5,6 +5,7 @@ the model's parameter names. The training loop decides what to train on and when
 `launcher.engines.data_parallel` keeps the whole state on every rank (DDP), `launcher.engines.zero` shards it.
 """
 
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -87,6 +88,8 @@ class Engine(ABC):
         shapes: the shape of every parameter, by name.
         ema_buffers: the EMA of BatchNorm's running statistics, by buffer name; empty without EMA.
         updates: how many optimizer steps changed the weights; steps whose fp16 gradient overflowed do not count.
+        gradient_norm: the norm of the global batch's gradient in the last step, before clipping, a scalar on any
+            device. It is not finite before the first step and where an fp16 gradient has overflowed.
     """
 
     optimizer: torch.optim.Optimizer
@@ -102,6 +105,7 @@ class Engine(ABC):
         has_ema = recipe.ema.decay is not None
         self.ema_buffers = {name: buffer.clone() for name, buffer in self._bn_averages()} if has_ema else {}
         self.updates = 0
+        self.gradient_norm = torch.tensor(math.nan)
 
     @property
     def is_main(self) -> bool:
@@ -159,7 +163,8 @@ class Engine(ABC):
     def apply_gradient(self, lr: float) -> bool:
         """Update weights and EMA with the accumulated gradient at that learning rate, and discard the gradient.
 
-        Returns whether there was an update: an fp16 gradient that overflows is dropped, and the loss scale is halved.
+        It sets `gradient_norm` and returns whether there was an update: an fp16 gradient that overflows is dropped, and
+        the loss scale is halved.
         """
 
     def update(self, lr: float) -> None:

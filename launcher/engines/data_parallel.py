@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
 from launcher.engines.base import WEIGHTS, Engine, optimizer_kinds, swapped_in
@@ -70,8 +71,12 @@ class DataParallel(Engine):
 
     def apply_gradient(self, lr: float) -> bool:
         set_lr(self.optimizer, lr)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.unscale_(self.optimizer.optimizer)
+        gradients = [parameter.grad for parameter in self.names if parameter.grad is not None]
+        self.gradient_norm = get_total_norm(gradients)
         if self.recipe.optimizer.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.optimizer.clip_grad)
+            clip_grads_with_norm_(self.names, self.recipe.optimizer.clip_grad, self.gradient_norm)
         self.optimizer.step()
         self.zero_grad()
         return not self.optimizer.step_was_skipped

@@ -84,6 +84,7 @@ class Zero(Engine):
     def apply_gradient(self, lr: float) -> bool:
         set_lr(self.optimizer, lr)
         self.model.step()
+        self.gradient_norm = torch.as_tensor(self.model.get_global_grad_norm())
         applied = bool(self.model.was_step_applied())
         if self.loss_scale:
             self.loss_scale.update(applied)

@@ -156,8 +156,8 @@ class Training:
         if self.model.bn_stats:
             self.model.bn_stats.update(engine.sum)
         # One all-reduce gives every rank the loss, the number of ranks that were asked to stop, and the number of
-        # unreadable images. Its result is read only after the update has been queued, so that the GPU does not idle
-        # before the update.
+        # unreadable images. Its result is read only after the update has been queued, together with the norm of the
+        # gradient, so that the GPU does not idle before the update.
         with marked("agreement"):
             # `new_full` creates the numbers on the device; a copy from the host would wait for the device.
             flags = (loss_sum.new_full((), float(number)) for number in (stop_wanted, len(replaced)))
@@ -165,14 +165,15 @@ class Training:
         with marked("update"):
             engine.update(lr)
         with marked("agreement"):
-            loss, stops, replaced_on_all = agreed.tolist()
+            norm = engine.gradient_norm.to(self.device).reshape(1)
+            loss, stops, replaced_on_all, gradient_norm = torch.cat([agreed, norm]).tolist()
         loss /= self.recipe.batch.global_
         if not math.isfinite(loss):
             raise self._not_finite_error(loss, step, was_updated)
         self.fits |= was_updated
         self.unreadable.add_step(replaced, int(replaced_on_all), progress)
         seconds = time.perf_counter() - started
-        self._report_step(step + 1, loss, lr, seconds, waited, int(replaced_on_all), progress)
+        self._report_step(step + 1, loss, lr, gradient_norm, seconds, waited, int(replaced_on_all), progress)
         return stops > 0
 
     def _micro_batch(self, batch: MicroBatch, last: bool) -> Tensor:
@@ -217,7 +218,15 @@ class Training:
         )
 
     def _report_step(
-        self, step: int, loss: float, lr: float, seconds: float, waited: float, replaced: int, progress: RunProgress
+        self,
+        step: int,
+        loss: float,
+        lr: float,
+        gradient_norm: float,
+        seconds: float,
+        waited: float,
+        replaced: int,
+        progress: RunProgress,
     ) -> None:
         """Log and show one step, which took `seconds`; this rank waited for data during `waited` of them."""
         speed, wait = self.recipe.batch.global_ / seconds, waited / seconds
@@ -226,6 +235,8 @@ class Training:
             step,
             loss=loss,
             lr=lr,
+            # JSON has no infinity, which is the norm of a gradient that overflowed in fp16.
+            gradient_norm=gradient_norm if math.isfinite(gradient_norm) else None,
             images_per_second=round(speed, 2),
             data_wait=round(wait, 4),
             replaced=replaced,

@@ -1,4 +1,4 @@
-"""During accumulation no rank asks its device for a value: on a GPU each such question makes the host wait."""
+"""During accumulation and the update no rank asks its device for a value: each question makes the host wait."""
 
 import pytest
 import torch
@@ -27,15 +27,20 @@ class Questions(TorchDispatchMode):
 
 
 def train_without_questions(recipe: Recipe, run, **options) -> None:
+    from launcher.engines.data_parallel import DataParallel
     from launcher.training.loop import Training
 
-    micro_batch = Training._micro_batch
+    micro_batch, update = Training._micro_batch, DataParallel.update
 
     def watched(*arguments, **more):
         with Questions():
             return micro_batch(*arguments, **more)
 
-    Training._micro_batch = watched
+    def watched_update(*arguments):
+        with Questions():
+            return update(*arguments)
+
+    Training._micro_batch, DataParallel.update = watched, watched_update
     train_until(recipe, run, **options)
 
 
@@ -47,8 +52,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES.keys())
 def test_a_micro_batch_asks_the_device_nothing(digits, tmp_path, changes):
-    """Mixing, erasing, stochastic depth, BatchNorm's statistics, and a padded last micro-batch."""
-    recipe = load("demo", [*SMALL, f"data.path={digits}", *changes])
+    """Mixing, erasing, stochastic depth, BatchNorm's statistics, a padded last micro-batch, clipping, the norm."""
+    recipe = load("demo", [*SMALL, f"data.path={digits}", "optimizer.clip_grad=1", *changes])
     Group(1, recipe, tmp_path / "run", train_without_questions, step=2, micro_batch=24 if not changes else 16).finish()
 
 
