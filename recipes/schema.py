@@ -14,15 +14,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from recipes.input_sections import AugmentSettings, InputSettings, MixSettings
 from recipes.run_sections import BranchSettings, EngineSettings, RunSettings
 from recipes.sections import (
-    AugmentSettings,
     BatchSettings,
     DataSettings,
     EmaSettings,
-    InputSettings,
     LossSettings,
-    MixSettings,
     ModelSettings,
     OptimizerSettings,
     ScheduleSettings,

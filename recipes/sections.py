@@ -203,67 +203,6 @@ class ScheduleSettings(Section):
         return self
 
 
-class InputSettings(Section):
-    size: Annotated[int, Field(ge=16, le=2048)] = Field(224, description="width and height of images in pixels")
-    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="filter for resizing images")
-    eval_crop: Share = Field(
-        0.875,
-        description="evaluation resizes the shorter side to its size / eval_crop and crops the centre; "
-        "from 384 pixels on it resizes the whole image to a square",
-    )
-    eval_size: Annotated[int, Field(ge=16, le=2048)] | None = added_in(
-        "0.2",
-        None,
-        description="width and height of evaluation images in pixels, for models that take several sizes; null: size",
-    )
-    eval_interpolation: Literal["bicubic", "bilinear"] | None = added_in(
-        "0.2", None, description="filter for resizing evaluation images; null: interpolation"
-    )
-    mean: tuple[float, float, float] = Field(
-        (0.485, 0.456, 0.406), description="mean of each channel, subtracted from pixels scaled to 0..1"
-    )
-    std: tuple[Positive, Positive, Positive] = Field(
-        (0.229, 0.224, 0.225), description="standard deviation of each channel, by which it is then divided"
-    )
-
-    @property
-    def evaluated_size(self) -> int:
-        """Width and height of evaluation images in pixels."""
-        return self.eval_size or self.size
-
-    @property
-    def evaluated_interpolation(self) -> str:
-        """The filter for resizing evaluation images."""
-        return self.eval_interpolation or self.interpolation
-
-
-class AugmentSettings(Section):
-    crop_scale: tuple[Share, Share] = Field(
-        (0.08, 1.0), description="smallest and largest share of the area that RandomResizedCrop keeps"
-    )
-    crop_ratio: tuple[Positive, Positive] = Field(
-        (3 / 4, 4 / 3), description="smallest and largest aspect ratio of RandomResizedCrop"
-    )
-    flip: Share = Field(0.5, description="probability of a horizontal flip")
-    randaugment: str | None = Field(
-        "rand-m9-mstd0.5-inc1", description="a RandAugment policy in timm's notation; null: no RandAugment"
-    )
-    color_jitter: NotNegative | None = Field(
-        0.4, description="strength of colour jitter; not used together with randaugment, as upstream; null: none"
-    )
-    erasing: Share = Field(
-        0.25, description="probability that random erasing fills one rectangle with noise, after normalisation"
-    )
-
-
-class MixSettings(Section):
-    mixup: NotNegative = Field(0.8, description="alpha of mixup's Beta distribution; 0: off")
-    cutmix: NotNegative = Field(1.0, description="alpha of cutmix's Beta distribution; 0: off")
-    probability: Share = Field(1.0, description="probability that a slice is mixed")
-    switch: Share = Field(0.5, description="probability of cutmix instead of mixup where both are on")
-    mode: Literal["batch"] = Field("batch", description="batch: all pairs of a slice share one lambda")
-
-
 class LossSettings(Section):
     smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="label smoothing")
 

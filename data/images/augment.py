@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
-from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip
 
-from data.images.decode import Crop, EncodedImage, decode
+from data.images.crops import CROPS
+from data.images.decode import EncodedImage, decode
 from data.images.randaugment import with_array_operations
 from data.images.randaugment_pillow import PillowOperation
 from recipes.errors import UserError
@@ -66,8 +66,8 @@ class TrainTransform:
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.crop, *changes, _to_array = timm_train_transform(recipe).transforms
-        assert isinstance(self.crop, RandomResizedCropAndInterpolation)
+        self.crop = CROPS[recipe.augment.crop](recipe)
+        _timms_crop, *changes, _to_array = timm_train_transform(recipe).transforms
         flips = bool(changes) and isinstance(changes[0], RandomHorizontalFlip)
         self.flip = changes.pop(0) if flips else None
         changes = [
@@ -87,8 +87,7 @@ class TrainTransform:
         encoded = EncodedImage(image)
         seed_generators(random_key(self.recipe.seed, "augment", epoch, sample))
         # The order of the draws is timm's: crop, flip, RandAugment or jitter, erasing. Another order is another run.
-        crop = Crop(*self.crop.get_params(_size_only(encoded), self.crop.scale, self.crop.ratio))
-        pixels = encoded.crop_resized(crop, self.recipe.input.size, self.recipe.input.interpolation)
+        pixels = self.crop(encoded)
         if self.flip and torch.rand(1) < self.flip.p:
             pixels = pixels.flip(2)
         if self.array_transform:
@@ -137,11 +136,6 @@ def seed_generators(number: int) -> None:
     random.seed(number)
     np.random.seed(number & 0xFFFFFFFF)  # NumPy takes 32 bits
     torch.default_generator.manual_seed(number)  # torch.manual_seed would also seed the GPUs, which takes longer
-
-
-def _size_only(image: EncodedImage) -> Tensor:
-    """Return an empty tensor of the image's height and width, which is all that timm reads when it draws a crop."""
-    return torch.empty(0, image.height, image.width)
 
 
 def _erasing_box(size: int) -> tuple[int, int, int, int]:

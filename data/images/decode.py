@@ -84,10 +84,25 @@ class EncodedImage:
         Args:
             interpolation: "bicubic" or "bilinear", antialiased.
         """
-        part = torch.from_numpy(self._decoded(crop, self._scale(crop, size)))[None].permute(0, 3, 1, 2)
-        if part.shape[2:] == (size, size):
+        return self._resized(crop, size, size, interpolation)
+
+    def resized(self, shorter_side: int, interpolation: str) -> Tensor:
+        """Return the whole image in its own aspect ratio as RGB, uint8 ``[3, height, width]``, channels last in memory.
+
+        Args:
+            shorter_side: of the result, in pixels; the longer side is rounded down, as in torchvision's `Resize`.
+            interpolation: "bicubic" or "bilinear", antialiased.
+        """
+        shorter = min(self.height, self.width)
+        height, width = (side * shorter_side // shorter for side in (self.height, self.width))
+        return self._resized(Crop(0, 0, self.height, self.width), height, width, interpolation)
+
+    def _resized(self, crop: Crop, height: int, width: int, interpolation: str) -> Tensor:
+        scale = self._scale(crop, height, width)
+        part = torch.from_numpy(self._decoded(crop, scale))[None].permute(0, 3, 1, 2)
+        if part.shape[2:] == (height, width):
             return part[0]
-        return F.interpolate(part, (size, size), mode=interpolation, antialias=True)[0]
+        return F.interpolate(part, (height, width), mode=interpolation, antialias=True)[0]
 
     def _decoded(self, crop: Crop, scale: int) -> np.ndarray:
         """Return a crop at `scale`, or at full scale if Pillow has to decode it: uint8 ``[height, width, 3]``."""
@@ -102,10 +117,10 @@ class EncodedImage:
             crop = crop.on_grid(scale, *pixels.shape[:2])
         return np.ascontiguousarray(pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
 
-    def _scale(self, crop: Crop, size: int) -> int:
-        """Return the largest scale at which the crop still has enough pixels for a result of `size`."""
-        enough = _MIN_OVERSAMPLING * size
-        return next((scale for scale in _SCALES if min(crop.height, crop.width) >= scale * enough), 1)
+    def _scale(self, crop: Crop, height: int, width: int) -> int:
+        """Return the largest scale at which the crop still has enough pixels for a result of `height` and `width`."""
+        oversampling = min(crop.height / height, crop.width / width)
+        return next((scale for scale in _SCALES if oversampling >= scale * _MIN_OVERSAMPLING), 1)
 
     def _scaled_down(self, scale: int) -> np.ndarray | None:
         """Return the whole image scaled down, uint8 ``[height, width, 3]``; None if Pillow has to decode it."""

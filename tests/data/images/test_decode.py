@@ -84,7 +84,7 @@ def test_scaled_decoding_changes_less_than_one_level_of_255(jpegs, side):
         image = EncodedImage(data)
         height, width = random.randint(image.height // 2, image.height), random.randint(image.width // 2, image.width)
         crop = Crop(random.randint(0, image.height - height), random.randint(0, image.width - width), height, width)
-        scale = image._scale(crop, side)
+        scale = image._scale(crop, side, side)
         if scale == 1:
             continue
         scales.add(scale)

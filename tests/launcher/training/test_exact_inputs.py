@@ -35,6 +35,14 @@ def test_inputs_are_bit_identical_at_every_cut(digest, reference, world_size, mi
     assert digest(world_size=world_size, micro_batch=min(micro_batch, share), workers=workers) == reference
 
 
+@pytest.mark.parametrize("changes", [["augment.crop=pad"]], ids=" ".join)
+def test_inputs_of_optional_ingredients_are_bit_identical_at_another_cut(digest, reference, changes):
+    one = digest(*changes)
+    assert one != reference
+    assert digest(*changes, world_size=3, micro_batch=7, workers=1) == one
+    assert digest(*changes, steps=range(4, 5)) == one[2:]
+
+
 def test_inputs_are_bit_identical_across_the_boundary_of_an_epoch(digest):
     assert digest(steps=EPOCH_BOUNDARY, world_size=3, micro_batch=5) == digest(steps=EPOCH_BOUNDARY)
 
