@@ -49,7 +49,7 @@ class AugmentSettings(Section):
         "0.2",
         "random_resized",
         description="random_resized: a random rectangle, resized to input.size (RandomResizedCrop); pad: the image with "
-        "its shorter side resized to input.size, padded, and a random square of it (RandomCrop), as usual for CIFAR",
+        "its shorter side resized to input.size, padded, and a random square of it (RandomCrop), as for CIFAR",
     )
     pad: Annotated[int, Field(ge=0, le=512)] = added_in(
         "0.2", 4, description="pixels of padding on each side, for augment.crop=pad"
