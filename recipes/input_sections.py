@@ -55,7 +55,7 @@ class AugmentSettings(Section):
         "0.2", 4, description="pixels of padding on each side, for augment.crop=pad"
     )
     pad_mode: Literal["constant", "reflect"] = added_in(
-        "0.2", "constant", description="padding for augment.crop=pad: constant (black) or reflect (a mirrored border)"
+        "0.2", "constant", description="padding of augment.crop=pad: constant (black) or reflect (mirrored)"
     )
     crop_scale: tuple[Share, Share] = Field(
         (0.08, 1.0), description="smallest and largest share of the area that RandomResizedCrop keeps"
