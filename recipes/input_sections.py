@@ -48,8 +48,8 @@ class AugmentSettings(Section):
     crop: Literal["random_resized", "pad"] = added_in(
         "0.2",
         "random_resized",
-        description="random_resized: a random rectangle, resized to input.size (RandomResizedCrop); pad: the image with "
-        "its shorter side resized to input.size, padded, and a random square of it (RandomCrop), as for CIFAR",
+        description="random_resized: a random rectangle, resized to input.size (RandomResizedCrop); pad: the image, "
+        "shorter side resized to input.size and padded, and a random square of it (RandomCrop), as for CIFAR",
     )
     pad: Annotated[int, Field(ge=0, le=512)] = added_in(
         "0.2", 4, description="pixels of padding on each side, for augment.crop=pad"
