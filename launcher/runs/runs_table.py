@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from launcher.runs.history import restarts_among
 from launcher.runs.metrics import best_accuracy
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
+from recipes.run_sections import BranchSettings
 from slurm.ledger import Ledger
 from slurm.state import JobState, job_states
 
@@ -22,9 +24,16 @@ _FRESH = 120.0  # seconds after its last event for which a run without a job cou
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One row of the table. A field is None while it has no value."""
+    """One row of the table. A field is None while it has no value.
+
+    Attributes:
+        run: its path below the folder of the table, or its name if the folder is the run itself.
+        path: the resolved run directory.
+        identity: of the recipe, by which branches know their parent.
+    """
 
     run: str
+    path: Path
     recipe: str
     state: str
     job_id: str | None
@@ -38,8 +47,8 @@ class RunStatus:
     seconds_left: float | None
     restarts: int
     note: str
-    parent: Path | None = None  # the resolved run directory that this run is a branch of
-    branched_at: int | None = None  # the step at which it left it
+    identity: str | None = None
+    branch: BranchSettings | None = None
 
 
 def print_runs(folder: Path) -> None:
@@ -54,8 +63,8 @@ def print_runs(folder: Path) -> None:
             heading, justify="left" if heading in ("run", "recipe", "state", "job") else "right", overflow="fold"
         )
     rows = run_statuses(folder)
-    for depth, row in _as_tree(folder, rows):
-        begins = f" (from step {row.branched_at})" if depth else ""
+    for depth, row in _as_tree(rows):
+        begins = f" (from step {row.branch.step})" if depth and row.branch else ""
         table.add_row(
             f"{'  ' * (depth - 1)}{'└ ' if depth else ''}{_printable(row.run)}{begins}",
             _printable(row.recipe),
@@ -98,20 +107,25 @@ def run_statuses(folder: Path) -> list[RunStatus]:
     ]
 
 
-def _as_tree(folder: Path, rows: list[RunStatus]) -> list[tuple[int, RunStatus]]:
-    """Return the rows with their depths, each branch below its parent; without its parent, a branch has depth 0."""
-    places = {(folder if row.run == folder.name else folder / row.run).resolve(): row for row in rows}
+def _as_tree(rows: list[RunStatus]) -> list[tuple[int, RunStatus]]:
+    """Return the rows with their depths, each branch below its parent; without its parent, a branch has depth 0.
+
+    A parent is known by its directory and its identity, because another run may have taken its place since.
+    """
+    runs = {(row.path, row.identity) for row in rows}
+    children: dict[tuple[Path, str | None] | None, list[RunStatus]] = defaultdict(list)
+    for row in rows:
+        parent = (Path(row.branch.run).resolve(), row.branch.identity) if row.branch else None
+        children[parent if parent in runs else None].append(row)
     ordered: list[tuple[int, RunStatus]] = []
 
-    def add(row: RunStatus, place: Path, depth: int) -> None:
+    def add(row: RunStatus, depth: int) -> None:
         ordered.append((depth, row))
-        for other, child in places.items():
-            if child.parent == place and child is not row:
-                add(child, other, depth + 1)
+        for child in children[row.path, row.identity]:
+            add(child, depth + 1)
 
-    for place, row in places.items():
-        if row.parent not in places:
-            add(row, place, 0)
+    for row in children[None]:
+        add(row, 0)
     return ordered
 
 
@@ -128,7 +142,16 @@ def _row(path: Path, name: str, state: JobState | None) -> RunStatus:
         state = state or JobState("UNREADABLE", "")
         note = f"it cannot be read: {error}"
         return RunStatus(
-            name, "", state.name, state.job_id or None, state.nodes, weights="", restarts=0, note=note, **unknown
+            run=name,
+            path=path.resolve(),
+            recipe="",
+            state=state.name,
+            job_id=state.job_id or None,
+            nodes=state.nodes,
+            weights="",
+            restarts=0,
+            note=note,
+            **unknown,
         )
 
 
@@ -152,6 +175,7 @@ def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
     restarts = len(submitted) - 1 if submitted else len(restarts_among(starts, total))
     return RunStatus(
         run=name,
+        path=path.resolve(),
         recipe=recipe.name,
         state=state.name,
         job_id=state.job_id or None,
@@ -165,8 +189,8 @@ def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
         seconds_left=left if state.is_active else None,
         restarts=restarts,
         note=state.note,
-        parent=Path(recipe.branch.run).resolve() if recipe.branch else None,
-        branched_at=recipe.branch.step if recipe.branch else None,
+        identity=recipe.identity(),
+        branch=recipe.branch,
     )
 
 

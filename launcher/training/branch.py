@@ -21,9 +21,10 @@ from launcher.checkpoints.checkpoint import (
     saved_steps,
 )
 from launcher.recipe_shards import open_shards
-from launcher.runs.metadata import DatasetMetadata, RunMetadata
+from launcher.runs.metadata import RunMetadata
 from launcher.runs.metrics import best_accuracy
 from launcher.runs.run_directory import RunDirectory
+from launcher.training.run_description import describe_dataset
 from recipes.errors import UserError
 from recipes.load import override
 from recipes.run_sections import BranchSettings
@@ -121,13 +122,7 @@ def _metadata(recipe: Recipe, parent: RunMetadata, moved_data: bool) -> RunMetad
                 f"the classes of {recipe.data.path} are not those of the run, or not in their order: shard the images "
                 f"with the class names of the run"
             )
-        dataset = DatasetMetadata(
-            name=recipe.data.name,
-            digest=shards.digest,
-            train_images=len(shards.split("train")),
-            val_images=len(shards.splits["val"]) if "val" in shards.splits else 0,
-            classes=list(shards.classes),
-        )
+        dataset = describe_dataset(recipe, shards)
     schedule = StepSchedule(recipe, dataset.train_images)
     return parent.model_copy(
         update={
@@ -147,15 +142,16 @@ def _write(parent: RunDirectory, new: Path, recipe: Recipe, metadata: RunMetadat
     run = RunDirectory(unfinished)
     try:
         run.checkpoints.mkdir(parents=True)
-        steps = {checkpoint.step: checkpoint}
-        best = _best_step(parent, checkpoint.step)
-        if best is not None and best in saved_steps(parent.checkpoints):
+        shared = [event for event in parent.metrics.events() if event["step"] <= checkpoint.step]
+        checkpoints = [checkpoint]
+        best = best_accuracy(event for event in shared if event["event"] == "evaluation")
+        if best and best.step != checkpoint.step and best.step in saved_steps(parent.checkpoints):
             # The best evaluation of the shared steps is one of the branch too, so `export --best` needs its weights.
-            steps[best] = open_checkpoint(checkpoint_path(parent.checkpoints, best))
-        for found in steps.values():
+            checkpoints.append(open_checkpoint(checkpoint_path(parent.checkpoints, best.step)))
+        for found in checkpoints:
             _link(found, run.checkpoints, {"identity": metadata.identity, "dataset": metadata.dataset.digest})
         run.write(recipe, metadata)
-        run.metrics.write_shared(event for event in parent.metrics.events() if event["step"] <= checkpoint.step)
+        run.metrics.write_shared(shared)
         if new.is_dir():
             new.rmdir()
         rename_durably(unfinished, new)
@@ -163,14 +159,6 @@ def _write(parent: RunDirectory, new: Path, recipe: Recipe, metadata: RunMetadat
         raise UserError(f"the branch {new} cannot be made ({error}): the parent is untouched, try again") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _best_step(run: RunDirectory, step: int) -> int | None:
-    """Return the step of the best evaluation among the first `step` steps of a run; None if there was none."""
-    best = best_accuracy(
-        event for event in run.metrics.events() if event["event"] == "evaluation" and event["step"] <= step
-    )
-    return best.step if best else None
 
 
 def _link(checkpoint: Checkpoint, folder: Path, about: dict[str, str]) -> None:

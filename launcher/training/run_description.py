@@ -24,13 +24,7 @@ def describe_run(
         name=recipe.name,
         recipe=recipe.name,
         identity=recipe.identity(),
-        dataset=DatasetMetadata(
-            name=recipe.data.name,
-            digest=shards.digest,
-            train_images=len(shards.split("train")),
-            val_images=len(shards.splits["val"]) if "val" in shards.splits else 0,
-            classes=list(shards.classes),
-        ),
+        dataset=describe_dataset(recipe, shards),
         model=ModelMetadata(
             name=recipe.model.name,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -40,6 +34,17 @@ def describe_run(
         total_steps=schedule.total_steps,
         versions={name: version(name) for name in ("bigbatch", "torch", "timm", "accelerate")},
         weights_sha256=weights_sha256,
+    )
+
+
+def describe_dataset(recipe: Recipe, shards: ShardSet) -> DatasetMetadata:
+    """Return what ``run.json`` says about the shards."""
+    return DatasetMetadata(
+        name=recipe.data.name,
+        digest=shards.digest,
+        train_images=len(shards.split("train")),
+        val_images=len(shards.splits["val"]) if "val" in shards.splits else 0,
+        classes=list(shards.classes),
     )
 
 

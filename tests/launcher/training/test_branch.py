@@ -112,6 +112,16 @@ def test_a_finished_run_is_extended_and_its_branches_are_shown_as_a_tree(parent,
     assert "A branch of" in page and "share steps 1 to 22" in page
 
 
+def test_a_branch_that_took_its_parents_place_is_still_shown(parent, tmp_path, capsys):
+    shutil.copytree(parent, tmp_path / "run")
+    made(tmp_path / "run", tmp_path / "branch", 8, "optimizer.lr=1e-4")
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "branch").rename(tmp_path / "run")
+    capsys.readouterr()
+    print_runs(tmp_path)
+    assert capsys.readouterr().out.splitlines()[1].startswith("run ")
+
+
 @pytest.mark.parametrize(
     "step, changes, message",
     [
