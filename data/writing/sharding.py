@@ -27,7 +27,8 @@ from data.sources.base import Listing
 from data.sources.splits import SPLITS
 from data.sources.webdataset_shards import WebDatasetShards
 from data.writing.referencing import reference
-from data.writing.shard_writing import ShardPlan, WriterContext, recorded, recorded_rows, write_shard
+from data.writing.shard_parts import ShardPlan, WriterContext, parts_of
+from data.writing.shard_writing import recorded, recorded_rows, write_part_or_shard
 from data.writing.split_writing import write_split
 from data.writing.summary import summary
 from data.writing.timm_info import TIMM_INFO, timm_info
@@ -162,14 +163,11 @@ def _index(
 
 
 def _write(context: WriterContext, shard_size: int, workers: int | None, progress: bool) -> dict[str, Any]:
-    import webdataset  # noqa: F401  it imports torch, which takes seconds: forked workers share it
-
     plans = plan_shards(context.source.listing, shard_size)
-    to_do = [plan for plan in plans if recorded(context, plan) is None]
-    total = sum(len(plan.samples) for plan in to_do)
-    for _ in for_each(
-        write_shard, to_do, context, workers, f"sharding {context.source.name}", total, "images", progress
-    ):
+    to_do = [plan for plan in plans if recorded(context, plan.file) is None]
+    parts = [part for plan in to_do for part in parts_of(plan, context.source.listing.sizes)]
+    total, what = sum(len(plan.samples) for plan in to_do), f"sharding {context.source.name}"
+    for _ in for_each(write_part_or_shard, parts, context, workers, what, total, "images", progress):
         pass
     splits: dict[str, SplitRecord] = {}
     skipped: list[dict[str, str]] = []
@@ -179,7 +177,7 @@ def _write(context: WriterContext, shard_size: int, workers: int | None, progres
         shards: list[ShardRecord] = []
         for plan in plans:
             if plan.split == split:
-                record = recorded(context, plan)
+                record = recorded(context, plan.file)
                 assert record is not None, "every shard was written above"
                 skipped += record.pop("skipped")
                 odd.update(record.pop("odd"))

@@ -33,9 +33,12 @@ def work_folder(dest: Path, identity: dict[str, Any]) -> Iterator[Path]:
         raise UserError(f"{dest} is not empty and holds no shards: give a new folder")
     with _locked(work):
         _claim(work, identity)
-        for left_over in work.glob("*.partial"):
-            left_over.unlink()
-        yield work
+        _remove_unfinished(work)
+        try:
+            yield work
+        except BaseException:
+            _remove_unfinished(work)  # on a full disk, unfinished files only take space
+            raise
         # If a kill interrupts this, the next command for `dest` removes the rest.
         shutil.rmtree(work, ignore_errors=True)
 
@@ -65,6 +68,11 @@ def _locked(work: Path) -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise UserError(f"{work.parent} cannot be written ({error.strerror}): give another folder") from None
         yield
+
+
+def _remove_unfinished(work: Path) -> None:
+    for left_over in work.glob("*.partial"):
+        left_over.unlink(missing_ok=True)
 
 
 def _claim(work: Path, identity: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What `bigbatch shard` promises about the files it writes, and what reading them back promises."""
 
+import errno
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
@@ -18,8 +20,9 @@ import pytest
 from PIL import Image
 
 from data.reading.shards import INDEX_DTYPE, ShardSet
-from data.writing.shard_writing import sample_key
+from data.writing.shard_parts import sample_key
 from data.writing.sharding import shard
+from data.writing.verify import verify
 from recipes.errors import UserError
 from tests.data.pictures import contents, encoded, write_tree
 
@@ -104,6 +107,45 @@ def test_number_of_workers_never_changes_a_byte(tree, tmp_path):
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Make the parts of a shard so small that every shard of the tests has several."""
+    monkeypatch.setattr("data.writing.shard_parts._PART_SIZE", 3_000)
+
+
+def test_several_processes_write_one_shard_with_the_same_bytes(tree, tmp_path, small_parts, monkeypatch):
+    (tree / "ant/ant.3.jpg").write_bytes(b"no image")  # which moves all that follows it
+    for workers in (1, 3):
+        shard(str(tree), tmp_path / str(workers), workers=workers, progress=False)
+    monkeypatch.undo()
+    shard(str(tree), tmp_path / "one part", workers=1, progress=False)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3") == contents(tmp_path / "one part")
+    assert not verify(tmp_path / "3", progress=False)
+
+
+def test_a_shard_has_the_bytes_that_webdatasets_writer_gives(tree, tmp_path, small_parts):
+    from webdataset import TarWriter
+
+    found = shard(str(tree), tmp_path / "out", progress=False)
+    train = found.split("train")
+    with (tmp_path / "theirs.tar").open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
+        writer.tarstream.format = tarfile.USTAR_FORMAT
+        for i in range(len(train)):
+            key = train.sample_name(i).partition(".")[0]
+            writer.write({"__key__": key, "jpg": train.read(i), "cls": str(train.labels[i]).encode()})
+    assert (tmp_path / "theirs.tar").read_bytes() == (tmp_path / "out/train-000000.tar").read_bytes()
+
+
+def test_a_full_disk_leaves_no_unfinished_part(tree, tmp_path, small_parts, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("data.writing.shard_writing.flush", full)
+    with pytest.raises(UserError, match="No space left on device; the same command resumes"):
+        shard(str(tree), tmp_path / "out", workers=2, progress=False)
+    assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} == {"plan.json", "lock"}
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_and_restarted_gives_identical_bytes(dogs_vs_cats_zip, tmp_path):
     """kill -9 of the command, at a moment when some shards are done and others half-written, twice."""
@@ -135,11 +177,11 @@ def test_workers_of_a_killed_command_end_by_themselves(dogs_vs_cats_zip, tmp_pat
         "shard(sys.argv[1], Path(sys.argv[2]), workers=2, shard_size=8_000_000, progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", command, str(dogs_vs_cats_zip), str(tmp_path / "out")])
-    partial = lambda: list((tmp_path / "out/.work").glob("*.tar.*.partial"))  # noqa: E731
-    while len(partial()) < 2:
+    workers: set[int] = set()
+    while len(workers) < 2:
         assert process.poll() is None
+        workers = {int(path.name.split(".")[-2]) for path in (tmp_path / "out/.work").glob("*.part*.[0-9]*.partial")}
         time.sleep(0.01)
-    workers = {int(path.name.split(".")[-2]) for path in partial()}
     process.kill()
     process.wait()
     deadline = time.monotonic() + 5
