@@ -52,6 +52,8 @@ class StatisticsBatchNorm(_BatchNorm):
         for name in self.after:  # under their own names, because an activation may have weights
             self.add_module(name, replaced.get_submodule(name))
         self.load_state_dict(replaced.state_dict(), assign=True)
+        for name, parameter in self.named_parameters():  # a model may fix some, e.g. the scale
+            parameter.requires_grad_(replaced.get_parameter(name).requires_grad)
         self.train(replaced.training)
         self.batches = 1
         self.seen: Tensor | None = None

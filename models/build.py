@@ -9,7 +9,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from models import cifar_resnet, roadmap  # noqa: F401  importing them registers their networks with timm
+from models import cifar_convnet, cifar_resnet, roadmap  # noqa: F401  importing them registers their networks with timm
 from models.frozen import freeze
 from models.parameter_groups import layer_of_parameters
 from recipes.errors import UserError

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from recipes.errors import UserError
 from recipes.sections import OptimizerSettings
@@ -38,18 +39,24 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[Para
     layers = layer_of_parameters(model) if settings.layer_decay is not None else dict.fromkeys(shapes, 0)
     last = max(layers.values())
     undecayed: set[str] = getattr(model, "no_weight_decay", set)()
-    members: dict[tuple[int, bool], list[str]] = {}
+    norm_biases = _norm_biases(model)
+    members: dict[tuple[int, bool, float], list[str]] = {}
     for name, shape in shapes.items():
         decays = len(shape) > 1 and not name.endswith(".bias") and name not in undecayed
-        members.setdefault((layers[name], decays), []).append(name)
+        factor = settings.norm_bias_lr_scale if name in norm_biases else 1.0
+        members.setdefault((layers[name], decays, factor), []).append(name)
     return [
         ParameterGroup(
             names=tuple(names),
             weight_decay=settings.weight_decay if decays else 0.0,
-            lr_scale=(settings.layer_decay or 1.0) ** (last - layer),
+            lr_scale=factor * (settings.layer_decay or 1.0) ** (last - layer),
         )
-        for (layer, decays), names in sorted(members.items())
+        for (layer, decays, factor), names in sorted(members.items())
     ]
+
+
+def _norm_biases(model: nn.Module) -> set[str]:
+    return {f"{name}.bias" for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 
 def layer_of_parameters(model: nn.Module) -> dict[str, int]:

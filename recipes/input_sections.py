@@ -26,6 +26,9 @@ class InputSettings(Section):
     eval_interpolation: Literal["bicubic", "bilinear"] | None = added_in(
         "0.2", None, description="filter for resizing evaluation images; null: interpolation"
     )
+    eval_flip: bool = added_in(
+        "0.2", False, "evaluation averages the logits of each image and of its mirror image, which takes twice as long"
+    )
     mean: tuple[float, float, float] = Field(
         (0.485, 0.456, 0.406), description="mean of each channel, subtracted from pixels scaled to 0..1"
     )
@@ -78,10 +81,6 @@ class AugmentSettings(Section):
 class MixSettings(Section):
     mixup: NotNegative = Field(0.8, description="alpha of mixup's Beta distribution; 0: off")
     cutmix: NotNegative = Field(1.0, description="alpha of cutmix's Beta distribution; 0: off")
-    probability: Share = Field(1.0, description="probability that a slice (or, by mode, a pair or an image) is mixed")
+    probability: Share = Field(1.0, description="probability that a slice is mixed")
     switch: Share = Field(0.5, description="probability of cutmix instead of mixup where both are on")
-    mode: Literal["batch", "pair", "elem"] = Field(
-        "batch",
-        description="what shares one lambda and one box. batch: all images of a slice; pair: two images that are mixed "
-        "with each other; elem: every image has its own",
-    )
+    mode: Literal["batch"] = Field("batch", description="batch: all pairs of a slice share one lambda")

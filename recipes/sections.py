@@ -147,6 +147,9 @@ class OptimizerSettings(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="factor on the learning rate from each layer group to the one below it; null: none"
     )
+    norm_bias_lr_scale: Positive = added_in(
+        "0.2", 1.0, "factor on the learning rate of the biases of BatchNorm layers; 64 in airbench's CIFAR-10 recipe"
+    )
     clip_grad: Positive | None = Field(
         None, description="largest norm of the gradient of the global batch; null: no clipping"
     )
@@ -204,26 +207,7 @@ class ScheduleSettings(Section):
 
 
 class LossSettings(Section):
-    kind: Literal["cross_entropy", "bce"] = added_in(
-        "0.2", "cross_entropy", "cross_entropy; bce: binary cross-entropy of each class (arXiv 2110.00476)"
-    )
     smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="label smoothing")
-    target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = added_in(
-        "0.2",
-        None,
-        description="bce: mixed and smoothed targets above this become 1, and all others 0; null: they stay",
-    )
-    sum_classes: bool = added_in("0.2", False, "bce: sum over the classes instead of their mean")
-
-    @model_validator(mode="after")
-    def _keys_of_bce(self) -> Self:
-        for key, value, default in (
-            ("target_threshold", self.target_threshold, "null"),
-            ("sum_classes", self.sum_classes, "false"),
-        ):
-            if self.kind != "bce" and value not in (None, False):
-                raise ValueError(f"loss.{key} is for loss.kind=bce: set loss.kind=bce or loss.{key}={default}")
-        return self
 
 
 class EmaSettings(Section):

@@ -74,7 +74,7 @@ def evaluate(
                 if number < len(batches):
                     pixels, labels = next(loaded)
                     images = preprocessor.normalised(pixels.to(device, non_blocking=True))
-                logits = model(images).float()
+                logits = evaluated_logits(model, images, recipe)
                 if number < len(batches):
                     record(logits)
                     sums += _counts(logits, labels.to(device, non_blocking=True))
@@ -83,6 +83,14 @@ def evaluate(
     images, top1, top5, loss = accelerator.reduce(sums, reduction="sum").tolist()
     many_classes = logits.shape[1] > 5
     return Accuracy(int(images), top1 / images, top5 / images if many_classes else None, loss / images)
+
+
+def evaluated_logits(model: nn.Module, images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Return the logits of normalised images, float32 ``[n, classes]``, as the recipe evaluates them."""
+    logits = model(images).float()
+    if recipe.input.eval_flip:
+        logits = (logits + model(images.flip(-1)).float()) / 2
+    return logits
 
 
 def _counts(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from data.on_device import DevicePreprocessor
 from data.progress import progress, say
 from data.sources.files import FolderFiles
 from launcher.engines.base import make_accelerator
+from launcher.evaluation.accuracy import evaluated_logits
 from launcher.evaluation.saved_weights import SavedWeights, file_weights, recipe_of, run_weights
 from launcher.runs.run_directory import find_run
 from launcher.workers import default_workers
@@ -88,7 +89,7 @@ def predict(
         for chunk, pixels, errors in batches:
             logits = pixels  # empty where no image of the batch can be read
             if len(pixels):
-                logits = model(preprocessor.normalised(pixels.to(accelerator.device))).float()
+                logits = evaluated_logits(model, preprocessor.normalised(pixels.to(accelerator.device)), recipe)
             likeliest = _likeliest(logits, classes)
             for number in chunk:
                 error = errors.get(number)

@@ -39,4 +39,4 @@ def test_the_recipes_have_the_stem_and_start_from_scratch():
         found = load(name)
         assert found.model.name == name.removesuffix("10_scratch") and found.model.weights is None
         assert (found.optimizer.name, found.optimizer.lr, found.optimizer.weight_decay) == ("sgd", 0.1, 5e-4)
-        assert found.input.size == 32
+        assert (found.input.size, found.augment.crop, found.augment.pad) == (32, "pad", 4)

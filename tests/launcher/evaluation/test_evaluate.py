@@ -3,13 +3,17 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 
 from data.reading.shards import ShardSet
+from launcher.evaluation.accuracy import evaluated_logits
 from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
 from launcher.runs.mistakes import read_mistakes
 from launcher.runs.report import write_report
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
+from recipes.load import load
 from tests.launcher.runs.test_report import Page
 from tests.launcher.saved_runs import CLASSES, make_saved_run
 
@@ -100,3 +104,12 @@ def test_a_run_that_cannot_be_written_is_evaluated_all_the_same(run, capsys):
     run.mistakes_file.mkdir()
     assert "top-1" in evaluate(run)
     assert "the report will not show them" in capsys.readouterr().err
+
+
+def test_with_eval_flip_an_image_and_its_mirror_image_have_the_same_logits():
+    images, model = torch.rand(2, 3, 4, 4), nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    plain, flipping = load("demo"), load("demo", ["input.eval_flip=true"])
+    one, other = (evaluated_logits(model, view, flipping) for view in (images, images.flip(-1)))
+    torch.testing.assert_close(one, other)
+    torch.testing.assert_close(one, (model(images) + model(images.flip(-1))) / 2)
+    torch.testing.assert_close(evaluated_logits(model, images, plain), model(images))
