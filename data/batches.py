@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.block_order import shuffled_in_blocks
 from data.images.augment import NO_BOX, EvalTransform, TrainTransform
-from data.mixing import SliceMix, partner, slice_mix
+from data.mixing import UNMIXED, Mix, drawn_mix, mixed_alike, partner
 from data.order import shuffled
 from data.reading.shards import Split
 from recipes.errors import UserError
@@ -59,7 +59,7 @@ class MicroBatch:
     partners: Tensor  # int64 [n], row in `pixels` of the image to mix with
     partner_labels: Tensor  # int64 [n]
     lam: Tensor  # float32 [n], weight of the own image and label; the partner's is 1 - lam
-    mixes: list[tuple[int, int, SliceMix]]  # first row, last row (exclusive), and how these rows are mixed
+    mixes: list[tuple[int, int, Mix]]  # first row, last row (exclusive), and how these rows are mixed
     replaced: list[str] = field(default_factory=list)  # names of unreadable images, each with the reason
 
     @property
@@ -111,7 +111,7 @@ class MicroBatches:
         own = range(first, first + self.micro_batch)
         partners = [partner(position, batch.slice_size) if position < batch.global_ else position for position in own]
         mixes = self._mixes(step, own)
-        mixed = any(mix != SliceMix(1.0) for _, _, mix in mixes)
+        mixed = any(mix != UNMIXED for _, _, mix in mixes)
         extra = sorted(set(partners) - set(own)) if mixed else []
         if not mixed:
             partners = list(own)
@@ -166,14 +166,14 @@ class MicroBatches:
             samples[real] = shuffled(seed, epoch, count, step_in_epoch * global_batch + positions)
         return samples
 
-    def _mixes(self, step: int, own: range) -> list[tuple[int, int, SliceMix]]:
-        """Return first row, last row (exclusive) and mix of each slice that these positions touch, without padding."""
-        size, end = self.recipe.batch.slice_size, min(own.stop, self.recipe.batch.global_)
+    def _mixes(self, step: int, own: range) -> list[tuple[int, int, Mix]]:
+        """Return first row, last row (exclusive) and mix of rows that are mixed alike, without padding."""
+        end = min(own.stop, self.recipe.batch.global_)
         found = []
         position = own.start
         while position < end:
-            stop = min((position // size + 1) * size, end)
-            found.append((position - own.start, stop - own.start, slice_mix(self.recipe, step, position // size)))
+            stop = min(mixed_alike(self.recipe, position).stop, end)
+            found.append((position - own.start, stop - own.start, drawn_mix(self.recipe, step, position)))
             position = stop
         return found
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data.batches import MicroBatch
+from data.mixing import UNMIXED
 from data.order import hashed
 from recipes.schema import Recipe
 
@@ -57,16 +58,17 @@ def _mixed(images: Tensor, batch: MicroBatch) -> Tensor:
 
     The partner is in the same slice. It may be one of the extra images at the end, which are dropped here.
     """
+    own = images[: len(batch.labels)]
+    if all(mix == UNMIXED for _, _, mix in batch.mixes):
+        return own
+    partners = images[batch.partners]  # a copy, made before any image changes
     for first, last, mix in batch.mixes:
-        partners = batch.partners[first:last]
         if mix.box is not None:
             top, bottom, left, right = mix.box
-            box = images[:, :, top:bottom, left:right]
-            box[first:last] = box[partners]  # the right side is a copy, made before any image changes
+            own[first:last, :, top:bottom, left:right] = partners[first:last, :, top:bottom, left:right]
         elif mix.lam != 1.0:
-            others = images[partners].mul_(1 - mix.lam)
-            images[first:last].mul_(mix.lam).add_(others)
-    return images[: len(batch.labels)]
+            own[first:last].mul_(mix.lam).add_(partners[first:last].mul_(1 - mix.lam))
+    return own
 
 
 def _noise_bank(size: int) -> Tensor:

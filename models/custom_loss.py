@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from recipes.errors import UserError
 from recipes.schema import Recipe
@@ -23,21 +22,6 @@ def load_custom_loss(recipe: Recipe) -> CustomLoss | None:
     """
     name = recipe.code.loss
     return None if name is None else custom_losses.get(name, recipe.code.modules)
-
-
-def soft_targets(labels: Tensor, partner_labels: Tensor, lam: Tensor, classes: int, smoothing: float) -> Tensor:
-    """Return the mixed and smoothed targets, float32 ``[n, classes]``, with the values of timm's `mixup_target`.
-
-    Args:
-        labels: int64 ``[n]``.
-        partner_labels: int64 ``[n]``, labels of the images that they are mixed with.
-        lam: float32 ``[n]``, weight of the own label, 0 to 1.
-        classes: number of classes.
-        smoothing: label smoothing, 0 to below 1.
-    """
-    own, partners = F.one_hot(labels, classes).float(), F.one_hot(partner_labels, classes).float()
-    mixed = lam[:, None] * own + (1 - lam[:, None]) * partners
-    return (1 - smoothing) * mixed + smoothing / classes
 
 
 def checked_losses(losses: object, images: int) -> Tensor:

@@ -81,6 +81,10 @@ class AugmentSettings(Section):
 class MixSettings(Section):
     mixup: NotNegative = Field(0.8, description="alpha of mixup's Beta distribution; 0: off")
     cutmix: NotNegative = Field(1.0, description="alpha of cutmix's Beta distribution; 0: off")
-    probability: Share = Field(1.0, description="probability that a slice is mixed")
+    probability: Share = Field(1.0, description="probability that a slice (or, by mode, a pair or an image) is mixed")
     switch: Share = Field(0.5, description="probability of cutmix instead of mixup where both are on")
-    mode: Literal["batch"] = Field("batch", description="batch: all pairs of a slice share one lambda")
+    mode: Literal["batch", "pair", "elem"] = Field(
+        "batch",
+        description="what shares one lambda and one box. batch: all images of a slice; pair: two images that are mixed "
+        "with each other; elem: every image has its own",
+    )

@@ -207,7 +207,26 @@ class ScheduleSettings(Section):
 
 
 class LossSettings(Section):
+    kind: Literal["cross_entropy", "bce"] = added_in(
+        "0.2", "cross_entropy", "cross_entropy; bce: binary cross-entropy of each class (arXiv 2110.00476)"
+    )
     smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="label smoothing")
+    target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = added_in(
+        "0.2",
+        None,
+        description="bce: mixed and smoothed targets above this become 1, and all others 0; null: they stay as they are",
+    )
+    sum_classes: bool = added_in("0.2", False, "bce: sum over the classes instead of their mean")
+
+    @model_validator(mode="after")
+    def _keys_of_bce(self) -> Self:
+        for key, value, default in (
+            ("target_threshold", self.target_threshold, "null"),
+            ("sum_classes", self.sum_classes, "false"),
+        ):
+            if self.kind != "bce" and value not in (None, False):
+                raise ValueError(f"loss.{key} is for loss.kind=bce: set loss.kind=bce or loss.{key}={default}")
+        return self
 
 
 class EmaSettings(Section):

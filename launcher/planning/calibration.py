@@ -36,7 +36,7 @@ from launcher.planning.step_trace import autocast_to
 from launcher.planning.time_model import roofline_seconds, update_seconds
 from launcher.recipe_shards import open_shards
 from models.build import compile_blocks
-from models.loss import mixed_cross_entropy
+from models.loss import image_losses
 from models.prepared import prepare_model
 from recipes.errors import UserError
 from recipes.schema import Recipe
@@ -195,7 +195,7 @@ class _TrainingStep:
         started = time.perf_counter()
         with autocast_to(self.precision, device.type):
             logits = self.model(pixels)
-        loss = mixed_cross_entropy(logits, labels, labels, ones, ones, self.recipe.loss.smoothing).mean()
+        loss = image_losses(logits, labels, labels, ones, ones, self.recipe.loss).mean()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -15,12 +15,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from launcher.planning.operation_cost import OperationCost, operation_cost
 from models.build import checkpoint_activations
+from models.loss import image_losses
 from models.prepared import prepare_model
 from recipes.schema import Recipe
 
@@ -73,7 +73,7 @@ def trace_step(
         # The gradients exist beforehand, so that the trace shows a step that accumulates into them.
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        labels = torch.empty(micro_batch, dtype=torch.int64)
+        labels, ones = torch.empty(micro_batch, dtype=torch.int64), torch.ones(micro_batch)
         with _Allocations(model) as allocations:
             pixels = torch.empty(micro_batch, 3, size, size, dtype=torch.uint8, memory_format=torch.channels_last)
             images = pixels.to(torch.float32)
@@ -81,15 +81,8 @@ def trace_step(
             with autocast_of_a_gpu() if as_on_gpu else nullcontext():
                 with autocast_to(precision, "cpu"):
                     logits = model(images)
-                _loss(logits, labels, recipe.loss.smoothing).backward()
+                image_losses(logits, labels, labels, ones, ones, recipe.loss).sum().backward()
     return StepTrace(micro_batch, allocations.history, allocations.operations)
-
-
-def _loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Return a loss that allocates the same shapes as `models.loss.mixed_cross_entropy`."""
-    log_probabilities = F.log_softmax(logits.float(), dim=-1)
-    likelihood = log_probabilities.gather(1, labels[:, None])[:, 0]
-    return -((1 - smoothing) * likelihood + smoothing * log_probabilities.mean(dim=-1)).sum()
 
 
 def autocast_to(precision: str, device: str) -> AbstractContextManager:

@@ -29,8 +29,8 @@ from launcher.training.progress import RunProgress
 from launcher.training.step_profile import StepProfile, marked
 from launcher.training.stop_request import StopRequest
 from launcher.training.unreadable import UnreadableImages
-from models.custom_loss import checked_losses, load_custom_loss, soft_targets
-from models.loss import mixed_cross_entropy
+from models.custom_loss import checked_losses, load_custom_loss
+from models.loss import image_losses, soft_targets
 from models.prepared import PreparedModel
 from recipes.errors import UserError
 from recipes.schedule import StepSchedule
@@ -194,7 +194,7 @@ class Training:
         """Return the loss of each image, float32 ``[n]``; 0 for padding."""
         labels = (batch.labels, batch.partner_labels, batch.lam)
         if self.custom_loss is None:
-            return mixed_cross_entropy(logits, *labels, batch.weights, self.recipe.loss.smoothing)
+            return image_losses(logits, *labels, batch.weights, self.recipe.loss)
         targets = soft_targets(*labels, logits.shape[1], self.recipe.loss.smoothing)
         with running(f"loss {self.recipe.code.loss}", passes=is_out_of_memory):
             losses = self.custom_loss(logits.float(), targets)

@@ -8,10 +8,11 @@ from timm.loss import SoftTargetCrossEntropy
 from torch.nn import functional as F
 
 from data.batches import MicroBatch
-from data.mixing import SliceMix, partner, slice_mix
+from data.mixing import UNMIXED, Mix, drawn_mix, mixed_alike, partner
 from data.on_device import DevicePreprocessor
-from models.loss import mixed_cross_entropy
+from models.loss import image_losses, soft_targets
 from recipes.load import load
+from recipes.sections import LossSettings
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 16])
@@ -25,7 +26,7 @@ def test_partners_are_mutual_and_never_leave_the_slice(size):
 
 def test_half_the_slices_are_cut_and_lambda_has_the_recipes_distribution():
     recipe = load("convnext_tiny_in1k")
-    mixes = [slice_mix(recipe, step, number) for step in range(100) for number in range(32)]
+    mixes = [drawn_mix(recipe, step, number * 128) for step in range(100) for number in range(32)]
     cut = np.array([mix.lam for mix in mixes if mix.box])
     blended = np.array([mix.lam for mix in mixes if not mix.box])
     assert len(cut) / len(mixes) == pytest.approx(0.5, abs=0.05)
@@ -48,7 +49,7 @@ def _timm_cut_lambda(mixup):
 def test_lambda_of_a_box_is_the_share_of_pixels_left():
     recipe = load("convnext_tiny_in1k", ["mix.mixup=0", "input.size=64"])
     for number in range(200):
-        mix = slice_mix(recipe, 0, number)
+        mix = drawn_mix(recipe, 0, number * 128)
         top, bottom, left, right = mix.box
         mask = np.ones((64, 64))
         mask[top:bottom, left:right] = 0
@@ -60,10 +61,89 @@ def test_lambda_of_a_box_is_the_share_of_pixels_left():
 )
 def test_mixing_can_be_switched_off(changes, mixed):
     recipe = load("convnext_tiny_in1k", changes)
-    assert any(slice_mix(recipe, 0, number) != SliceMix(1.0) for number in range(32)) == mixed
+    assert any(drawn_mix(recipe, 0, number * 128) != UNMIXED for number in range(32)) == mixed
 
 
-@pytest.mark.parametrize("mix", [SliceMix(0.3), SliceMix(1 - 12 / 64, (2, 5, 1, 5))])
+@pytest.mark.parametrize("size", [1, 7, 16])
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+def test_who_shares_a_mix(mode, size):
+    """batch: the slice; pair: both partners; elem: nobody. The positions of a mix always form one range."""
+    recipe = load("demo", [f"batch.global={4 * size}", "batch.slices=4", f"mix.mode={mode}"])
+    for position in range(4 * size):
+        alike = mixed_alike(recipe, position)
+        slice_start = position // size * size
+        expected = {
+            "batch": set(range(slice_start, slice_start + size)),
+            "pair": {position, partner(position, size)},
+            "elem": {position},
+        }
+        assert set(alike) == expected[mode]
+        assert len({drawn_mix(recipe, 3, other) for other in alike}) == 1
+    assert len({drawn_mix(recipe, 3, position) for position in range(4 * size)}) == {
+        "batch": 4,
+        "pair": 4 * -(-size // 2),
+        "elem": 4 * size,
+    }[mode]
+
+
+@pytest.mark.parametrize("mode", ["pair", "elem"])
+def test_lambda_of_pairs_and_images_has_timms_distribution(mode):
+    settings = ["mix.probability=0.7", "mix.switch=0.3", f"mix.mode={mode}", "batch.global=4096", "batch.slices=2"]
+    mixes = [drawn_mix(load("convnext_tiny_in1k", settings), 0, position) for position in range(0, 4096, 2)]
+    np.random.seed(0)
+    lam, cut = Mixup(0.8, 1.0, prob=0.7, switch_prob=0.3, mode=mode)._params_per_elem(2048)
+    mixed = [mix for mix in mixes if mix != UNMIXED]
+    blended = [mix.lam for mix in mixed if not mix.box]
+    theirs = lam[(lam < 1) & ~cut]
+    assert len(mixed) / 2048 == pytest.approx((lam < 1).mean(), abs=0.05)
+    assert len(blended) / len(mixed) == pytest.approx(0.7, abs=0.04)
+    assert np.quantile(blended, [0.1, 0.5, 0.9]) == pytest.approx(np.quantile(theirs, [0.1, 0.5, 0.9]), abs=0.06)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("changes", [{"mixup_alpha": 0.8}, {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}], ids=str)
+def test_images_and_targets_of_each_mode_are_those_of_timms_mixup(mode, changes, monkeypatch):
+    """timm's `Mixup` runs on our pairs with our draws: pixels are equal bit for bit, targets within rounding."""
+    alphas = [f"mix.mixup={changes['mixup_alpha']}", f"mix.cutmix={changes.get('cutmix_alpha', 0)}"]
+    recipe = load("demo", ["input.size=16", "batch.global=8", "batch.slices=1", f"mix.mode={mode}", *alphas])
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (8, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    labels, pairs = torch.arange(8), torch.arange(8) ^ 1
+    mixes = [drawn_mix(recipe, 0, position) for position in range(8)]
+    groups = sorted({mixed_alike(recipe, position) for position in range(8)}, key=lambda group: group.start)
+    lam = torch.tensor([mix.lam for mix in mixes])
+    batch = MicroBatch(
+        step=0,
+        positions=torch.arange(8),
+        samples=torch.arange(8),
+        weights=torch.ones(8),
+        pixels=pixels,
+        erased=[(0, 0, 0, 0)] * 8,
+        noise_keys=[0] * 8,
+        labels=labels,
+        partners=pairs,
+        partner_labels=labels[pairs],
+        lam=lam,
+        mixes=[(group.start, group.stop, mixes[group.start]) for group in groups],
+    )
+    preprocessor = DevicePreprocessor(recipe, torch.device("cpu"))
+    # timm pairs the first image with the last, so the first images of our pairs are followed by their partners.
+    order = torch.tensor([0, 2, 4, 6, 7, 5, 3, 1])
+    draws = [mixes[position] for position in order]
+    timms = Mixup(**changes, mode=mode, label_smoothing=0.1, num_classes=10)
+    drawn = iter(draws[:4] if mode == "pair" else draws)
+    boxed = np.full(8, draws[0].box is not None)
+    lams = np.array([mix.lam for mix in draws])
+    monkeypatch.setattr(timms, "_params_per_batch", lambda: (draws[0].lam, boxed[0]))
+    monkeypatch.setattr(timms, "_params_per_elem", lambda count: (lams[:count].copy(), boxed[:count]))
+    monkeypatch.setattr("timm.data.mixup.cutmix_bbox_and_lam", lambda *_, **__: ((mix := next(drawn)).box, mix.lam))
+    images, targets = timms(preprocessor.normalised(pixels)[order], labels[order])
+    ours = preprocessor.images(batch)[order]
+    torch.testing.assert_close(ours, images, rtol=0, atol=1e-6)
+    torch.testing.assert_close(soft_targets(labels, labels[pairs], lam, 10, 0.1)[order], targets.float())
+
+
+@pytest.mark.parametrize("mix", [Mix(0.3), Mix(1 - 12 / 64, (2, 5, 1, 5))])
 def test_pixels_and_loss_are_timms(mix):
     """For the same pairs, timm's mixing arithmetic, soft targets and loss give the same numbers."""
     generator = torch.Generator().manual_seed(0)
@@ -97,7 +177,9 @@ def test_pixels_and_loss_are_timms(mix):
     off, on = 0.1 / 10, 1 - 0.1 + 0.1 / 10
     target = F.one_hot(labels, 10) * (on - off) + off
     target = target * mix.lam + target[pairs] * (1 - mix.lam)
-    losses = mixed_cross_entropy(logits, batch.labels, batch.partner_labels, batch.lam, batch.weights, smoothing=0.1)
+    losses = image_losses(
+        logits, batch.labels, batch.partner_labels, batch.lam, batch.weights, LossSettings(smoothing=0.1)
+    )
     torch.testing.assert_close(losses.mean(), SoftTargetCrossEntropy()(logits, target))
     # timm pairs the first with the last: with the labels in that order, its targets are the same numbers
     theirs = mixup_target(labels[[0, 2, 3, 1]], 10, mix.lam, 0.1)

@@ -14,7 +14,7 @@ from launcher.planning.engine_rules import with_default_engine
 from launcher.planning.memory_model import predict_memory
 from launcher.planning.model_profile import profile_model
 from models.build import checkpoint_activations
-from models.loss import mixed_cross_entropy
+from models.loss import image_losses
 from models.prepared import prepare_model
 from recipes.load import load
 
@@ -64,7 +64,7 @@ def measured_peaks(recipe, micro_batches: tuple[int, ...]) -> list[int]:
             pixels = torch.zeros(count, recipe.input.size, recipe.input.size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
             labels, ones = torch.zeros(count, dtype=torch.int64), torch.ones(count)
             logits = engine.forward(pixels.to(torch.float32))
-            losses = mixed_cross_entropy(logits, labels, labels, ones, ones, recipe.loss.smoothing)
+            losses = image_losses(logits, labels, labels, ones, ones, recipe.loss)
             engine.backward(losses.sum())
 
     def measured(micro_batch: int) -> int:

@@ -11,7 +11,7 @@ from data.reading.shards import ShardSet
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.stop_request import StopRequest
 from launcher.training.train import StartOptions, train
-from models.loss import mixed_cross_entropy
+from models.loss import image_losses
 from models.prepared import prepare_model
 from recipes.schema import Recipe
 from tests.launcher.process_group import Group, train_until
@@ -35,7 +35,7 @@ def norms_by_hand(recipe: Recipe) -> list[float]:
         model.drop_path.draw(step, batch.positions)
         logits = model.module.train()(DevicePreprocessor(recipe, torch.device("cpu")).images(batch))
         labels = (batch.labels, batch.partner_labels, batch.lam)
-        losses = mixed_cross_entropy(logits, *labels, batch.weights, recipe.loss.smoothing)
+        losses = image_losses(logits, *labels, batch.weights, recipe.loss)
         optimizer.zero_grad()
         losses.mean().backward()
         found.append(clip_grad_norm_(model.module.parameters(), recipe.optimizer.clip_grad).item())

@@ -16,7 +16,8 @@ from launcher.checkpoints import checkpoint
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.train import StartOptions, train
 from launcher.training.user_code_checks import check_exact
-from models.custom_loss import checked_losses, custom_losses, soft_targets
+from models.custom_loss import checked_losses, custom_losses
+from models.loss import soft_targets
 from recipes.errors import UserCodeError, UserError
 from recipes.load import load
 from recipes.user_code import code_to_copy, import_modules
