@@ -214,7 +214,7 @@ class LossSettings(Section):
     target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = added_in(
         "0.2",
         None,
-        description="bce: mixed and smoothed targets above this become 1, and all others 0; null: they stay as they are",
+        description="bce: mixed and smoothed targets above this become 1, and all others 0; null: they stay",
     )
     sum_classes: bool = added_in("0.2", False, "bce: sum over the classes instead of their mean")
 

@@ -79,17 +79,21 @@ def test_who_shares_a_mix(mode, size):
         }
         assert set(alike) == expected[mode]
         assert len({drawn_mix(recipe, 3, other) for other in alike}) == 1
-    assert len({drawn_mix(recipe, 3, position) for position in range(4 * size)}) == {
-        "batch": 4,
-        "pair": 4 * -(-size // 2),
-        "elem": 4 * size,
-    }[mode]
+    assert (
+        len({drawn_mix(recipe, 3, position) for position in range(4 * size)})
+        == {
+            "batch": 4,
+            "pair": 4 * -(-size // 2),
+            "elem": 4 * size,
+        }[mode]
+    )
 
 
 @pytest.mark.parametrize("mode", ["pair", "elem"])
 def test_lambda_of_pairs_and_images_has_timms_distribution(mode):
     settings = ["mix.probability=0.7", "mix.switch=0.3", f"mix.mode={mode}", "batch.global=4096", "batch.slices=2"]
-    mixes = [drawn_mix(load("convnext_tiny_in1k", settings), 0, position) for position in range(0, 4096, 2)]
+    recipe = load("convnext_tiny_in1k", settings)
+    mixes = [drawn_mix(recipe, 0, position) for position in range(0, 4096, 2)]
     np.random.seed(0)
     lam, cut = Mixup(0.8, 1.0, prob=0.7, switch_prob=0.3, mode=mode)._params_per_elem(2048)
     mixed = [mix for mix in mixes if mix != UNMIXED]
