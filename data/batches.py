@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.block_order import shuffled_in_blocks
-from data.images.augment import NO_BOX, EvalTransform, TrainTransform
+from data.epoch_order import ordered_samples
+from data.images.augment import NO_BOX, EvalTransform, TrainTransform, view_numbers
 from data.mixing import UNMIXED, Mix, drawn_mix, mixed_alike, partner
-from data.order import shuffled
 from data.reading.shards import Split
 from recipes.errors import UserError
 from recipes.randomness import random_key
@@ -117,7 +116,7 @@ class MicroBatches:
             partners = list(own)
         row_of = {position: row for row, position in enumerate([*own, *extra])}
 
-        samples = self._samples(step, np.array(list(row_of)))
+        samples, copies = self._samples(step, np.array(list(row_of)))
         epoch = step // self.steps_per_epoch
         size = self.recipe.input.size
         # Channels last, because decoding and resizing produce it and convolutions on a GPU are fastest with it.
@@ -130,7 +129,8 @@ class MicroBatches:
                 # An unreadable partner is counted by the micro-batch that owns it, so that all ranks together count
                 # once.
                 counted = replaced if row < self.micro_batch else []
-                pixels[row], erased[row], samples[row] = self._image(int(sample), epoch, counted)
+                image = self._image(int(sample), epoch, int(copies[row]), counted)
+                pixels[row], erased[row], samples[row] = image
         labels = torch.from_numpy(np.where(samples == _PADDING, 0, self.split.labels[samples]).astype(np.int64))
         partner_rows = torch.tensor([row_of[position] for position in partners])
         lam = torch.ones(self.micro_batch)
@@ -144,7 +144,10 @@ class MicroBatches:
             weights=torch.tensor([float(position < batch.global_) for position in own]),
             pixels=pixels,
             erased=erased,
-            noise_keys=[random_key(self.recipe.seed, "noise", epoch, int(sample)) for sample in samples],
+            noise_keys=[
+                random_key(self.recipe.seed, "noise", *view_numbers(epoch, int(sample), int(copy)))
+                for sample, copy in zip(samples, copies)
+            ],
             labels=labels[: self.micro_batch],
             partners=partner_rows,
             partner_labels=labels[partner_rows],
@@ -153,18 +156,15 @@ class MicroBatches:
             replaced=replaced,
         )
 
-    def _samples(self, step: int, positions: np.ndarray) -> np.ndarray:
-        """Return the sample at each position of that step's global batch, int64 ``[n]``; -1 beyond its end."""
-        global_batch = self.recipe.batch.global_
-        real = positions < global_batch
-        samples = np.full(len(positions), _PADDING, dtype=np.int64)
+    def _samples(self, step: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return sample and copy at each position of that step, both int64 ``[n]``; -1 beyond its end."""
+        real = positions < self.recipe.batch.global_
+        samples, copies = np.full((2, len(positions)), _PADDING, dtype=np.int64)
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        seed, count, positions = self.recipe.seed, len(self.split), positions[real]
-        if self.recipe.data.shuffle == "blocks":
-            samples[real] = shuffled_in_blocks(seed, epoch, count, self.recipe.batch, step_in_epoch, positions)
-        else:
-            samples[real] = shuffled(seed, epoch, count, step_in_epoch * global_batch + positions)
-        return samples
+        samples[real], copies[real] = ordered_samples(
+            self.recipe, len(self.split), epoch, step_in_epoch, positions[real]
+        )
+        return samples, copies
 
     def _mixes(self, step: int, own: range) -> list[tuple[int, int, Mix]]:
         """Return first row, last row (exclusive) and mix of rows that are mixed alike, without padding."""
@@ -177,7 +177,9 @@ class MicroBatches:
             position = stop
         return found
 
-    def _image(self, sample: int, epoch: int, replaced: list[str]) -> tuple[Tensor, tuple[int, int, int, int], int]:
+    def _image(
+        self, sample: int, epoch: int, copy: int, replaced: list[str]
+    ) -> tuple[Tensor, tuple[int, int, int, int], int]:
         """Return pixels, erased box and number of a sample, or of its replacement if it cannot be read.
 
         The replacement depends on (seed, sample) alone, so every rank, worker and restart picks the same one.
@@ -185,7 +187,7 @@ class MicroBatches:
         candidate = sample
         for attempt in range(_REPLACEMENTS_TRIED):
             try:
-                return *self.transform(self.split.read(candidate), epoch, candidate), candidate
+                return *self.transform(self.split.read(candidate), epoch, candidate, copy), candidate
             except Exception as error:  # decoders raise almost any exception on damaged bytes
                 _raise_unless_damaged(error, self.split, candidate)
                 replaced.append(f"{_name(self.split, candidate)} ({type(error).__name__}: {error})")

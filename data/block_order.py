@@ -22,7 +22,7 @@ WINDOW = 64  # blocks that a slice shuffles together; with 2,048 samples, classe
 
 
 def shuffled_in_blocks(
-    seed: int, epoch: int, samples: int, batch: BatchSettings, step_in_epoch: int, positions: np.ndarray
+    seed: int, epoch: int, samples: int, batch: BatchSettings, step_in_epoch: int | np.ndarray, positions: np.ndarray
 ) -> np.ndarray:
     """Return the sample at each position of the global batch of a step.
 
@@ -31,7 +31,7 @@ def shuffled_in_blocks(
         epoch: from 0.
         samples: number of samples, at least one global batch.
         batch: the recipe's batch section.
-        step_in_epoch: from 0.
+        step_in_epoch: from 0; one for all positions, or integers ``[n]``.
         positions: integers ``[n]`` in ``[0, global batch)``.
 
     Returns:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from recipes.sections import NotNegative, Positive, Section, Share, added_in
+from recipes.sections import Count, NotNegative, Positive, Section, Share, added_in
 
 
 class InputSettings(Section):
@@ -65,6 +65,12 @@ class AugmentSettings(Section):
     )
     crop_ratio: tuple[Positive, Positive] = Field(
         (3 / 4, 4 / 3), description="smallest and largest aspect ratio of RandomResizedCrop"
+    )
+    repeats: Count = added_in(
+        "0.2",
+        1,
+        description="how often an epoch shows an image, each time augmented anew and in another slice; an epoch keeps "
+        "its number of steps, so it shows the share 1 / repeats of the images",
     )
     flip: Share = Field(0.5, description="probability of a horizontal flip")
     randaugment: str | None = Field(

@@ -10,9 +10,9 @@ keep their identity. The same holds for a whole section.
 
 import hashlib
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from recipes.input_sections import AugmentSettings, InputSettings, MixSettings
 from recipes.run_sections import BranchSettings, EngineSettings, RunSettings
@@ -56,6 +56,15 @@ class Recipe(Section):
     branch: BranchSettings | None = added_in(
         "0.2", None, "where the run left its parent, as `bigbatch branch` writes it; null: the run began at step 0"
     )
+
+    @model_validator(mode="after")
+    def _copies_in_different_slices(self) -> Self:
+        if self.augment.repeats > self.batch.slices:
+            raise ValueError(
+                f"augment.repeats {self.augment.repeats} needs as many slices, because copies of an image are never in "
+                f"one slice, but batch.slices is {self.batch.slices}: raise batch.slices or set augment.repeats=1"
+            )
+        return self
 
     def variant(self, **sections: Values) -> "Recipe":
         """Return a copy with other values in some sections, e.g. ``variant(engine={"zero": 1})``.

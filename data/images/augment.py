@@ -78,14 +78,23 @@ class TrainTransform:
         name, modules = recipe.code.transform, recipe.code.modules
         self.custom = custom_transforms.get(name, modules) if name is not None else None
 
-    def __call__(self, image: bytes, epoch: int, sample: int) -> tuple[Tensor, tuple[int, int, int, int]]:
+    def __call__(
+        self, image: bytes, epoch: int, sample: int, copy: int = 0
+    ) -> tuple[Tensor, tuple[int, int, int, int]]:
         """Return the pixels and the box to erase.
+
+        Args:
+            image: the encoded image.
+            epoch: from 0.
+            sample: its row in the index of the shards.
+            copy: from 0; each copy of an image that is repeated in an epoch is augmented in its own way.
 
         Returns:
             uint8 ``[3, size, size]``, channels last in memory; and top, left, height, width in pixels, zeros: no box.
         """
         encoded = EncodedImage(image)
-        seed_generators(random_key(self.recipe.seed, "augment", epoch, sample))
+        view = view_numbers(epoch, sample, copy)
+        seed_generators(random_key(self.recipe.seed, "augment", *view))
         # The order of the draws is timm's: crop, flip, RandAugment or jitter, erasing. Another order is another run.
         pixels = self.crop(encoded)
         if self.flip and torch.rand(1) < self.flip.p:
@@ -96,7 +105,7 @@ class TrainTransform:
         if random.random() < self.recipe.augment.erasing:
             box = _erasing_box(self.recipe.input.size)
         if self.custom:  # last, so that its draws change none of the others
-            pixels = self._customised(pixels, random_key(self.recipe.seed, "custom transform", epoch, sample))
+            pixels = self._customised(pixels, random_key(self.recipe.seed, "custom transform", *view))
         return pixels, box
 
     def _customised(self, pixels: Tensor, key: int) -> Tensor:
@@ -129,6 +138,11 @@ class EvalTransform:
         """Return uint8 ``[3, size, size]``."""
         pixels: Tensor = self.transform(decode(image))
         return pixels
+
+
+def view_numbers(epoch: int, sample: int, copy: int) -> tuple[int, ...]:
+    """Return the numbers of `random_key` that name one view of an image. The first copy has those of an only one."""
+    return (epoch, sample, copy) if copy > 0 else (epoch, sample)
 
 
 def seed_generators(number: int) -> None:

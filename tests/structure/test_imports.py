@@ -24,6 +24,7 @@ FLOORS = [
     ["data.sources"],
     ["data.loader", "data.on_device", "data.prefetch"],
     ["data.batches"],
+    ["data.epoch_order"],
     ["data.images", "data.reading", "data.mixing", "data.block_order"],
     ["data.order", "data.parallel", "data.shared_slots"],
     ["data.worker_processes"],

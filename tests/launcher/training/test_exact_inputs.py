@@ -35,7 +35,9 @@ def test_inputs_are_bit_identical_at_every_cut(digest, reference, world_size, mi
     assert digest(world_size=world_size, micro_batch=min(micro_batch, share), workers=workers) == reference
 
 
-@pytest.mark.parametrize("changes", [["augment.crop=pad"], ["mix.mode=pair"], ["mix.mode=elem"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "changes", [["augment.crop=pad"], ["mix.mode=pair"], ["mix.mode=elem"], ["augment.repeats=3"]], ids=" ".join
+)
 def test_inputs_of_optional_ingredients_are_bit_identical_at_another_cut(digest, reference, changes):
     one = digest(*changes)
     assert one != reference
