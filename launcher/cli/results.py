@@ -27,6 +27,7 @@ WeightsArgument = Annotated[
 RecipeOption = Annotated[
     str | None, typer.Option(help="The recipe of a weights file that does not name its recipe itself.")
 ]
+RawOption = Annotated[bool, typer.Option("--raw", help="Use a run's raw weights instead of its EMA weights.")]
 
 
 @results.command(epilog="Example: bigbatch evaluate runs/demo --data shards/digits", rich_help_panel=_PANEL)
@@ -81,7 +82,7 @@ def predict(
     ] = False,
     recipe: RecipeOption = None,
     modules: Import = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Use a run's raw weights instead of its EMA weights.")] = False,
+    raw: RawOption = False,
     step: Step = None,
     workers: Workers = None,
 ) -> None:
@@ -119,7 +120,7 @@ def features(
     destination: Annotated[Path, typer.Argument(metavar="FILE", help="The .npz file to write.")],
     recipe: RecipeOption = None,
     modules: Import = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Use a run's raw weights instead of its EMA weights.")] = False,
+    raw: RawOption = False,
     step: Step = None,
     workers: Workers = None,
 ) -> None:
@@ -145,7 +146,7 @@ def export(
             help="What to write: a .safetensors, .onnx or .pt2 file, or a folder that timm loads.",
         ),
     ],
-    raw: Annotated[bool, typer.Option("--raw", help="Export the raw weights instead of the EMA weights.")] = False,
+    raw: RawOption = False,
     step: Step = None,
     best: Annotated[
         bool,

@@ -16,9 +16,8 @@ from data.on_device import DevicePreprocessor
 from data.progress import progress, say
 from data.reading.shards import ShardSet, Split
 from launcher.engines.base import make_accelerator
-from launcher.evaluation.saved_weights import file_weights, recipe_of, run_weights
+from launcher.evaluation.saved_weights import open_weights
 from launcher.recipe_shards import open_shards
-from launcher.runs.run_directory import find_run
 from launcher.workers import default_workers
 from models.build import build
 from models.frozen import classifier_layers
@@ -62,7 +61,7 @@ def write_features(
     """
     if destination.suffix != ".npz":
         raise UserError(f"features are an .npz file, and {destination} does not end in that: name it {destination}.npz")
-    recipe, weights, title = _trained(origin, recipe_name, ema, step, modules)
+    recipe, weights, title = _recipe_and_weights(origin, recipe_name, ema, step, modules)
     recipe = recipe.variant(data={"classes": None, "path": shards_path}, model={"train": "all"})
     shards = open_shards(recipe)
     model = build(recipe, len(shards.classes))
@@ -93,20 +92,14 @@ def _names_and_labels(shards: ShardSet) -> dict[str, Any]:
     }
 
 
-def _trained(
+def _recipe_and_weights(
     origin: str, recipe_name: str | None, ema: bool, step: int | None, modules: Sequence[str]
 ) -> tuple[Recipe, dict[str, Tensor], str]:
     """Return recipe and weights of what `origin` names, and a title for them."""
     if not Path(origin).exists() and timm.is_model(origin):
         pretrained = timm_pretrained(origin, say)
         return _timm_recipe(origin), pretrained, f"pretrained weights of {origin}"
-    found = find_run(Path(origin), step)
-    if found:
-        run, step = found
-        weights = run_weights(run, ema, step)
-        return run.recipe(), weights.tensors, weights.title
-    recipe = recipe_of(Path(origin), recipe_name, [], modules)
-    weights = file_weights(Path(origin), recipe.model.weights_key if recipe_name else None)
+    recipe, weights = open_weights(Path(origin), recipe_name, ema, step, modules)
     return recipe, weights.tensors, weights.title
 
 

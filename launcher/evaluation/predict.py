@@ -16,8 +16,7 @@ from data.progress import progress, say
 from data.sources.files import FolderFiles
 from launcher.engines.base import make_accelerator
 from launcher.evaluation.accuracy import evaluated_logits
-from launcher.evaluation.saved_weights import SavedWeights, file_weights, recipe_of, run_weights
-from launcher.runs.run_directory import find_run
+from launcher.evaluation.saved_weights import SavedWeights, open_weights
 from launcher.workers import default_workers
 from models.build import build
 from models.weights import fit_weights
@@ -72,7 +71,8 @@ def predict(
         UserError: weights or recipe are missing or do not fit each other, or there are no images.
     """
     images = _images(places)
-    recipe, classes, weights = _trained(origin, recipe_name, ema, step, modules)
+    recipe, weights = open_weights(origin, recipe_name, ema, step, modules)
+    classes = _class_names(origin, recipe, weights)
     model = build(recipe, len(classes))
     fit_weights(model, weights.tensors, str(origin), new_head=False)
     say(f"predicts with the {weights.title}")
@@ -99,25 +99,16 @@ def predict(
     return found
 
 
-def _trained(
-    origin: Path, recipe_name: str | None, ema: bool, step: int | None, modules: Sequence[str]
-) -> tuple[Recipe, list[str], SavedWeights]:
-    """Return the recipe, the names of the classes and the weights of a run or of a file."""
-    found = find_run(origin, step)
-    if found:
-        run, step = found
-        weights = run_weights(run, ema, step)
-        return run.recipe(), weights.classes or [], weights
-    recipe = recipe_of(origin, recipe_name, [], modules)
-    weights = file_weights(origin, recipe.model.weights_key if recipe_name else None)
+def _class_names(origin: Path, recipe: Recipe, weights: SavedWeights) -> list[str]:
+    """Return the names of the classes, or their numbers if the weights have no names."""
     if weights.classes is not None:
-        return recipe, weights.classes, weights
+        return weights.classes
     if recipe.data.classes is None:
         raise UserError(
             f"neither {origin} nor recipe {recipe.name} says how many classes there are: "
             f"give a file from `bigbatch export`"
         )
-    return recipe, [str(number) for number in range(recipe.data.classes)], weights
+    return [str(number) for number in range(recipe.data.classes)]
 
 
 def _images(places: list[Path]) -> list[Path]:

@@ -15,7 +15,7 @@ from launcher.checkpoints import checkpoint
 from launcher.checkpoints.checkpoint import Checkpoint, CheckpointReader
 from launcher.engines.base import BUFFERS, BUFFERS_EMA, WEIGHTS
 from launcher.engines.optimizer import EMA
-from launcher.runs.run_directory import RunDirectory
+from launcher.runs.run_directory import RunDirectory, find_run
 from models.weights import read_weights
 from recipes.errors import UserError
 from recipes.load import load, override, validate, with_modules
@@ -46,6 +46,30 @@ class SavedWeights:
         if self.kind is None or self.step is None:
             return f"weights of {self.origin}"
         return f"{self.kind} weights of step {self.step} of {self.origin}"
+
+
+def open_weights(
+    origin: Path, recipe_name: str | None, ema: bool, step: int | None, modules: Sequence[str] = ()
+) -> tuple[Recipe, SavedWeights]:
+    """Return the recipe and the weights of a run directory, of a checkpoint in one, or of a weights file.
+
+    Args:
+        origin: the run, checkpoint or file.
+        recipe_name: the recipe of a weights file that does not name one.
+        ema: use a run's EMA weights if it has them.
+        step: of the run's checkpoint; None: the newest.
+        modules: the user's modules that a weights file may import, as `recipe_of` says.
+
+    Raises:
+        UserError: weights or recipe are missing or cannot be read.
+    """
+    found = find_run(origin, step)
+    if found:
+        run, step = found
+        return run.recipe(), run_weights(run, ema, step)
+    recipe = recipe_of(origin, recipe_name, [], modules)
+    # In an exported recipe, the key refers to the file from which that training started, not to this file.
+    return recipe, file_weights(origin, recipe.model.weights_key if recipe_name else None)
 
 
 def run_weights(run: RunDirectory, ema: bool, step: int | None = None, best: bool = False) -> SavedWeights:
