@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from recipes.sections import Count, Section, Share
+from recipes.sections import Count, Section, Share, added_in
 
 
 class EngineSettings(Section):
@@ -48,6 +48,12 @@ class RunSettings(Section):
     keep_every: Count | None = Field(None, description="epochs between checkpoints that are never deleted; null: none")
     unreadable: Share = Field(
         0.01, description="largest share of unreadable images; above it the run stops and names them"
+    )
+    trackers: tuple[str, ...] = added_in(
+        "0.2",
+        ("tensorboard",),
+        description="list of trackers that show the curves: tensorboard, wandb, mlflow, or another one of Accelerate; "
+        "[]: none",
     )
 
 

@@ -84,6 +84,14 @@ class Recipe(Section):
         """Return the recipe as plain YAML values, with every default spelled out."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def dotted(self) -> Values:
+        """Return the plain YAML values by their dotted keys, e.g. ``optimizer.lr``."""
+        found: Values = {}
+        for key, value in self.to_dict().items():
+            inner = value if isinstance(value, dict) else None
+            found |= {key: value} if inner is None else {f"{key}.{name}": one for name, one in inner.items()}
+        return found
+
     def trajectory(self) -> Values:
         """Return only what decides the trajectory: two recipes with equal trajectories are the same run.
 

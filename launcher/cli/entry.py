@@ -72,8 +72,8 @@ def run_app(app: typer.Typer, file_error: int = _USER_ERROR) -> None:
 def _thread_ended(ended: threading.ExceptHookArgs) -> None:
     """Print the traceback of a thread that has ended by an error, unless the error is about a file.
 
-    TensorBoard writes in a thread of its own. It raises such an error once more in the main thread, where `run_app`
-    turns it into a sentence.
+    TensorBoard writes in a thread of its own. It raises such an error once more where it gets its next value, in
+    `launcher.training.trackers`, which turns it into a sentence.
     """
     if not isinstance(ended.exc_value, OSError):
         threading.__excepthook__(ended)

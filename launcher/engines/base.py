@@ -11,7 +11,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -28,11 +27,8 @@ from recipes.schema import Recipe
 WEIGHTS, BUFFERS, BUFFERS_EMA = "weights", "buffers", "buffers_ema"
 
 
-def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerator:
+def make_accelerator(recipe: Recipe) -> Accelerator:
     """Return the Accelerator of this process: its device, its peers and the precision.
-
-    Args:
-        tracking: folder for TensorBoard's curves; None: no curves.
 
     Raises:
         UserError: the device does not support the precision, or not all started processes have connected.
@@ -58,8 +54,6 @@ def make_accelerator(recipe: Recipe, tracking: Path | None = None) -> Accelerato
         ],
         # Set here, because accelerate's config would otherwise set it, and Accelerate divides every loss by it.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with="tensorboard" if tracking else None,
-        project_dir=tracking,
     )
     if accelerator.num_processes != world.size:  # every process would train on the whole batch
         raise UserError(

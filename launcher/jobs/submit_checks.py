@@ -12,6 +12,7 @@ from launcher.jobs.planned_runs import PlannedRun
 from launcher.planning.auto_engine import EngineChoice, choose_engine, hardware_of_cluster
 from launcher.recipe_shards import open_shards
 from launcher.training.dry_run import check_weights
+from launcher.training.trackers import check_trackers
 from launcher.training.user_code_checks import check_code_is_found
 from models.prepared import prepare_model
 from recipes.errors import UserError
@@ -41,6 +42,7 @@ def check_recipe(
             f"give data.cache={cluster.stage} and remove `stage` from the profile"
         )
     check_code_is_found(recipe)
+    check_trackers(recipe)
     shards = open_shards(recipe)
     StepSchedule(recipe, len(shards.split("train")))
     choices_by_nodes(recipe, resources, micro_batch, len(shards.classes), cluster)

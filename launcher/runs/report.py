@@ -170,15 +170,7 @@ def _differences(recipes: list[Recipe]) -> list[tuple[str, list]]:
 
 def _flat(recipe: Recipe) -> dict:
     """Return the values of a recipe by their dotted keys, without those that only describe it."""
-    found: dict[str, object] = {}
-    for key, value in recipe.to_dict().items():
-        if key in _DESCRIPTIVE:
-            continue
-        if isinstance(value, dict):
-            found |= {f"{key}.{name}": inner for name, inner in value.items()}
-        else:
-            found[key] = value
-    return found
+    return {key: value for key, value in recipe.dotted().items() if key.partition(".")[0] not in _DESCRIPTIVE}
 
 
 def _yaml(recipe: Recipe) -> str:

@@ -12,6 +12,7 @@ from launcher.planning.accelerate_config import with_accelerate_config
 from launcher.planning.auto_engine import choose_engine, visible_hardware
 from launcher.recipe_shards import open_shards
 from launcher.runs.run_directory import RunDirectory
+from launcher.training.trackers import check_trackers
 from launcher.training.user_code_checks import check_code_is_found
 from launcher.world import this_process
 from models.prepared import prepare_model
@@ -31,6 +32,7 @@ def print_dry_run(recipe: Recipe, run: RunDirectory, processes: int | None, micr
             directory holds another run.
     """
     check_code_is_found(recipe)
+    check_trackers(recipe)
     recipe = with_accelerate_config(recipe)
     classes = recipe.data.classes
     names = [str(number) for number in range(classes or 0)]

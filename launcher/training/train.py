@@ -22,6 +22,7 @@ from launcher.training.loop import Training
 from launcher.training.run_description import describe_hardware, describe_run, initial_weights_sha256
 from launcher.training.start import find_checkpoint, start_engine
 from launcher.training.step_profile import StepProfile
+from launcher.training.trackers import Trackers, check_trackers
 from launcher.training.user_code_checks import check_code_is_found
 from launcher.workers import default_workers
 from launcher.world import this_process
@@ -62,12 +63,13 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
     """
     options = options or StartOptions()
     check_code_is_found(recipe)
+    check_trackers(recipe)
     shards = open_shards(recipe, options.shards_copy)
     schedule = StepSchedule(recipe, len(shards.split("train")))
     run = _claim_run_directory(run_path, recipe, shards, options)
 
     recipe = with_accelerate_config(recipe)
-    accelerator = make_accelerator(recipe, tracking=run.tensorboard)
+    accelerator = make_accelerator(recipe)
     model = prepare_model(recipe, len(shards.classes))
     choice = choose_engine_here(recipe, len(shards.classes), accelerator, options.micro_batch, model.has_batch_norm)
     recipe = choice.recipe
@@ -80,10 +82,10 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
         run.write(recipe, describe_run(recipe, shards, schedule, model.module, weights_sha256))
         run.metrics.truncate_after(step)
         run.metrics.append("start", step, cut=str(cut), engine=engine.title, **describe_hardware(accelerator))
-    accelerator.init_trackers("curves", init_kwargs={"tensorboard": {"purge_step": step + 1}})
     _print_start(engine, choice, cut, schedule, step)
 
-    log = EventLog(run.metrics, accelerator, schedule.steps_per_epoch)
+    trackers = Trackers(recipe, run, step) if engine.is_main else None
+    log = EventLog(run.metrics, accelerator, schedule.steps_per_epoch, trackers)
     best_accuracy, best_step = _best_evaluation(engine, run)
     workers = default_workers() if options.workers is None else options.workers
     between_steps = BetweenSteps(
@@ -184,5 +186,7 @@ def _run_to_end(training: Training, step: int, run: RunDirectory) -> bool:
         run.metrics.append("finish" if finished else "stop", reached, seconds=round(time.monotonic() - started, 1))
     say(f"{'finished' if finished else f'stopped and saved at step {reached} of {total}'}: {run.path}")
     engine.close()
+    if training.log.trackers:
+        training.log.trackers.finish()
     engine.accelerator.end_training()
     return finished
