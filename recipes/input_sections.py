@@ -3,9 +3,9 @@
 Defaults are those of ConvNeXt's ImageNet-1K training (paper, table 5; upstream code where the paper is silent).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recipes.sections import Count, NotNegative, Positive, Section, Share, added_in
 
@@ -76,12 +76,28 @@ class AugmentSettings(Section):
     randaugment: str | None = Field(
         "rand-m9-mstd0.5-inc1", description="a RandAugment policy in timm's notation; null: no RandAugment"
     )
+    policy: Literal["trivial", "three"] | None = added_in(
+        "0.2",
+        None,
+        description="trivial: one random operation of random strength (TrivialAugmentWide of torchvision); three: "
+        "greyscale, solarising or blur (3-Augment of DeiT III); null: randaugment",
+    )
     color_jitter: NotNegative | None = Field(
-        0.4, description="strength of colour jitter; not used together with randaugment, as upstream; null: none"
+        0.4,
+        description="strength of colour jitter; not used together with randaugment or TrivialAugment, as upstream; "
+        "null: none",
     )
     erasing: Share = Field(
         0.25, description="probability that random erasing fills one rectangle with noise, after normalisation"
     )
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> Self:
+        if self.policy and self.randaugment:
+            raise ValueError(
+                f"augment.policy={self.policy} takes the place of RandAugment: add augment.randaugment=null"
+            )
+        return self
 
 
 class MixSettings(Section):

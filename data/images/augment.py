@@ -18,7 +18,7 @@ import torch
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 from torch import Tensor
-from torchvision.transforms import Compose, RandomHorizontalFlip
+from torchvision.transforms import Compose, InterpolationMode, RandomHorizontalFlip, TrivialAugmentWide
 
 from data.images.crops import CROPS
 from data.images.decode import EncodedImage, decode
@@ -38,6 +38,7 @@ NO_BOX = (0, 0, 0, 0)
 CustomTransform = Callable[[Tensor, torch.Generator], Tensor]
 custom_transforms: Registry[CustomTransform] = Registry("transform")
 
+_TIMMS_THREE_AUGMENT = "3a"  # timm's name of the policy
 _ERASING_TRIES = 10  # as in timm, which leaves the image whole after ten boxes that do not fit
 WARP_FROM = 384  # pixels: ConvNeXt evaluates without a centre crop from this size on
 
@@ -45,6 +46,7 @@ WARP_FROM = 384  # pixels: ConvNeXt evaluates without a centre crop from this si
 def timm_train_transform(recipe: Recipe) -> Compose:
     """Return timm's training transform without erasing: from a Pillow image to a uint8 array ``[3, size, size]``."""
     chosen = recipe.augment
+    jitter = None if chosen.policy == "trivial" else chosen.color_jitter
     return create_transform(
         recipe.input.size,
         is_training=True,
@@ -52,8 +54,8 @@ def timm_train_transform(recipe: Recipe) -> Compose:
         scale=chosen.crop_scale,
         ratio=chosen.crop_ratio,
         hflip=chosen.flip,
-        color_jitter=chosen.color_jitter,  # type: ignore[arg-type]  # timm takes None for no jitter
-        auto_augment=chosen.randaugment,
+        color_jitter=jitter,  # type: ignore[arg-type]  # timm takes None for no jitter
+        auto_augment=_TIMMS_THREE_AUGMENT if chosen.policy == "three" else chosen.randaugment,
         interpolation=recipe.input.interpolation,
         mean=recipe.input.mean,
         std=recipe.input.std,
@@ -62,7 +64,7 @@ def timm_train_transform(recipe: Recipe) -> Compose:
 
 
 class TrainTransform:
-    """Crop, flip, RandAugment or colour jitter of one training image, and the box to erase from it."""
+    """Crop, flip, a policy such as RandAugment or colour jitter of one training image, and the box to erase from it."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -70,11 +72,13 @@ class TrainTransform:
         _timms_crop, *changes, _to_array = timm_train_transform(recipe).transforms
         flips = bool(changes) and isinstance(changes[0], RandomHorizontalFlip)
         self.flip = changes.pop(0) if flips else None
+        if recipe.augment.policy == "trivial":
+            changes = [TrivialAugmentWide(interpolation=InterpolationMode(recipe.input.interpolation))]
         changes = [
             with_array_operations(change) if isinstance(change, RandAugment) else PillowOperation(change)
             for change in changes
         ]
-        self.array_transform = Compose(changes) if changes else None  # RandAugment or colour jitter
+        self.array_transform = Compose(changes) if changes else None  # a policy, colour jitter or both
         name, modules = recipe.code.transform, recipe.code.modules
         self.custom = custom_transforms.get(name, modules) if name is not None else None
 
@@ -95,7 +99,7 @@ class TrainTransform:
         encoded = EncodedImage(image)
         view = view_numbers(epoch, sample, copy)
         seed_generators(random_key(self.recipe.seed, "augment", *view))
-        # The order of the draws is timm's: crop, flip, RandAugment or jitter, erasing. Another order is another run.
+        # The order of the draws is timm's: crop, flip, policy, jitter, erasing. Another order is another run.
         pixels = self.crop(encoded)
         if self.flip and torch.rand(1) < self.flip.p:
             pixels = pixels.flip(2)

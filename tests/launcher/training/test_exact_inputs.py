@@ -36,12 +36,21 @@ def test_inputs_are_bit_identical_at_every_cut(digest, reference, world_size, mi
 
 
 @pytest.mark.parametrize(
-    "changes", [["augment.crop=pad"], ["mix.mode=pair"], ["mix.mode=elem"], ["augment.repeats=3"]], ids=" ".join
+    "changes",
+    [
+        ["augment.crop=pad"],
+        ["mix.mode=pair"],
+        ["mix.mode=elem"],
+        ["augment.repeats=3"],
+        ["augment.randaugment=null", "augment.policy=trivial"],
+        ["augment.randaugment=null", "augment.policy=three"],
+    ],
+    ids=" ".join,
 )
 def test_inputs_of_optional_ingredients_are_bit_identical_at_another_cut(digest, reference, changes):
     one = digest(*changes)
     assert one != reference
-    assert digest(*changes, world_size=3, micro_batch=7, workers=1) == one
+    assert digest(*changes, world_size=3, micro_batch=7) == one
     assert digest(*changes, steps=range(4, 5)) == one[2:]
 
 
