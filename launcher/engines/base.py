@@ -153,6 +153,17 @@ class Engine(ABC):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss`, a scalar on the device, to the accumulated gradient."""
 
+    def local_gradient_square(self) -> Tensor:
+        """Return the squared norm of this rank's gradient before an all-reduce, a float64 scalar on the device.
+
+        With several ranks, call it between the all-reduce of a step and its update. The gradient is then that of the
+        rank's whole share. A single rank never all-reduces: its gradient is the one accumulated so far.
+
+        Raises:
+            NotImplementedError: no rank of the engine has a whole gradient of its own.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def apply_gradient(self, lr: float) -> bool:
         """Update weights and EMA with the accumulated gradient at that learning rate, and discard the gradient.

@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
@@ -32,6 +37,9 @@ class DataParallel(Engine):
         # because it concatenates parameters in row-major order.
         super().__init__(recipe, model.to(memory_format=torch.channels_last), accelerator)
         self.model = accelerator.prepare_model(self.module)
+        self._bucket_norms: list[Tensor] = []  # of this rank's gradient in the step so far, by bucket of DDP
+        if isinstance(self.model, DistributedDataParallel):
+            self.model.register_comm_hook(self._bucket_norms, _measure_and_all_reduce)
         optimizer = make_optimizer(self.module, recipe)
         # If this attribute is set, torch's GradScaler calls `step` even when a gradient has overflowed, and the kernels
         # then leave the weights unchanged. But EMA and `updates` would change, because nothing reports the dropped
@@ -58,6 +66,7 @@ class DataParallel(Engine):
         # DDP's gradients are views of its buckets, which stay allocated. New gradient tensors would take the memory
         # twice.
         self.optimizer.zero_grad(set_to_none=self.model is self.module)
+        self._bucket_norms.clear()
 
     def micro_batch(self, last_of_step: bool) -> AbstractContextManager[None]:
         return nullcontext() if last_of_step else self.accelerator.no_sync(self.model)
@@ -69,12 +78,21 @@ class DataParallel(Engine):
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
+    def local_gradient_square(self) -> Tensor:
+        norm = torch.stack(self._bucket_norms).norm() if self._bucket_norms else self._norm()
+        if self.accelerator.scaler is not None:
+            norm = norm / self.accelerator.scaler.scale(torch.ones_like(norm))
+        return norm.double().square()
+
+    def _norm(self) -> Tensor:
+        """Return the norm of the accumulated gradient, which is scaled in fp16, a float32 scalar on the device."""
+        return get_total_norm(parameter.grad for parameter in self.names if parameter.grad is not None)
+
     def apply_gradient(self, lr: float) -> bool:
         set_lr(self.optimizer, lr)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.unscale_(self.optimizer.optimizer)
-        gradients = [parameter.grad for parameter in self.names if parameter.grad is not None]
-        self.gradient_norm = get_total_norm(gradients)
+        self.gradient_norm = self._norm()
         if self.recipe.optimizer.clip_grad is not None:
             clip_grads_with_norm_(self.names, self.recipe.optimizer.clip_grad, self.gradient_norm)
         self.optimizer.step()
@@ -135,3 +153,11 @@ class DataParallel(Engine):
         if scaler is not None and "loss_scale" in saved.scalars:
             numbers = {"scale": saved.scalars["loss_scale"], "_growth_tracker": int(saved.scalars["good_steps"])}
             scaler.load_state_dict(scaler.state_dict() | numbers)
+
+
+def _measure_and_all_reduce(norms: list[Tensor], bucket: GradBucket) -> Future[Tensor]:
+    """Do what DDP does with a bucket of gradients without a hook, and append the norm of this rank's own to `norms`."""
+    norms.append(get_total_norm(bucket.gradients()))  # by parameter, because one long float32 sum is less exact
+    assert torch.distributed.group.WORLD is not None  # DDP has connected the ranks
+    future: Future[Tensor] = allreduce_hook(torch.distributed.group.WORLD, bucket)
+    return future

@@ -107,11 +107,13 @@ def _charts(history: History) -> tuple[list[Chart], list[Chart]]:
         large.append(Chart("Validation accuracy", accuracy, number=_share, marks=marks))
     speed = line("images per second", "step", "images_per_second", colour=2, noisy=True)
     wait = line("share of time", "step", "data_wait", colour=3, noisy=True)
+    noise = line("noise scale", "step", "noise_scale", colour=5)
     norm = line("gradient norm", "step", "gradient_norm", colour=4, noisy=True)
     small = [
         Chart("Learning rate", [line("learning rate", "step", "lr")], from_zero=True, marks=marks),
         # Runs of 0.1.0 did not record it.
         *([Chart("Norm of the gradient, before clipping", [norm], from_zero=True, marks=marks)] if norm.xs else []),
+        *([Chart("Gradient noise scale in images", [noise], from_zero=True, marks=marks)] if noise.xs else []),
         Chart("Images per second", [speed], number="{:,g}".format, from_zero=True, marks=marks),
         Chart("Time spent waiting for data", [wait], number=_share, from_zero=True, to=1.0, marks=marks),
     ]

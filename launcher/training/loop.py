@@ -22,9 +22,11 @@ from data.reading.shards import ShardSet
 from launcher.cut import Cut, unit_of_cut
 from launcher.engines.base import Engine
 from launcher.engines.out_of_memory import is_out_of_memory
+from launcher.runs.noise_scale import RecentNoise
 from launcher.training.between_steps import BetweenSteps
 from launcher.training.event_log import EventLog
 from launcher.training.fit_micro_batch import OutOfMemory, oom_error, oom_on_any_rank, shrink_after_oom
+from launcher.training.noise_meter import NoiseMeter
 from launcher.training.progress import RunProgress
 from launcher.training.step_profile import StepProfile, marked
 from launcher.training.stop_request import StopRequest
@@ -57,6 +59,8 @@ class Training:
         self.preprocessor = DevicePreprocessor(self.recipe, self.device)
         self.unreadable = UnreadableImages(self.recipe, self.shards.root)
         self.custom_loss = load_custom_loss(self.recipe)
+        self.noise_meter = NoiseMeter(self.engine, self.cut, self.model.has_batch_norm)
+        self.recent_noise = RecentNoise(self.log.metrics.recent() if self.engine.is_main else [])
         # Whether a step has succeeded with the optimizer's state in memory. All later steps take the same memory.
         self.fits = False
 
@@ -126,6 +130,7 @@ class Training:
         if self.model.bn_stats:
             self.model.bn_stats.forget()
         self.cut = shrink_after_oom(self.recipe, self.cut, self._statistics_size, f"in step {step}", progress.say)
+        self.noise_meter = NoiseMeter(self.engine, self.cut, self.model.has_batch_norm)
         if self.profile:
             self.profile.begin_anew(self.cut)
         if self.engine.is_main:
@@ -151,29 +156,31 @@ class Training:
                 waited += time.perf_counter() - asked
                 replaced += batch.replaced
                 loss_sum += self._micro_batch(batch, last=number == self.cut.accumulation - 1 and not unsynced)
+                self.noise_meter.after_micro_batch(number)
         if unsynced:
             engine.all_reduce_gradients(self._blank_images())
         if self.model.bn_stats:
             self.model.bn_stats.update(engine.sum)
-        # One all-reduce gives every rank the loss, the number of ranks that were asked to stop, and the number of
-        # unreadable images. Its result is read only after the update has been queued, together with the norm of the
-        # gradient, so that the GPU does not idle before the update.
+        # One all-reduce gives every rank the loss, the number of ranks that were asked to stop, the number of
+        # unreadable images, and the squared norm of the parts' gradients. Its result is read only after the update has
+        # been queued, together with the norm of the gradient, so that the GPU does not idle before the update.
         with marked("agreement"):
             # `new_full` creates the numbers on the device; a copy from the host would wait for the device.
             flags = (loss_sum.new_full((), float(number)) for number in (stop_wanted, len(replaced)))
-            agreed = engine.sum(torch.stack([loss_sum, *flags]))
+            agreed = engine.sum(torch.stack([loss_sum, *flags, self.noise_meter.part_square()]))
         with marked("update"):
             engine.update(lr)
         with marked("agreement"):
             norm = engine.gradient_norm.to(self.device).reshape(1)
-            loss, stops, replaced_on_all, gradient_norm = torch.cat([agreed, norm]).tolist()
+            loss, stops, replaced_on_all, part_square, gradient_norm = torch.cat([agreed, norm]).tolist()
         loss /= self.recipe.batch.global_
         if not math.isfinite(loss):
             raise self._not_finite_error(loss, step, was_updated)
         self.fits |= was_updated
         self.unreadable.add_step(replaced, int(replaced_on_all), progress)
         seconds = time.perf_counter() - started
-        self._report_step(step + 1, loss, lr, gradient_norm, seconds, waited, int(replaced_on_all), progress)
+        gradient = self._gradient_record(gradient_norm, part_square)
+        self._report_step(step + 1, loss, lr, gradient, seconds, waited, int(replaced_on_all), progress)
         return stops > 0
 
     def _micro_batch(self, batch: MicroBatch, last: bool) -> Tensor:
@@ -217,12 +224,19 @@ class Training:
             f"the cause: check {', and '.join(checks)}"
         )
 
+    def _gradient_record(self, norm: float, part_square: float) -> dict[str, float | None]:
+        """Return what the record of a step says about the gradient of the global batch, whose norm is `norm`."""
+        # JSON has no infinity, which is the norm of a gradient that overflowed in fp16.
+        record = {"gradient_norm": norm if math.isfinite(norm) else None}
+        estimate = self.noise_meter.estimate(part_square, norm)
+        return record | self.recent_noise.add(estimate) if estimate else record
+
     def _report_step(
         self,
         step: int,
         loss: float,
         lr: float,
-        gradient_norm: float,
+        gradient: dict[str, float | None],
         seconds: float,
         waited: float,
         replaced: int,
@@ -235,8 +249,7 @@ class Training:
             step,
             loss=loss,
             lr=lr,
-            # JSON has no infinity, which is the norm of a gradient that overflowed in fp16.
-            gradient_norm=gradient_norm if math.isfinite(gradient_norm) else None,
+            **gradient,
             images_per_second=round(speed, 2),
             data_wait=round(wait, 4),
             replaced=replaced,

@@ -19,6 +19,7 @@ from launcher.runs.run_directory import RunDirectory
 from launcher.training.between_steps import BetweenSteps
 from launcher.training.event_log import EventLog
 from launcher.training.loop import Training
+from launcher.training.noise_meter import why_not_measured
 from launcher.training.run_description import describe_hardware, describe_run, initial_weights_sha256
 from launcher.training.start import find_checkpoint, start_engine
 from launcher.training.step_profile import StepProfile
@@ -101,6 +102,8 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
     profile = None
     if options.profile and engine.is_main:
         profile = StepProfile(run.path / "profile", options.profile, cut, accelerator.device, accelerator.print)
+    if note := why_not_measured(recipe, cut, model.has_batch_norm):
+        accelerator.print(f"note: {note}")
     training = Training(engine, model, schedule, cut, shards, between_steps, log, workers, profile)
     return _run_to_end(training, step, run)
 
