@@ -2,7 +2,7 @@
 
 A block's info string says how it is tested. ``bash run`` runs line by line inside this process, ``bash run slow`` in a
 shell whose `bigbatch` is this code. Both start in an empty folder with images in `photos/`. The demo is trained for
-one epoch instead of 14.
+one epoch instead of 14. The commands must print the lines of a block ``text output``, except for the numbers in them.
 """
 
 import re
@@ -43,6 +43,11 @@ def named_commands(page: Path) -> list[list[str]]:
             if re.match(r"\s*bigbatch( |$)", part):
                 found.append(shlex.split(part.replace("[", " ").replace("]", " "), comments=True)[1:])
     return found
+
+
+def shape(line: str) -> str:
+    """Return a line of output with every number replaced by #."""
+    return re.sub(r"[0-9][0-9.,]*", "#", line.strip())
 
 
 @each_page
@@ -151,9 +156,15 @@ def test_short_blocks_run(page, sandbox, monkeypatch):
 @pytest.mark.parametrize("page", to_run(slow=True), ids=name)
 def test_long_blocks_run(page, sandbox):
     environment = environment_with_program(sandbox / "bin", "train demo", SMALL_DEMO)
+    printed = ""
     for block in blocks(page, "bash"):
         if "run" in block.info and "slow" in block.info:
             done = subprocess.run(
                 ["bash", "-eu", "-o", "pipefail", "-c", block.text], env=environment, capture_output=True, text=True
             )
             assert done.returncode == 0, done.stdout + done.stderr
+            printed += done.stdout + done.stderr
+    for block in blocks(page, "text"):
+        if "output" in block.info:
+            missing = {shape(line) for line in lines(block.text)} - {shape(line) for line in printed.splitlines()}
+            assert not missing, f"the commands of {name(page)} print no such lines: {missing}\n{printed}"
