@@ -13,7 +13,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from recipes.errors import UserError
+from recipes.learning_rate import lr_note
 from recipes.schema import Recipe, Values
+from recipes.sections import BatchSettings
 
 _ALIKE = 0.6  # smallest similarity, out of 1, at which a key is suggested; difflib's own default cutoff
 _CATALOGUE = resources.files("recipes") / "catalogue"
@@ -30,9 +32,20 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) -> Reci
     Raises:
         UserError: there is no such recipe, or a key is unknown or has an impossible value; suggests the nearest one.
     """
-    values = _with_base(name_or_file, seen=())
+    values = _with_base(name_or_file)
     values.setdefault("name", Path(name_or_file).stem)
     return _overridden(values, overrides)
+
+
+def changed_batch_note(recipe: Recipe, name_or_file: str, overrides: list[str] | tuple[str, ...]) -> str | None:
+    """Return a sentence about the learning rate of a recipe whose batch size was changed; None for any other.
+
+    Args:
+        recipe: what `load` returned for the other two arguments.
+        name_or_file: as in `load`.
+        overrides: as in `load`.
+    """
+    return lr_note(recipe, _batch_of_lr(name_or_file, overrides))
 
 
 def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
@@ -74,6 +87,23 @@ def config_keys() -> list[str]:
     return list(_dotted(Recipe))
 
 
+def _batch_of_lr(name_or_file: str, overrides: list[str] | tuple[str, ...]) -> int:
+    """Return the global batch of the layer (a base, the recipe, or the overrides) that last sets the learning rate.
+
+    That is the batch size that the learning rate was chosen for.
+    """
+    own: Values = {}
+    for text in overrides:
+        _set(own, *_parse(text))
+    batch = found = BatchSettings().global_
+    for values in (*_layers(name_or_file, seen=()), own):
+        chosen, optimizer = values.get("batch") or {}, values.get("optimizer") or {}
+        batch = int(chosen.get("global", batch))
+        if "lr" in optimizer:
+            found = batch
+    return found
+
+
 def _overridden(values: Values, overrides: list[str] | tuple[str, ...]) -> Recipe:
     for text in overrides:
         _set(values, *_parse(text))
@@ -89,7 +119,19 @@ def _dotted(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield key
 
 
-def _with_base(name_or_file: str, seen: tuple[str, ...]) -> Values:
+def _with_base(name_or_file: str) -> Values:
+    """Return the values of a recipe merged with those of its bases."""
+    merged: Values = {}
+    for values in _layers(name_or_file, seen=()):
+        # A recipe's title and sources describe that recipe alone, so they are not inherited.
+        for own_to_each in ("name", "summary", "source"):
+            merged.pop(own_to_each, None)
+        merged = _merged(merged, values)
+    return merged
+
+
+def _layers(name_or_file: str, seen: tuple[str, ...]) -> list[Values]:
+    """Return the values of a recipe's bases and its own, which come last."""
     if name_or_file in seen:
         raise UserError(
             f"recipe {name_or_file} extends itself ({' -> '.join((*seen, name_or_file))}): remove one `base:`"
@@ -97,14 +139,10 @@ def _with_base(name_or_file: str, seen: tuple[str, ...]) -> Values:
     values = _read(name_or_file)
     base = values.pop("base", None)
     if base is None:
-        return values
+        return [values]
     if str(base).endswith((".yaml", ".yml")) and name_or_file.endswith((".yaml", ".yml")):
         base = str(Path(name_or_file).parent / base)
-    inherited = _with_base(str(base), (*seen, name_or_file))
-    # A recipe's title and sources describe that recipe alone, so they are not inherited.
-    for own_to_each in ("name", "summary", "source"):
-        inherited.pop(own_to_each, None)
-    return _merged(inherited, values)
+    return [*_layers(str(base), (*seen, name_or_file)), values]
 
 
 def _read(name_or_file: str) -> Values:

@@ -3,10 +3,12 @@
 import math
 
 from recipes.errors import UserError
+from recipes.learning_rate import enough_epochs, peak_lr, smaller_batch
 from recipes.schema import Recipe
 
 # With fewer steps the schedule, the EMA and AdamW's moments have hardly any effect. The demo's 154 steps are enough.
 _FEW_STEPS = 150
+_FEW_HUNDRED = 1000  # images below which fine-tuning has a recipe of its own
 
 
 class StepSchedule:
@@ -22,11 +24,12 @@ class StepSchedule:
     def __init__(self, recipe: Recipe, train_images: int):
         self.recipe = recipe
         self.train_images = train_images
+        self.peak_lr = peak_lr(recipe)
         self.steps_per_epoch = train_images // recipe.batch.global_
         if self.steps_per_epoch == 0:
             raise UserError(
                 f"{train_images} training images do not fill one global batch of {recipe.batch.global_}: "
-                f"lower batch.global, e.g. batch.global={_power_of_two_below(train_images)} batch.slices=1"
+                f"{_advice_for_few(recipe, train_images)}"
             )
         self.total_steps = recipe.schedule.epochs * self.steps_per_epoch
         self.warmup_steps = recipe.schedule.warmup_epochs * self.steps_per_epoch
@@ -41,7 +44,7 @@ class StepSchedule:
         It rises linearly from exactly 0 to the peak during warm-up, and then follows the schedule's shape. The last
         step of the warm-up and the first step after it both have the peak rate, as in ConvNeXt's code.
         """
-        peak, schedule = self.recipe.optimizer.lr, self.recipe.schedule
+        peak, schedule = self.peak_lr, self.recipe.schedule
         if step < self.warmup_steps:
             return peak * step / max(1, self.warmup_steps - 1)
         if schedule.shape == "step":
@@ -68,11 +71,13 @@ class StepSchedule:
                 f"it will lag behind the weights; try ema.decay={1 - 5 / max(self.total_steps, 10):.4g}"
             )
         if self.total_steps < _FEW_STEPS:
-            epochs = -(-_FEW_STEPS // self.steps_per_epoch)
-            found.append(
-                f"the run has only {self.total_steps:,} optimizer steps: schedule.epochs={epochs} gives "
-                f"{epochs * self.steps_per_epoch:,}, and a smaller batch.global gives more steps per epoch"
-            )
+            epochs = enough_epochs(self.steps_per_epoch)
+            advice = f"schedule.epochs={epochs} gives {epochs * self.steps_per_epoch:,}"
+            if smaller := smaller_batch(self.recipe, self.train_images):
+                batch, overrides = smaller
+                steps = self.train_images // batch * self.recipe.schedule.epochs
+                advice = f"{overrides} gives {steps:,}, or {advice}"
+            found.append(f"the run has only {self.total_steps:,} optimizer steps: {advice}")
         if 2 * self.warmup_steps > self.total_steps:
             found.append(
                 f"the warm-up takes {self.recipe.schedule.warmup_epochs} of {self.recipe.schedule.epochs} epochs, "
@@ -95,5 +100,10 @@ class StepSchedule:
         return f"batch.global={images} batch.slices=1"
 
 
-def _power_of_two_below(number: int) -> int:
-    return 1 << max(0, number.bit_length() - 1)
+def _advice_for_few(recipe: Recipe, images: int) -> str:
+    """Return what to do where the images do not fill one batch."""
+    smaller = smaller_batch(recipe, images)
+    advice = f"use {smaller[1]}" if smaller else f"use batch.global={images} batch.slices=1"
+    if recipe.model.weights is not None and images < _FEW_HUNDRED:
+        return f"{advice}, or train finetune_small, a recipe for a few hundred images"
+    return advice

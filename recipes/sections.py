@@ -135,7 +135,13 @@ class OptimizerSettings(Section):
         description="adamw; sgd: with Nesterov momentum; lamb, lars, lion: timm's; "
         "timm:NAME: any other optimizer of timm",
     )
-    lr: Positive = Field(4e-3, description="peak learning rate; used as it is, never scaled with the batch size")
+    lr: Positive = Field(4e-3, description="peak learning rate, of the batch size that lr_at_batch names")
+    lr_at_batch: Count | None = added_in(
+        "0.2",
+        None,
+        description="the batch size that lr is meant for; for another one it is scaled by the square-root rule, for "
+        "SGD and LARS by the linear rule; null: lr is used as it is at any batch size",
+    )
     betas: tuple[Share, Share] = Field(
         (0.9, 0.999), description="betas of AdamW, and of timm's optimizers with two betas"
     )

@@ -74,6 +74,14 @@ def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
     return [*(overrides or []), *([f"data.path={json.dumps(data)}"] if data else [])]
 
 
+def print_lr_note(recipe: Recipe, name_or_file: str, overrides: list[str] | None) -> None:
+    """Say what becomes of the learning rate where a command's arguments change the batch size."""
+    from recipes.load import changed_batch_note
+
+    if note := changed_batch_note(recipe, name_or_file, overrides or []):
+        print(f"note: {note}", flush=True)
+
+
 def load_recipe(recipe: str, overrides: list[str] | None, data: str | None, modules: list[str] | None = None) -> Recipe:
     """Return the recipe that a command's arguments describe; `modules` are those of `--import`.
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import Import, Overrides, RecipeArgument, load_recipe, with_data
+from launcher.cli.options import Import, Overrides, RecipeArgument, load_recipe, print_lr_note, with_data
 
 planning = typer.Typer()
 _ASSUMPTIONS = "Values to use instead of the assumed ones"
@@ -88,4 +88,6 @@ def plan(
     from launcher.planning.plan_output import PlanRequest, print_plan
 
     request = PlanRequest(gpus, gpus_per_node, gpu, gpu_memory, tflops, cpus_per_gpu, network, mtbf_hours, save_stall)
+    if not as_json:
+        print_lr_note(resolved, recipe, overrides)
     print_plan(resolved, request, [recipe, *with_data(overrides, data)], as_json)

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import DataOption, Import, MicroBatch, Overrides, RecipeArgument, Workers, load_recipe
+from launcher.cli.options import (
+    DataOption,
+    Import,
+    MicroBatch,
+    Overrides,
+    RecipeArgument,
+    Workers,
+    load_recipe,
+    print_lr_note,
+)
 from launcher.world import this_process
 from recipes.errors import UserError
 from recipes.schema import Recipe
@@ -53,6 +62,8 @@ def train(
     run_path = run_dir or Path("runs") / resolved.name
     if dry_run:
         _processes_to_start(procs)  # refuses what the start would refuse
+        if this_process().is_main:
+            print_lr_note(resolved, recipe, overrides)
         from launcher.runs.run_directory import RunDirectory
         from launcher.training.dry_run import print_dry_run
 
@@ -81,6 +92,8 @@ def train(
         imports = [word for module in modules or [] for word in ("--import", module)]
         code = run_processes("launcher.train", [recipe, *(overrides or []), *options, *imports], processes)
     else:
+        if this_process().is_main:
+            print_lr_note(resolved, recipe, overrides)
         code = _train_here(resolved, run_path, micro_batch, workers, profile)
     if code == _INTERRUPTED and not this_process().is_launched:
         print(f"resume with: {shlex.join(['bigbatch', *sys.argv[1:]])}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Which runs a `bigbatch submit` asks for: a single one, a chain of recipes, or a sweep over one recipe."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from data.reading.storage import is_url
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
-from recipes.load import load, with_modules
+from recipes.load import changed_batch_note, load, with_modules
 from recipes.schema import Recipe
 from slurm.submit import plain_word
 
@@ -42,10 +43,15 @@ class SubmitOptions:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that is about to be submitted."""
+    """A run that is about to be submitted.
+
+    Attributes:
+        lr_note: what becomes of the learning rate where the overrides change the batch size; None: nothing to say.
+    """
 
     recipe: Recipe
     directory: RunDirectory
+    lr_note: str | None = None
 
     @property
     def job_folder(self) -> Path:
@@ -74,7 +80,7 @@ def plan_runs(arguments: list[str], options: SubmitOptions) -> list[list[Planned
     parent = options.run_dir or Path("runs") / f"{load(name, overrides).name}-{key}"
     return [
         [
-            _planned(load(name, [*overrides, f"{key}={value}"]), parent / plain_word(f"{key}={value}"), options)
+            _planned(name, [*overrides, f"{key}={value}"], parent / plain_word(f"{key}={value}"), options)
             for value in values
         ]
     ]
@@ -91,8 +97,8 @@ def _chain(named: list[tuple[str, list[str]]], options: SubmitOptions) -> list[l
             path = (options.run_dir or Path("runs")) / recipe.name
         if chain and not any(text.startswith("model.weights=") for text in overrides):
             weights = chain[-1][0].directory.path / WEIGHTS
-            recipe = recipe.variant(model={"weights": str(weights)})
-        chain.append([_planned(recipe, path, options)])
+            overrides = [*overrides, f"model.weights={json.dumps(str(weights))}"]
+        chain.append([_planned(name, overrides, path, options)])
     paths = [run.directory.path for runs in chain for run in runs]
     if len(set(paths)) < len(paths):
         raise UserError(
@@ -129,9 +135,10 @@ def _parse_sweep(text: str) -> tuple[str, list[str]]:
     return key, values
 
 
-def _planned(recipe: Recipe, path: Path, options: SubmitOptions) -> PlannedRun:
+def _planned(name: str, overrides: list[str], path: Path, options: SubmitOptions) -> PlannedRun:
     """Return the run with absolute paths, because its job works in another folder."""
-    recipe = with_modules(recipe, list(options.modules))
+    recipe = with_modules(load(name, overrides), list(options.modules))
+    note = changed_batch_note(recipe, name, overrides)
     shards = options.data or recipe.data.path
     weights = recipe.model.weights
     changes: dict[str, Any] = {}
@@ -139,4 +146,4 @@ def _planned(recipe: Recipe, path: Path, options: SubmitOptions) -> PlannedRun:
         changes["data"] = {"path": shards if is_url(shards) else str(Path(shards).absolute())}
     if weights not in (None, "timm"):
         changes["model"] = {"weights": str(Path(weights).absolute())}
-    return PlannedRun(recipe.variant(**changes), RunDirectory(path.absolute()))
+    return PlannedRun(recipe.variant(**changes), RunDirectory(path.absolute()), note)

@@ -118,6 +118,8 @@ def _submit_step(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     for run, submission in zip(runs, submitted):
+        if run.lr_note:
+            print(f"note: {run.lr_note}")
         after_it = f", after job {after}" if after else ""
         print(f"submitted {run.recipe.name} as job {submission.job_id}{after_it}: {run.directory.path}")
     return submitted

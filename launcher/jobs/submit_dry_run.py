@@ -38,6 +38,8 @@ def print_submission(
             print(f"# run        {run.directory.path}")
             size = f"{schedule.total_steps:,} steps of {run.recipe.batch.global_} images"
             print(f"# recipe     {run.recipe.name}: {run.recipe.model.name}, {size}")
+            if run.lr_note:
+                print(f"# note       {run.lr_note}")
             for warning in schedule.warnings():
                 print(f"# warning    {warning}")
         if number:

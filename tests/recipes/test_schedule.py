@@ -34,13 +34,22 @@ def test_a_step_schedule_divides_by_ten():
 
 
 def test_fewer_images_than_one_batch_is_refused_with_a_batch_that_works():
-    with pytest.raises(UserError, match="batch.global=1024"):
+    with pytest.raises(UserError, match="use batch.global=512 batch.slices=4 optimizer.lr=1.41e-3$") as caught:
         StepSchedule(load("convnext_tiny_in1k"), 1438)
+    advice = str(caught.value).partition("use ")[2].split()
+    assert StepSchedule(load("convnext_tiny_in1k", advice), 1438).total_steps == 600
+    with pytest.raises(UserError, match="batch.global=16 .* or train finetune_small, a recipe for a few hundred"):
+        StepSchedule(load("convnext_tiny_cats_dogs"), 359)
+    assert StepSchedule(load("finetune_small"), 359).total_steps == 440
+    assert not StepSchedule(load("finetune_small"), 359).warnings()
 
 
 SMALL_DATA = {  # changes to the ImageNet recipe, training images, what is wrong, and the keys that put it right
     "an EMA that is too long": (["schedule.epochs=100"], 50_000, "averages over 10,000 steps", ["ema.decay"]),
-    "few steps": (["schedule.epochs=30", "ema.decay=null"], 5000, "only 30 optimizer steps", ["schedule.epochs"]),
+    "few steps": (
+        ["schedule.epochs=30", "ema.decay=null"], 5000, "only 30 optimizer steps",
+        ["batch.global", "batch.slices", "optimizer.lr", "schedule.epochs"],
+    ),
     "a long warm-up": (["schedule.epochs=30"], 1_281_167, "warm-up takes 20 of 30 epochs", ["schedule.warmup_epochs"]),
     "a large remainder": (["ema.decay=null"], 7000, "leaves out 2,904 of 7,000 images", ["batch.global"]),
     "a remainder smaller than the slices": (
@@ -55,7 +64,7 @@ def test_what_does_not_fit_the_data_is_said_in_one_line_with_the_number_that_doe
     warning = next(
         text for text in StepSchedule(load("convnext_tiny_in1k", changes), images).warnings() if part in text
     )
-    advice = re.findall(r"([a-z_]+\.[a-z_]+=[\d.]*\d)", warning)
+    advice = re.findall(r"([a-z_]+\.[a-z_]+=[\d.]*\d(?:e-\d+)?)", warning)
     assert [text.partition("=")[0] for text in advice] == keys and "\n" not in warning
     assert not any(
         part[:12] in text for text in StepSchedule(load("convnext_tiny_in1k", [*changes, *advice]), images).warnings()

@@ -102,7 +102,7 @@ MISTAKES = {
     ),
     "a batch larger than the data": lambda p, d, r: (
         ["train", "convnext_tiny_in1k", "data.classes=10", "--data", d, "--run-dir", p / "r"],
-        "batch.global=1024",
+        "batch.global=512 batch.slices=4 optimizer.lr=1.41e-3",
     ),
     "other classes than the data": lambda p, d, r: (
         ["train", "convnext_tiny_in1k", "--data", d, "--run-dir", p / "r"],
@@ -118,7 +118,7 @@ MISTAKES = {
     ),
     "a dry run of too large a batch": lambda p, d, r: (
         ["train", "demo", "batch.global=2048", "--data", d, "--dry-run"],
-        "batch.global=1024",
+        "batch.global=32 batch.slices=1",
     ),
     "a run directory of another recipe": lambda p, d, r: (
         ["train", "demo", *SMALL, "optimizer.lr=1e-3", "--data", d, "--run-dir", r],
@@ -147,6 +147,15 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(bigbatch, tmp_path, digits, r
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(lines) == 1 and part in lines[0], errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("command", [["train", "--dry-run"], ["plan", "--gpus", "1"]])
+def test_a_changed_batch_size_is_said_with_its_learning_rates(bigbatch, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    changes = ["model.name=test_convnext", "batch.global=32", "batch.slices=1"]
+    code, output, errors = bigbatch(command[0], "demo", *changes, *command[1:])
+    assert code == 0, errors
+    assert "batch 128 → 32: the learning rate stays 4e-3; square-root rule 2e-3, linear 1e-3" in output
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.slow
 def test_a_recipe_builds_its_model_and_can_be_cut_and_timed(name):
     recipe = load(name)
     with torch.device("meta"):
-        model = build(recipe, recipe.data.classes)
-    assert model.get_classifier().out_features == recipe.data.classes
+        model = build(recipe, recipe.data.classes or 10)
+    assert model.get_classifier().out_features == (recipe.data.classes or 10)
     has_batch_norm = any(isinstance(module, nn.BatchNorm2d) and module.training for module in model.modules())
     has_depth = any(type(module).__name__ == "DropPath" for module in model.modules())
     assert has_depth == (recipe.model.drop_path > 0)
