@@ -6,13 +6,11 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import DataOption, Overrides, with_data
+from launcher.cli.options import DataOption, Overrides, RunArgument, with_data
 from launcher.runs.run_directory import RunDirectory
 
 experiments = typer.Typer()
 _PANEL = "Experiments"
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
 
 
 @experiments.command(epilog="Example: bigbatch branch runs/demo runs/longer schedule.epochs=40", rich_help_panel=_PANEL)

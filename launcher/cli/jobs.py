@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import DataOption, Import, MicroBatch, Workers
+from launcher.cli.completion import recipe_names_and_keys
+from launcher.cli.options import DataOption, Import, MicroBatch, RunArgument, Workers
 
 jobs = typer.Typer()
 _PANEL = "Planning and jobs"
 _RESOURCES = "Resources"
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
 
 
 @jobs.command(
@@ -26,6 +25,7 @@ def submit(
             metavar="RECIPE [KEY=VALUE]...",
             help="Recipes, each followed by its overrides. Each recipe after the first starts when the one before has "
             "finished, from its weights.",
+            autocompletion=recipe_names_and_keys,
         ),
     ],
     data: DataOption = None,
@@ -118,11 +118,14 @@ def runs(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds the run directories.")] = Path(
         "runs"
     ),
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Bring the table up to date every ten seconds until Ctrl-C.")
+    ] = False,
 ) -> None:
     """List the runs with state, job, nodes, step, speed, accuracy, remaining time and restarts."""
     from launcher.runs.runs_table import print_runs
 
-    print_runs(folder)
+    print_runs(folder, watch)
 
 
 @jobs.command(epilog="Example: bigbatch logs runs/convnext_tiny_in1k --rank 3", rich_help_panel=_PANEL)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from launcher.cli.completion import recipe_names
 from launcher.cli.data import data
 from launcher.cli.entry import run_app
 from launcher.cli.experiments import experiments
@@ -20,7 +21,6 @@ from launcher.cli.training import training
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Train large-batch image-classification recipes. A recipe fixes the batch and the result; the hardware only "
@@ -48,7 +48,10 @@ def _options(
 )
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="The recipe to print in full.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="RECIPE", help="The recipe to print in full.", show_default=False, autocompletion=recipe_names
+        ),
     ] = None,
     overrides: Overrides = None,
 ) -> None:

@@ -2,10 +2,12 @@
 
 import json
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from launcher.cli.completion import recipe_keys, recipe_names, run_directories
 from recipes.schema import Recipe
 
 
@@ -19,11 +21,20 @@ def _micro_batch(text: str) -> int | None:
 
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A name from `bigbatch recipes`, or a YAML file.")
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A name from `bigbatch recipes`, or a YAML file.", autocompletion=recipe_names
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Overrides of recipe keys, e.g. optimizer.lr=2e-3."),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Overrides of recipe keys, e.g. optimizer.lr=2e-3.", autocompletion=recipe_keys
+    ),
+]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run directory.", show_default=False, autocompletion=run_directories),
 ]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="Folder or URL of shards that `bigbatch shard` wrote.", show_default=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from data.names import printable
+from launcher.cli.completion import recipe_names, run_directories
 from launcher.cli.options import DataOption, Import, Overrides, SplitName, Step, Workers, with_data
 from launcher.runs.run_directory import RunDirectory, find_run
 from launcher.world import this_process
@@ -22,10 +23,14 @@ WeightsArgument = Annotated[
         metavar="RUN|CHECKPOINT|WEIGHTS",
         help="A run directory, a checkpoint in one (RUN/checkpoints/step-N), or a weights file.",
         show_default=False,
+        autocompletion=run_directories,
     ),
 ]
 RecipeOption = Annotated[
-    str | None, typer.Option(help="The recipe of a weights file that does not name its recipe itself.")
+    str | None,
+    typer.Option(
+        help="The recipe of a weights file that does not name its recipe itself.", autocompletion=recipe_names
+    ),
 ]
 RawOption = Annotated[bool, typer.Option("--raw", help="Use a run's raw weights instead of its EMA weights.")]
 
@@ -114,6 +119,7 @@ def features(
         typer.Argument(
             metavar="RUN|CHECKPOINT|WEIGHTS|MODEL",
             help="A run directory, a checkpoint in one, a weights file, or a timm model with pretrained weights.",
+            autocompletion=run_directories,
         ),
     ],
     data: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder or URL of shards; all splits are read.")],
@@ -137,7 +143,12 @@ def features(
 def export(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN|CHECKPOINT", help="A run directory, or a checkpoint in one.", show_default=False),
+        typer.Argument(
+            metavar="RUN|CHECKPOINT",
+            help="A run directory, or a checkpoint in one.",
+            show_default=False,
+            autocompletion=run_directories,
+        ),
     ],
     destination: Annotated[
         Path,
@@ -173,7 +184,10 @@ def export(
 
 @results.command(epilog="Example: bigbatch report runs/demo --out runs/report.html", rich_help_panel=_PANEL)
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="One or more run directories.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="One or more run directories.", autocompletion=run_directories),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="The HTML file to write. Default: report.html in the first run.")
     ] = None,

@@ -4,13 +4,17 @@ import re
 import sys
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from launcher.runs.history import restarts_among
+from launcher.runs.intervals import with_interval
 from launcher.runs.metrics import best_accuracy
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
@@ -19,6 +23,7 @@ from slurm.ledger import Ledger
 from slurm.state import JobState, job_states
 
 _DEPTHS = ("*", "*/*")  # patterns of runs, and of the runs of sweeps
+_SECONDS_BETWEEN_LOOKS = 10.0
 _FRESH = 120.0  # seconds after its last event for which a run without a job counts as running
 
 
@@ -43,6 +48,7 @@ class RunStatus:
     epoch: float | None
     images_per_second: float | None
     accuracy: float | None
+    images: int | None  # on which `accuracy` was measured
     weights: str  # "EMA" or "raw", whichever reached `accuracy`; empty if only raw weights were evaluated
     seconds_left: float | None
     restarts: int
@@ -51,12 +57,26 @@ class RunStatus:
     branch: BranchSettings | None = None
 
 
-def print_runs(folder: Path) -> None:
-    """Print the table of the runs in a folder.
+def print_runs(folder: Path, watch: bool = False) -> None:
+    """Print the table of the runs in a folder; with `watch`, bring it up to date every ten seconds until Ctrl-C.
 
     Raises:
-        UserError: there is no such folder, or no run in it.
+        UserError: there is no such folder, or no run in it; or `watch` without a terminal.
     """
+    if watch and not sys.stdout.isatty():
+        raise UserError("--watch brings the table up to date in a terminal: leave it out where the output is a file")
+    console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 240)
+    if not watch:
+        console.print(_overview(folder))
+        return
+    with suppress(KeyboardInterrupt), Live(_overview(folder), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            live.update(_overview(folder), refresh=True)
+
+
+def _overview(folder: Path) -> Group:
+    """Return the table of the runs in a folder, with the notes about them below it."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("run", "recipe", "state", "job", "nodes", "step", "epoch", "images/s", "top-1", "ETA", "restarts"):
         table.add_column(
@@ -74,15 +94,11 @@ def print_runs(folder: Path) -> None:
             f"{row.step:,}/{row.total_steps:,}" if row.step is not None and row.total_steps else "",
             _show(row.epoch, ".2f"),
             _show(row.images_per_second, ",.0f"),
-            f"{_show(row.accuracy, '.2%')} {row.weights}".rstrip(),
+            _accuracy(row),
             _duration(row.seconds_left),
             str(row.restarts),
         )
-    console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 240)
-    console.print(table)
-    for row in rows:
-        if row.note:
-            console.print(f"{_printable(row.run)}: {row.note}")
+    return Group(table, *(Text(f"{_printable(row.run)}: {row.note}") for row in rows if row.note))
 
 
 def run_statuses(folder: Path) -> list[RunStatus]:
@@ -138,7 +154,9 @@ def _row(path: Path, name: str, state: JobState | None) -> RunStatus:
     try:
         return _read_row(path, name, state)
     except UserError as error:
-        unknown = dict.fromkeys(["step", "total_steps", "epoch", "images_per_second", "accuracy", "seconds_left"])
+        unknown = dict.fromkeys(
+            ["step", "total_steps", "epoch", "images_per_second", "accuracy", "images", "seconds_left"]
+        )
         state = state or JobState("UNREADABLE", "")
         note = f"it cannot be read: {error}"
         return RunStatus(
@@ -185,6 +203,7 @@ def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
         epoch=steps[-1]["epoch"] if steps else None,
         images_per_second=speed,
         accuracy=best.top1 if best else None,
+        images=evaluations[-1].get("images") if best else None,
         weights=best.kind if best and has_ema else "",
         seconds_left=left if state.is_active else None,
         restarts=restarts,
@@ -205,6 +224,14 @@ def _without_job(events: list[dict], step: int | None, total: int | None) -> Job
 
 def _median(values: list[float]) -> float | None:
     return sorted(values)[len(values) // 2] if values else None
+
+
+def _accuracy(row: RunStatus) -> str:
+    """Return the accuracy with its 95 % interval and the weights that reached it."""
+    if row.accuracy is None:
+        return ""
+    shown = with_interval(row.accuracy, row.images) if row.images else f"{row.accuracy:.2%}"
+    return f"{shown} {row.weights}".rstrip()
 
 
 def _show(value, form: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.main import get_group
+from typer.main import get_command
 
 from launcher.cli.main import app
 from recipes.load import load
@@ -20,7 +20,9 @@ from slurm.cluster import load_cluster
 from tests.command_line import environment_with_program, run_command
 from tests.docs.pages import PAGES, ROOT, blocks, inline_code, name
 
-COMMANDS = get_group(app).commands
+PROGRAM = get_command(app)
+COMMANDS = PROGRAM.commands
+OPTIONS = {option for parameter in PROGRAM.params for option in parameter.opts} | {"--help"}  # before a command
 SMALL_DEMO = ["schedule.epochs=1", "schedule.warmup_epochs=0"]
 LAUNCHED = re.compile(r"-m launcher\.train |--module launcher\.train |\"\$\(which bigbatch\)\" train ")
 
@@ -53,7 +55,7 @@ def shape(line: str) -> str:
 @each_page
 def test_commands_and_options_exist(page):
     for arguments in named_commands(page):
-        if not arguments or arguments[0] in ("COMMAND", "--help", "--version"):
+        if not arguments or arguments[0] in {"COMMAND"} | OPTIONS:
             continue
         command, *rest = arguments
         assert command in COMMANDS, f"there is no command bigbatch {command}"
