@@ -72,6 +72,7 @@ def test_options_that_are_named_alone_exist(page):
         "--help",
         "--version",
         "--amp",
+        "--aug-repeats",
         "--channels-last",
         "--torchcompile",
         "--cleanenv",
