@@ -9,7 +9,8 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from models import cifar_convnet, cifar_resnet, roadmap  # noqa: F401  importing them registers their networks with timm
+# Importing these modules registers their networks with timm.
+from models import cifar_convnet, cifar_resnet, convnext_isotropic, roadmap  # noqa: F401
 from models.frozen import freeze
 from models.parameter_groups import layer_of_parameters
 from recipes.errors import UserError
@@ -119,8 +120,10 @@ def _create(recipe: Recipe, classes: int) -> nn.Module:
     if wanted.drop_path > 0:
         options["drop_path_rate"] = wanted.drop_path
     if wanted.layer_scale is not None:
-        if timm.models.is_model_in_modules(wanted.name, ["convnext", "roadmap"]):
+        if timm.models.is_model_in_modules(wanted.name, ["convnext", "convnext_isotropic", "roadmap"]):
             options["ls_init_value"] = wanted.layer_scale
+        elif wanted.name.startswith("deit3_"):
+            options["init_values"] = wanted.layer_scale
         else:
             unsupported["model.layer_scale=null"] = "layer scale"
     try:

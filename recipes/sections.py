@@ -44,7 +44,7 @@ class ModelSettings(Section):
         0.1, description="stochastic depth rate of the last block; rises linearly from 0 at the first block"
     )
     layer_scale: Positive | None = Field(
-        1e-6, description="initial layer scale of a ConvNeXt; null: the model's own value, if it has layer scale"
+        1e-6, description="initial layer scale of a ConvNeXt or DeiT III; null: the model's own value, if it has any"
     )
     head_init_scale: Positive | None = Field(
         None, description="factor on the head's weight and bias, applied after weights are loaded"

@@ -138,6 +138,56 @@ def test_swin_has_its_own_papers_values():
     )
 
 
+# What docs/recipes.md compares with the originals: one recipe a line, with a value for each key; - is null.
+REFERENCE_KEYS = """
+optimizer.name optimizer.lr batch.global_ optimizer.weight_decay schedule.epochs schedule.warmup_epochs schedule.shape
+loss.kind loss.smoothing loss.target_threshold mix.mixup mix.cutmix augment.repeats model.drop_path
+augment.randaugment augment.policy input.size input.evaluated_size input.eval_crop
+"""
+REFERENCES = """
+resnet50_in1k_a1 lamb 5e-3 2048 .01 600 5 cosine bce .1 - .2 1 3 .05 rand-m7-mstd0.5-inc1 - 224 224 .95
+resnet50_in1k_a2 lamb 5e-3 2048 .02 300 5 cosine bce 0 .2 .1 1 3 .05 rand-m7-mstd0.5-inc1 - 224 224 .95
+resnet50_in1k_a3 lamb 8e-3 2048 .02 100 5 cosine bce 0 .2 .1 1 1 0 rand-m6-mstd0.5-inc1 - 160 224 .95
+resnet50_in1k_torchvision sgd .5 1024 2e-5 600 5 cosine cross_entropy .1 - .2 1 4 0 - trivial 176 224 .9655
+convnext_tiny_in1k_torchvision adamw 1e-3 1024 .05 600 5 cosine cross_entropy .1 - .2 1 4 .1 - trivial 176 224 .949
+resnet50_in1k_lars_4096 lars 10 4096 2e-4 47 5 polynomial cross_entropy .1 - 0 0 1 0 - - 224 224 .875
+resnet50_in1k_lars_8192 lars 17 8192 2e-4 44 5 polynomial cross_entropy .1 - 0 0 1 0 - - 224 224 .875
+resnet50_in1k_lars_32768 lars 21.2 32768 2.5e-5 74 16 polynomial cross_entropy .1 - 0 0 1 0 - - 224 224 .875
+resnet50_in1k_linear_8192 sgd 3.2 8192 1e-4 90 5 step cross_entropy 0 - 0 0 1 0 - - 224 224 .875
+deit3_small_in1k lamb 4e-3 2048 .05 800 5 cosine bce 0 0 .8 1 3 .05 - three 224 224 1
+deit3_base_in1k lamb 3e-3 2048 .05 800 5 cosine bce 0 0 .8 1 3 .2 - three 192 192 1
+convnext_isotropic_small_in1k adamw 4e-3 4096 .05 300 50 cosine cross_entropy .1 - .8 1 1 .1 {m9} - 224 224 .875
+convnext_isotropic_base_in1k adamw 4e-3 4096 .05 300 50 cosine cross_entropy .1 - .8 1 1 .2 {m9} - 224 224 .875
+convnext_isotropic_large_in1k adamw 4e-3 4096 .05 300 50 cosine cross_entropy .1 - .8 1 1 .5 {m9} - 224 224 .875
+""".format(m9="rand-m9-mstd0.5-inc1")
+REFERENCE_ROWS = [line.split() for line in REFERENCES.strip().splitlines()]
+
+
+@pytest.mark.parametrize("name, expected", [(row[0], row[1:]) for row in REFERENCE_ROWS])
+def test_large_batch_recipes_have_the_values_of_their_originals(name, expected):
+    recipe = load(name)
+    for key, text in zip(REFERENCE_KEYS.split(), expected, strict=True):
+        section, _, field = key.partition(".")
+        value = getattr(getattr(recipe, section), field)
+        assert value == (None if text == "-" else type(value)(text)), key
+
+
+def test_slices_clipping_and_ema_of_large_batch_recipes():
+    found = {row[0]: load(row[0]) for row in REFERENCE_ROWS}
+    slices = {name: recipe.batch.slice_size for name, recipe in found.items()}
+    assert {slices[name] for name in slices if "lars" in name} == {64, 128}  # the span of BatchNorm in MLPerf
+    assert slices["resnet50_in1k_linear_8192"] == 32 and slices["resnet50_in1k_torchvision"] == 128
+    assert {recipe.optimizer.clip_grad for recipe in found.values() if recipe.optimizer.name == "lamb"} == {1.0}
+    # torchvision: decay 0.99998, scaled by 8 GPUs x 128 x 32 steps / 600 epochs, every 32 steps
+    per_step = 1 - (1 - 0.99998) * 8 * 128 * 32 / 600 / 32
+    assert found["resnet50_in1k_torchvision"].ema.decay == pytest.approx(per_step, abs=1e-6)
+    assert [found[f"convnext_isotropic_{size}_in1k"].model.layer_scale for size in ("small", "base", "large")] == [
+        None,
+        None,
+        1e-6,
+    ]
+
+
 def test_all_steps_of_the_road_and_modern_resnets_have_one_recipe():
     """The paper's: that of ConvNeXt-T, without EMA. Only the network differs."""
     steps = [load(name) for name in names() if name.startswith("roadmap_")]

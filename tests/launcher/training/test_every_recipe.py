@@ -35,7 +35,8 @@ def test_a_recipe_builds_its_model_and_can_be_cut_and_timed(name):
     has_depth = any(type(module).__name__ == "DropPath" for module in model.modules())
     assert has_depth == (recipe.model.drop_path > 0)
     gammas = [parameter for parameter in dict(model.named_parameters()) if parameter.endswith(".gamma")]
-    assert bool(gammas) == (recipe.model.name.startswith(("convnext", "roadmap")))
+    has_own_layer_scale = recipe.model.name == "convnext_atto"  # timm's default, which the recipe leaves as it is
+    assert bool(gammas) == (recipe.model.layer_scale is not None or has_own_layer_scale)
 
     depth = stochastic_depth.attach(model, recipe.seed)
     assert max(depth.rates, default=0.0) == pytest.approx(recipe.model.drop_path)
@@ -95,6 +96,11 @@ SMALL = [
         ("resnet50_in1k_classic", ["model.name=resnet26"]),
         ("swin_tiny_in1k", []),
         ("roadmap_05_inverted", []),
+        ("resnet50_in1k_a2", ["model.name=resnet26", "batch.slices=4"]),
+        ("resnet50_in1k_lars_8192", ["model.name=test_resnet"]),
+        ("convnext_tiny_in1k_torchvision", ["model.name=test_convnext", "batch.slices=4", "input.eval_size=null"]),
+        ("deit3_small_in1k", ["batch.slices=4"]),
+        ("convnext_isotropic_large_in1k", ["model.name=test_convnext_isotropic"]),
         ("convnext_xlarge_in22k_in1k", ["model.name=convnext_atto"]),
     ],
 )
