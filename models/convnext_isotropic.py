@@ -7,7 +7,6 @@ Importing this module registers the networks with timm, e.g. for ``timm.create_m
 
 from typing import Any
 
-from timm.layers import calculate_drop_path_rates
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ class ConvNeXtIsotropic(nn.Module):
         super().__init__()
         self.num_classes, self.num_features = num_classes, width
         self.stem = nn.Conv2d(in_chans, width, kernel_size=_PATCH, stride=_PATCH)
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        rates = [drop_path_rate * block / (depth - 1) for block in range(depth)]
         self.blocks = nn.Sequential(*(ConvNeXtBlock(width, drop_path=r, ls_init_value=ls_init_value) for r in rates))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
