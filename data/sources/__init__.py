@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.names import printable
 from data.sources.base import Source
-from data.sources.cats_dogs import cats_dogs, inner_archive
+from data.sources.cats_dogs import cats_dogs, kaggle_download
 from data.sources.cifar10 import cifar10
 from data.sources.class_folders import class_folders
 from data.sources.class_map import MappedSource, read_class_map
@@ -16,7 +16,8 @@ from data.sources.hugging_face import hugging_face
 from data.sources.imagenet import TRAIN_TAR, imagenet
 from data.sources.imagenet_22k import class_tars, imagenet_22k
 from data.sources.imagenet_kaggle import imagenet_kaggle
-from data.sources.opening import TAR_ENDINGS, open_files
+from data.sources.nested_archives import nested_archives
+from data.sources.opening import open_files, without_ending
 from data.sources.table_labels import offered_table, table_labels
 from data.sources.torchvision_sets import PREFIX, TorchvisionSet
 from data.sources.webdataset_shards import WebDatasetShards, webdataset_shards
@@ -73,6 +74,7 @@ def open_source(
         found = custom
     elif labels is not None:
         files = open_files(path)
+        files = nested_archives(files) or files
         found = table_labels(files, _name(path), val_fraction, labels.tables, labels.image_column, labels.label_column)
     elif source == "digits":
         found = Digits(val_fraction)
@@ -123,8 +125,10 @@ def _tars(path: Path, val_fraction: float, workers: int | None, progress: bool) 
 
 def _files(path: Path, val_fraction: float, class_map: Path | None) -> Source:
     files = open_files(path)
-    files = inner_archive(files) or files
     name, known = _name(path), read_class_map(class_map) if class_map else ()
+    if found := kaggle_download(files, name, val_fraction):
+        return found
+    files = nested_archives(files) or files
     return (
         cifar10(files, name, val_fraction)
         or imagenet_kaggle(files, name)
@@ -134,9 +138,5 @@ def _files(path: Path, val_fraction: float, class_map: Path | None) -> Source:
 
 
 def _name(path: Path) -> str:
-    name = Path(os.path.realpath(path)).name  # unlike `resolve`, it lets links that lead in a circle pass
-    for ending in (".zip", *sorted(TAR_ENDINGS, key=len, reverse=True)):
-        if name.lower().endswith(ending):
-            name = name[: -len(ending)]
-            break
-    return printable(name)
+    # Unlike `resolve`, `realpath` lets links that lead in a circle pass.
+    return printable(without_ending(Path(os.path.realpath(path)).name))

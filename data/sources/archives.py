@@ -30,6 +30,8 @@ _MAGIC = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!": "rar",
 }
+COMPRESSED = ("gzip", "bz2", "xz", "zstd")  # kinds of a single compressed file, mostly a tar
+DECOMPRESSION_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class Archive:
@@ -83,11 +85,11 @@ class UnpackedArchive(Archive):
         unpacked = tempfile.TemporaryFile()  # noqa: SIM115  it stays open for as long as this object
         try:
             if self._member is None:
-                self._decompress(unpacked)
+                decompress(self.path, unpacked)
             else:
                 with zipfile.ZipFile(self.path) as archive, archive.open(self._member) as packed:
                     _copy(packed, unpacked)
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except (*DECOMPRESSION_ERRORS, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{self.path} cannot be unpacked into {tempfile.gettempdir()} ({error}): "
                 f"it is damaged or the disk is full"
@@ -95,16 +97,20 @@ class UnpackedArchive(Archive):
         unpacked.flush()
         return unpacked
 
-    def _decompress(self, unpacked: IO[bytes]) -> None:
-        kind = archive_kind(self.path)
-        if kind == "zstd":
-            return _unpack_zstandard(self.path, unpacked)
-        opener: dict[str | None, Callable[[Path], io.BufferedIOBase]] = {"bz2": bz2.BZ2File, "xz": lzma.LZMAFile}
-        try:
-            with opener.get(kind, gzip.GzipFile)(self.path) as packed:
-                _copy(packed, unpacked)
-        except lzma.LZMAError as error:
-            raise OSError(str(error)) from None
+
+def decompress(path: Path, unpacked: IO[bytes]) -> None:
+    """Write the contents of a compressed file, of the kind gzip, bz2, xz or zstd.
+
+    Raises:
+        UserError: a package is missing that reads this kind.
+        Exception: one of `DECOMPRESSION_ERRORS`; the file is damaged or the disk is full.
+    """
+    kind = archive_kind(path)
+    if kind == "zstd":
+        return _unpack_zstandard(path, unpacked)
+    opener: dict[str | None, Callable[[Path], io.BufferedIOBase]] = {"bz2": bz2.BZ2File, "xz": lzma.LZMAFile}
+    with opener.get(kind, gzip.GzipFile)(path) as packed:
+        _copy(packed, unpacked)
 
 
 def archive_kind(path: Path) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.names import printable
 from data.sources.base import Listing, Names, Source
 from data.sources.class_folders import FileSource
 from data.sources.files import Files, FolderFiles, hidden
@@ -20,14 +21,22 @@ _LABELLED = re.compile(r"(?:(.*)/)?(cat|dog)\.\d+\.jpg", re.IGNORECASE)
 _UNLABELLED = re.compile(r"(?:.*/)?(test1?/)?\d+\.jpg", re.IGNORECASE)
 
 
-def inner_archive(files: Files) -> Files | None:
-    """Return the files of the ``train.zip`` inside Kaggle's download, or None if this is not that download."""
-    inner = next((name for name in files.names if name.rpartition("/")[2] == "train.zip" and not hidden(name)), None)
-    if inner is None or any(name.lower().endswith(".jpg") and not hidden(name) for name in files.names):
+def kaggle_download(files: Files, name: str, val_fraction: float) -> Source | None:
+    """Return the source of the ``train.zip`` inside Kaggle's download, or None if this is not that download."""
+    archives = [path for path in files.names if path.lower().endswith(".zip") and not hidden(path)]
+    inner = next((path for path in archives if path.rpartition("/")[2] == "train.zip"), None)
+    if inner is None or any(path.lower().endswith(".jpg") and not hidden(path) for path in files.names):
         return None
     if isinstance(files, FolderFiles):
-        return ZipFiles(files.root / inner)
-    return ZipFiles(Path(files.place), inside=inner) if isinstance(files, ZipFiles) else None
+        found = cats_dogs(ZipFiles(files.root / inner), name, val_fraction)
+    elif isinstance(files, ZipFiles):
+        found = cats_dogs(ZipFiles(Path(files.place), inner), name, val_fraction)
+    else:
+        return None
+    if found is not None and len(archives) > 1:
+        others = ", ".join(printable(path) for path in archives if path != inner)
+        found.notes.append(f"left out {others}: the labels are in the names of the images of {printable(inner)}")
+    return found
 
 
 def cats_dogs(files: Files, name: str, val_fraction: float) -> Source | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from data.names import printable
 from data.reading.manifest import MANIFEST
 from data.reading.tar_samples import TarSample, tar_samples
+from data.sources.archives import COMPRESSED, archive_kind
 from data.sources.class_map import read_class_map
 from data.sources.splits import TEST, VAL, split_of_name
 from recipes.errors import UserError
@@ -28,7 +29,7 @@ _NAME_KEYS = ("class_name", "class", "label_name", "category", "synset", "wnid")
 
 @dataclass(frozen=True)
 class WebDatasetShards:
-    """Tars that are indexed in place, without being copied.
+    """Tars that are indexed in place, without being copied. Compressed ones are unpacked first.
 
     Attributes:
         name: of the data set.
@@ -59,8 +60,8 @@ def webdataset_shards(source: str, class_map: Path | None) -> WebDatasetShards |
     shards.
 
     Raises:
-        UserError: only some names contain the split of a shard, a pattern matches no file, the shards are compressed,
-            or `bigbatch shard` wrote the folder.
+        UserError: only some names contain the split of a shard, a pattern matches no file, or `bigbatch shard` wrote
+            the folder.
     """
     path = Path(source).expanduser()
     top, paths = _expanded(path) if set("*?[{") & set(source) and not path.exists() else _listed(path)
@@ -68,11 +69,6 @@ def webdataset_shards(source: str, class_map: Path | None) -> WebDatasetShards |
         return None
     if (path / MANIFEST).exists():
         raise UserError(f"{path} was made by `bigbatch shard` already: train from it as it is")
-    if packed := [shard for shard in paths if not shard.name.endswith(".tar")]:
-        raise UserError(
-            f"{packed[0]} is a compressed shard, in which no single image can be read: "
-            f"unpack every such shard to a .tar"
-        )
     splits = [_split(str(shard.relative_to(top))) for shard in paths]
     if not {VAL, TEST} & set(splits):
         splits = [None] * len(paths)
@@ -81,12 +77,20 @@ def webdataset_shards(source: str, class_map: Path | None) -> WebDatasetShards |
             f"the name of {paths[splits.index(None)]} does not say whether it is for training or validation, "
             f"while other names in {path} do: rename it, or give a folder of training shards only"
         )
-    notes = ["the shards stay where they are, and the data set refers to them"]
+    packed = sum(is_compressed(shard) for shard in paths)
+    notes = ["the shards stay where they are, and the data set refers to them"] if packed < len(paths) else []
+    if packed:
+        notes.append(f"unpacked {packed:,} compressed shards, because no single image can be read from them")
     if path.is_dir() and (others := Counter(_other_ending(file) for file in path.iterdir() if _is_other(file))):
         listed = ", ".join(f"{count:,} {ending or 'without an ending'}" for ending, count in others.most_common())
         notes.append(f"ignored {others.total():,} files beside the shards: {listed}")
     name = (top if "{" in path.name or "*" in path.name else path).resolve().name
     return WebDatasetShards(name, tuple(shard.resolve() for shard in paths), tuple(splits), class_map, tuple(notes))
+
+
+def is_compressed(shard: Path) -> bool:
+    """Return whether a shard is compressed, by its contents."""
+    return archive_kind(shard) in COMPRESSED
 
 
 def _listed(path: Path) -> tuple[Path, list[Path]]:
@@ -121,7 +125,7 @@ def _is_plain(file: Path) -> bool:
 
 
 def _is_other(file: Path) -> bool:
-    return _is_plain(file) and file.is_file() and not file.name.endswith(".tar")
+    return _is_plain(file) and file.is_file() and not file.name.endswith((".tar", *PACKED_ENDINGS))
 
 
 def _other_ending(file: Path) -> str:

@@ -5,13 +5,14 @@ import json
 import os
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.atomic_io import write_durably
+from data.atomic_io import flush, rename_durably, write_durably
 from data.images.inspection import Unreadable, inspect
 from data.names import printable
 from data.parallel import Worker, for_each
@@ -19,10 +20,12 @@ from data.reading.manifest import ShardRecord
 from data.reading.sampled_checksum import sampled_checksum
 from data.reading.shards import INDEX_DTYPE
 from data.reading.tar_samples import IMAGE_ENDINGS, tar_samples
+from data.sources.archives import DECOMPRESSION_ERRORS, decompress
 from data.sources.base import Names, require_classes
 from data.sources.class_map import read_class_map, renumber
+from data.sources.opening import without_ending
 from data.sources.splits import SPLITS, TRAIN, with_validation
-from data.sources.webdataset_shards import WebDatasetShards, label_text
+from data.sources.webdataset_shards import WebDatasetShards, is_compressed, label_text
 from data.writing.split_writing import write_split
 from recipes.errors import UserError
 
@@ -41,7 +44,7 @@ def reference(
     """
     to_do = [number for number in range(len(shards.paths)) if not (work / f"{number}.json").exists()]
     what = f"indexing {shards.name}"
-    for _ in for_each(_index_shard, to_do, (shards, work), workers, what, len(to_do), "shards", progress):
+    for _ in for_each(_index_shard, to_do, (shards, dest, work), workers, what, len(to_do), "shards", progress):
         pass
     records = [json.loads((work / f"{number}.json").read_text()) for number in range(len(shards.paths))]
     number_of, classes = _classes(shards, records)
@@ -52,12 +55,12 @@ def reference(
     for split, name in enumerate(SPLITS):
         listed: list[ShardRecord] = []
         chosen: list[NDArray[np.void]] = []
-        for path, record, of_shard, split_of in zip(shards.paths, records, rows, splits_of):
+        for number, (record, of_shard, split_of) in enumerate(zip(records, rows, splits_of)):
             inside = of_shard[(split_of == split) & (of_shard["label"] >= 0)]
             if len(inside):
                 listed.append(
                     ShardRecord(
-                        file=str(path),
+                        file=_file(shards.paths, number),
                         samples=len(inside),
                         bytes=record["bytes"],
                         sha256=record["sha256"],
@@ -82,8 +85,11 @@ def reference(
 
 def _index_shard(worker: Worker, number: int) -> None:
     """Record the images of one shard: where they lie, and as label the position of the label's text in "labels"."""
-    shards, work = worker.shared
+    shards, dest, work = worker.shared
     path = shards.paths[number]
+    plain_name = f"{without_ending(path.name)}.tar"  # so that the held out images do not depend on compression
+    if is_compressed(path):
+        path = _unpacked(path, dest / _file(shards.paths, number), work / f"{number}.{os.getpid()}.partial")
     rows: list[tuple[int, int, int, int]] = []
     names: list[str] = []
     labels: dict[str, int] = {}
@@ -95,7 +101,7 @@ def _index_shard(worker: Worker, number: int) -> None:
             for sample in tar_samples(path):
                 worker.advance(0)
                 unused.update(sample.unused)
-                name = printable(f"{sample.image or sample.key} in {path.name}")
+                name = printable(f"{sample.image or sample.key} in {plain_name}")
                 text = label_text(sample)
                 stream.seek(sample.offset)
                 try:
@@ -122,6 +128,25 @@ def _index_shard(worker: Worker, number: int) -> None:
         work / f"{number}.json", json.dumps({**record, "skipped": skipped, "odd": odd, "unused": unused}).encode()
     )
     worker.advance()
+
+
+def _file(paths: Sequence[Path], number: int) -> str:
+    """Return the name of a shard in the manifest: its path, or the file in the data set to which it is unpacked."""
+    path = paths[number]
+    return f"{number:06d}-{without_ending(path.name)}.tar" if is_compressed(path) else str(path)
+
+
+def _unpacked(path: Path, unpacked: Path, temporary: Path) -> Path:
+    try:
+        with temporary.open("wb") as stream:
+            decompress(path, stream)
+            flush(stream)
+    except DECOMPRESSION_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:  # such as a full disk; damage has no number
+            raise
+        raise UserError(f"{path} cannot be unpacked ({error}): download it again") from None
+    rename_durably(temporary, unpacked)
+    return unpacked
 
 
 def _classes(shards: WebDatasetShards, records: list[dict[str, Any]]) -> tuple[dict[str, int], list[str]]:

@@ -1,8 +1,11 @@
 """Archives as various programs write them: links, odd names, wrong endings, kinds that are not read."""
 
 import io
+import pickle
+import sys
 import tarfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -94,20 +97,80 @@ def test_a_zip_called_tar(tmp_path):
     assert len(open_source(str(path), 0).listing) == 30
 
 
-@pytest.mark.parametrize(("start", "kind"), [(b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a\x07", "rar")])
-def test_an_archive_that_is_not_read_is_named(tmp_path, start, kind):
-    (tmp_path / "set.zip").write_bytes(start + bytes(600))
-    with pytest.raises(UserError, match=f"is a {kind} archive, which is not read: unpack it"):
+def test_an_archive_that_is_not_read_is_named(tmp_path):
+    (tmp_path / "set.zip").write_bytes(b"Rar!\x1a\x07" + bytes(600))
+    with pytest.raises(UserError, match="is a rar archive, which is not read: unpack it and give the folder"):
         open_source(str(tmp_path / "set.zip"), 0)
 
 
-def test_a_zip_of_zips_is_named(tmp_path):
-    inner = zipped(write_tree(tmp_path / "tree"), tmp_path / "part.zip")
-    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
-        archive.write(inner, "part1.zip")
-        archive.write(inner, "part2.zip")
-    with pytest.raises(UserError, match=r"ignored 2 files .*2 \.zip.*unpack them"):
-        open_source(str(tmp_path / "outer.zip"), 0)
+def seven_zipped(path: Path, **options) -> Path:
+    py7zr = pytest.importorskip("py7zr")
+    with py7zr.SevenZipFile(path, "w", **options) as archive:
+        for name, data in IMAGES.items():
+            archive.writestr(data, name)
+    return path
+
+
+def test_a_7z_archive(tmp_path):
+    source = open_source(str(seven_zipped(tmp_path / "set.7z")), 0)
+    assert contents(source) == IMAGES
+    assert contents(pickle.loads(pickle.dumps(source))) == IMAGES, "in a process that is not forked"
+
+
+@pytest.mark.parametrize("case", ["cut", "changed", "encrypted", "link", "py7zr is missing"])
+def test_a_7z_archive_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, case):
+    path = seven_zipped(tmp_path / "set.7z", **({"password": "secret"} if case == "encrypted" else {}))
+    data = bytearray(path.read_bytes())
+    if case == "cut":
+        path.write_bytes(data[:100])
+    elif case == "changed":
+        data[50] ^= 0xFF
+        path.write_bytes(data)
+    elif case == "link":
+        (tmp_path / "tree").mkdir()
+        (tmp_path / "tree/y.jpg").write_bytes(IMAGES["a/0.jpg"])
+        (tmp_path / "tree/x.jpg").symlink_to("y.jpg")
+        with pytest.importorskip("py7zr").SevenZipFile(path, "w") as archive:
+            archive.writeall(tmp_path / "tree", "tree")
+    elif "missing" in case:
+        monkeypatch.setitem(sys.modules, "py7zr", None)
+    expected = {"encrypted": "is encrypted: unpack it", "link": "is a link", "py7zr is missing": "pip install py7zr"}
+    with pytest.raises(UserError, match=expected.get(case, "is damaged or the disk is full")):
+        open_source(str(path), 0)
+
+
+@pytest.mark.parametrize("packed", ["zip of zips", "zip of stored zips", "folder of zips", "folder of zip, tar and 7z"])
+def test_archives_inside_are_read_like_folders(tmp_path, packed):
+    """As people pack their splits: train.zip beside test.zip, each with a folder per class."""
+    write_tree(tmp_path / "tree", each=4)
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    zipped(tmp_path / "tree", parts / "train.zip")
+    zipped(tmp_path / "tree", parts / "val.zip")
+    if "7z" in packed:
+        with tarfile.open(parts / "test.tar.gz", "w:gz") as tar:
+            tar.add(tmp_path / "tree", ".")
+        (parts / "val.zip").unlink()
+        with pytest.importorskip("py7zr").SevenZipFile(parts / "val.7z", "w") as archive:
+            archive.writeall(tmp_path / "tree", "val")
+    source = parts
+    if packed.startswith("zip"):
+        source = tmp_path / "outer.zip"
+        with zipfile.ZipFile(source, "w", zipfile.ZIP_STORED if "stored" in packed else zipfile.ZIP_DEFLATED) as outer:
+            for path in parts.iterdir():
+                outer.write(path, path.name)
+    opened = open_source(str(source), 0.1)
+    splits = Counter(split for split, _ in labelled(opened).values())
+    assert splits == ({"train": 12, "val": 12, "test": 12} if "7z" in packed else {"train": 12, "val": 12})
+    for name, data in contents(opened).items():
+        assert data == (tmp_path / "tree" / "/".join(name.split("/")[-2:])).read_bytes()
+
+
+def test_archives_beside_images_are_named_and_not_read(tmp_path):
+    zipped(write_tree(tmp_path / "tree"), tmp_path / "more.zip").rename(tmp_path / "tree/more.zip")
+    source = open_source(str(tmp_path / "tree"), 0)
+    assert len(source.listing) == 30 and any("1 .zip" in note for note in source.notes)
+    assert any("unpack them" in note for note in source.notes)
 
 
 def test_a_tar_compressed_with_zstandard(tmp_path):

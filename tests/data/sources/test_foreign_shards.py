@@ -120,11 +120,28 @@ def test_keys_with_dots_are_samples_of_their_own(tmp_path):
     assert verify(tmp_path / "out", progress=False) == []
 
 
-@pytest.mark.parametrize("given", ["folder", "file"])
-def test_compressed_shards_are_refused_with_the_reason(tmp_path, given):
+@pytest.mark.parametrize("given", ["folder", "file", "pattern"])
+@pytest.mark.parametrize("mode", ["w:gz", "w:xz", "wrong ending"])
+def test_compressed_shards_are_unpacked(tmp_path, capsys, given, mode):
+    """Their images, labels and splits are those of the plain shards, and the compressed files are not needed later."""
+    name = "train-0.tar" if mode == "wrong ending" else f"train-0.tar.{mode[2:]}"
+    path = write_tar(tmp_path / "theirs" / name, plain, "w:gz" if mode == "wrong ending" else mode)
+    plain_path = write_tar(tmp_path / "plain/train-0.tar", plain)
+    source = {"folder": path.parent, "file": path, "pattern": path.parent / "train-{0..0}.*"}[given]
+    found = shard(str(source), tmp_path / "out").split("train")
+    assert "unpacked 1 compressed shards" in capsys.readouterr().err
+    expected = shard(str(plain_path), tmp_path / "expected", progress=False).split("train")
+    path.unlink()
+    assert [found.read(i) for i in range(len(found))] == [expected.read(i) for i in range(len(expected))]
+    assert list(found.labels) == list(expected.labels)
+    assert verify(tmp_path / "out", progress=False) == []
+
+
+def test_a_damaged_compressed_shard_is_named(tmp_path):
     path = write_tar(tmp_path / "theirs/train-0.tar.gz", plain, "w:gz")
-    with pytest.raises(UserError, match="train-0.tar.gz is a compressed shard.*unpack"):
-        open_source(str(path if given == "file" else path.parent), 0.1)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="train-0.tar.gz cannot be unpacked .*download it again"):
+        shard(str(path), tmp_path / "out", progress=False)
 
 
 @pytest.mark.parametrize("first", ["an empty tar", "a sample without a label", "a damaged tar"])

@@ -1,0 +1,71 @@
+"""Archives inside a folder or a zip that holds no images itself, such as ``train.zip`` beside ``test.zip``."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data.image_formats import IMAGE_ENDINGS
+from data.sources.base import Names
+from data.sources.files import Files, FolderFiles, hidden
+from data.sources.opening import ARCHIVE_ENDINGS, open_files, without_ending
+from data.sources.zip_files import ZipFiles
+
+
+class NestedFiles(Files):
+    """The files of a folder or zip and of the archives inside, each archive like a folder of its name.
+
+    Args:
+        outer: holds the archives.
+        archives: the files of each archive, by the name of its folder.
+        others: rows of `outer` that are not archives.
+    """
+
+    def __init__(self, outer: Files, archives: dict[str, Files], others: list[int]):
+        self.place, self.empty_folders = outer.place, outer.empty_folders
+        self._parts: list[Files] = [outer, *archives.values()]
+        listed = [(outer.names[row], int(outer.sizes[row]), 0, row) for row in others]
+        for part, (folder, files) in enumerate(archives.items(), 1):
+            listed += [(f"{folder}/{name}", int(files.sizes[row]), part, row) for row, name in enumerate(files.names)]
+        listed.sort()
+        self.names = Names(name for name, _, _, _ in listed)
+        self.sizes = np.array([size for _, size, _, _ in listed], np.int64)
+        self._part = np.array([part for _, _, part, _ in listed], np.int32)
+        self._row = np.array([row for _, _, _, row in listed], np.int64)
+
+    def read(self, i: int) -> bytes:
+        return self._parts[int(self._part[i])].read(int(self._row[i]))
+
+
+def nested_archives(files: Files) -> NestedFiles | None:
+    """Return the files with those of the archives inside; None if there are images outside, or no archives.
+
+    A folder may hold archives of every kind, and a zip may hold zips. Archives further inside are not opened.
+
+    Raises:
+        UserError: an archive is damaged.
+    """
+    if isinstance(files, FolderFiles):
+        endings: tuple[str, ...] = ARCHIVE_ENDINGS
+    elif isinstance(files, ZipFiles):
+        endings = (".zip",)
+    else:
+        return None
+    inner: list[int] = []
+    others: list[int] = []
+    for row, name in enumerate(files.names):
+        if hidden(name):
+            continue
+        if name.lower().endswith(IMAGE_ENDINGS):
+            return None
+        (inner if name.lower().endswith(endings) else others).append(row)
+    if not inner:
+        return None
+    names = [files.names[row] for row in inner]
+    folders = [without_ending(name) for name in names]
+    if len(set(folders)) < len(folders):  # e.g. images.zip beside images.tar
+        folders = names
+    return NestedFiles(files, {folder: _opened(files, name) for folder, name in zip(folders, names)}, others)
+
+
+def _opened(files: Files, name: str) -> Files:
+    return open_files(files.root / name) if isinstance(files, FolderFiles) else ZipFiles(Path(files.place), name)
