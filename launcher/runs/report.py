@@ -70,6 +70,7 @@ def _environment() -> jinja2.Environment:
         "gflops": _gflops,
         "moment": lambda unix: f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d %H:%M} UTC",
         "value": _value,
+        "sentence": lambda text: f"{text[0].upper()}{text[1:].rstrip('.')}.",
         "breakable": lambda name: Markup("_<wbr>").join(name.split("_")),
     }
     environment.globals |= {"charts": _charts, "sections": _sections, "yaml": _yaml}
@@ -185,7 +186,7 @@ def _percent(share: float | None) -> str:
 
 def _interval(share: float, images: int) -> str:
     low, high = wilson_interval(share, max(images, 1))
-    return f"{low:.1%} to {high:.1%}"
+    return f"{100 * low:.1f}–{high:.1%}"
 
 
 def _share(share: float) -> str:
@@ -216,7 +217,7 @@ def _value(value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(_value, value))
+        return ", ".join(map(_value, value)) or "none"
     if isinstance(value, float):
         return f"{value:.6g}".replace("e-0", "e-")
     return f"{value:,}" if isinstance(value, int) else str(value)

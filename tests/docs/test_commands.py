@@ -73,6 +73,8 @@ def test_options_that_are_named_alone_exist(page):
         "--version",
         "--amp",
         "--aug-repeats",
+        "--bce-sum",
+        "--bce-target-thresh",
         "--channels-last",
         "--torchcompile",
         "--cleanenv",

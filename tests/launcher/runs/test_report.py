@@ -129,6 +129,8 @@ def test_every_key_of_the_recipe_is_shown_and_what_differs_is_marked(run, tmp_pa
     marked = {re.sub("<.*?>", "", row) for row in re.findall(r'class="differs">\s*<th[^>]*>(.*?)</th>', html)}
     assert {"global", "size", "randaugment"} <= marked
     assert "betas" not in marked
+    assert "<td>convnext_<wbr>atto</td>" in html  # long values break where their words end
+    assert "modules none" in page.text
 
 
 def test_several_runs_are_compared(run, tmp_path):
@@ -136,7 +138,7 @@ def test_several_runs_are_compared(run, tmp_path):
     page = page_of([run, make_run(tmp_path / "second", "optimizer.lr=1e-4")], tmp_path / "page.html")
     rows = re.findall(r"<tr>\s*<th scope=\"row\">.*?</tr>", (tmp_path / "page.html").read_text(), flags=re.S)
     first = " ".join(re.sub("<.*?>", " ", rows[0].replace("<wbr>", "")).split())
-    assert first.startswith("first convnext_atto cats-vs-dogs 90.00% 61.00% 90.00%")
+    assert first.startswith("first convnext_atto cats-vs-dogs 90.00% 78.6–95.7% 61.00% 47.2–73.3% 90.00% 78.6–95.7%")
     differences = re.search(r"What differs between the recipes (.*?) finished", page.text)[1]
     assert "optimizer.lr" in differences and "batch.global" not in differences
 
