@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data.epoch_order import ordered_samples
 from data.images.augment import NO_BOX, EvalTransform, TrainTransform, view_numbers
+from data.input_digest import batch_digest
 from data.mixing import UNMIXED, Mix, drawn_mix, mixed_alike, partner
 from data.reading.shards import Split
 from recipes.errors import UserError
@@ -60,6 +61,7 @@ class MicroBatch:
     lam: Tensor  # float32 [n], weight of the own image and label; the partner's is 1 - lam
     mixes: list[tuple[int, int, Mix]]  # first row, last row (exclusive), and how these rows are mixed
     replaced: list[str] = field(default_factory=list)  # names of unreadable images, each with the reason
+    digest: tuple[int, ...] = (0, 0, 0, 0)  # sums of hashes of samples, labels, pixels and mixing (`data.input_digest`)
 
     @property
     def real(self) -> int:
@@ -137,6 +139,11 @@ class MicroBatches:
         for start, stop, mix in mixes:
             lam[start:stop] = mix.lam
         lam[partner_rows == torch.arange(self.micro_batch)] = 1.0
+        noise_keys = [
+            random_key(self.recipe.seed, "noise", *view_numbers(epoch, int(sample), int(copy)))
+            for sample, copy in zip(samples, copies)
+        ]
+        real = np.arange(first, max(first, min(own.stop, batch.global_)))
         return MicroBatch(
             step=step,
             positions=torch.arange(own.start, own.stop),
@@ -144,16 +151,14 @@ class MicroBatches:
             weights=torch.tensor([float(position < batch.global_) for position in own]),
             pixels=pixels,
             erased=erased,
-            noise_keys=[
-                random_key(self.recipe.seed, "noise", *view_numbers(epoch, int(sample), int(copy)))
-                for sample, copy in zip(samples, copies)
-            ],
+            noise_keys=noise_keys,
             labels=labels[: self.micro_batch],
             partners=partner_rows,
             partner_labels=labels[partner_rows],
             lam=lam,
             mixes=mixes,
             replaced=replaced,
+            digest=batch_digest(real, samples, labels.numpy(), pixels, erased, noise_keys, mixes, batch.slice_size),
         )
 
     def _samples(self, step: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ consecutive positions. Positions beyond the batch have weight zero, so the loss 
 batch.
 """
 
+import re
 from dataclasses import dataclass
 
 from recipes.errors import UserError
@@ -41,6 +42,12 @@ class Cut:
         steps = "1 accumulation step" if self.accumulation == 1 else f"{self.accumulation} accumulation steps"
         padding = f" − {self.padding} padding" if self.padding else ""
         return f"{self.global_batch} = {processes} × {self.micro_batch} × {steps}{padding}"
+
+
+def parse_cut(text: str) -> tuple[int, int] | None:
+    """Return the processes and the micro-batch of a written `Cut`, as a run records it; None for other text."""
+    found = re.match(r"\d+ = (\d+) process(?:es)? × (\d+) ×", text)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest: int, statistics_size: int = 1) -> Cut:

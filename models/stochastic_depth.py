@@ -83,6 +83,7 @@ class StochasticDepth:
         self.branches = [KeyedDropPath(rate) for rate in rates]
         self.dropouts = list(dropouts)
         self._drawn: tuple[Tensor, ...] = ()
+        self._hashes: tuple[Tensor, ...] = ()  # int64 [layers, n], of the last draw
         self._thresholds = torch.tensor(
             [round(rate * 2**_UNIFORM_BITS) for rate in rates], dtype=torch.int64, device="cpu"
         )
@@ -106,11 +107,26 @@ class StochasticDepth:
         hashed = _hash(positions)
         kept = _uniform(self._keys("drop path", step, len(self.branches), device) ^ hashed)
         self._thresholds, self._kept_scale = self._thresholds.to(device), self._kept_scale.to(device)  # moved once
-        scales = (kept >= self._thresholds[:, None]) * self._kept_scale[:, None]
+        is_kept = kept >= self._thresholds[:, None]
+        scales = is_kept * self._kept_scale[:, None]
+        self._hashes = ((kept + self._thresholds[:, None]) * is_kept,)
         if not self.dropouts:
             return self.use(scales)
         hashed = torch.cat([hashed, _hash(torch.full((1,), _ALL_IMAGES, device=device))])
-        return self.use(scales, _hash(self._keys("dropout", step, len(self.dropouts), device) ^ hashed))
+        keys = _hash(self._keys("dropout", step, len(self.dropouts), device) ^ hashed)
+        self._hashes += (keys[:, :-1] & (2**_UNIFORM_BITS - 1),)
+        return self.use(scales, keys)
+
+    def digest(self, weights: Tensor) -> Tensor:
+        """Return a digest of the last `draw`, an int64 scalar on its device: the sum of hashes of the images' masks.
+
+        It adds up the uniform numbers of the branches that an image keeps, with their thresholds, and its dropout keys.
+
+        Args:
+            weights: float32 ``[n]``, 1 for an image that counts and 0 for padding.
+        """
+        counts = weights.to(torch.int64)
+        return torch.stack([(hashes * counts).sum() for hashes in self._hashes]).sum()
 
     def use(self, scales: Tensor, keys: Tensor | None = None) -> Tensor:
         """Let each layer use its row for the next forward pass; return `scales`.

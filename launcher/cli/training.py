@@ -61,7 +61,7 @@ def train(
     resolved = load_recipe(recipe, overrides, data, modules)
     run_path = run_dir or Path("runs") / resolved.name
     if dry_run:
-        _processes_to_start(procs)  # refuses what the start would refuse
+        processes_to_start(procs)  # refuses what the start would refuse
         if this_process().is_main:
             print_lr_note(resolved, recipe, overrides)
         from launcher.runs.run_directory import RunDirectory
@@ -76,7 +76,7 @@ def train(
         from slurm.srun_step import step_variables
 
         os.environ.update(step_variables(os.environ))
-    processes = _processes_to_start(procs)
+    processes = processes_to_start(procs)
     if processes > 1:
         from launcher.processes import option_arguments, run_processes
 
@@ -123,7 +123,7 @@ def fingerprint(
         print(f"step {step}  {digest}", flush=True)
 
 
-def _processes_to_start(procs: int | None) -> int:
+def processes_to_start(procs: int | None) -> int:
     """Return the number of training processes; 1 means that this process trains.
 
     Raises:

@@ -19,7 +19,7 @@ from launcher.evaluation.class_names import (
 )
 from launcher.evaluation.class_subsets import has_all, imagenet_classes
 from launcher.evaluation.evaluation_result import EvaluationResult, evaluation_result
-from launcher.evaluation.prediction_recorder import PredictionRecorder, keep_mistakes
+from launcher.evaluation.prediction_recorder import PredictionRecorder, keep_predictions
 from launcher.evaluation.saved_weights import SavedWeights, file_weights, open_saved, recipe_of, saved_weights
 from launcher.recipe_shards import open_shards
 from launcher.runs.run_directory import RunDirectory, find_run
@@ -100,7 +100,7 @@ def evaluate_weights(
         recorder.gather(accelerator)
         results.append(evaluation_result(weights, accuracy, recorder, shards, split, options.right_labels))
     if run and accelerator.is_main_process:
-        keep_mistakes(run, recorder, shards, split, str(weights.kind), weights.step)
+        keep_predictions(run, recorder, shards, split, str(weights.kind), weights.step)
     return results
 
 

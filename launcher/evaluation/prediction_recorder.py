@@ -1,7 +1,5 @@
 """Records a model's prediction for each image of a split, and compares the predictions with the labels."""
 
-import base64
-import io
 import time
 from collections import Counter
 from typing import Any
@@ -9,18 +7,17 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from PIL import Image
 from torch import Tensor
 
-from data.images.decode import decode
 from data.progress import say
 from data.reading.shards import ShardSet, Split
 from launcher.runs.class_scores import expected_calibration_error
 from launcher.runs.mistakes import Mistakes, write_mistakes
+from launcher.runs.predictions import Predictions, write_predictions
 from launcher.runs.run_directory import RunDirectory
+from launcher.runs.thumbnail import thumbnail
 
 _SHOWN = 24  # mistakes stored with a thumbnail
-_PICTURE_SIZE = 128  # longer side in pixels
 
 
 class PredictionRecorder:
@@ -74,22 +71,32 @@ class PredictionRecorder:
                     "label": int(labels[sample]),
                     "guess": int(guesses[sample]),
                     "probability": round(float(probabilities[sample]), 4),
-                    "picture": _picture(split.read(sample)),
+                    "picture": thumbnail(split.read(sample)),
                 }
                 for sample in surest.tolist()
             ],
         }
 
 
-def keep_mistakes(
+def keep_predictions(
     run: RunDirectory, recorder: PredictionRecorder, shards: ShardSet, split: Split, weights: str, step: int | None
 ) -> None:
-    """Write the mistakes of an evaluation into the run directory for `bigbatch report`; warn if that is not possible.
+    """Write predictions and mistakes into the run directory for `compare` and `report`; warn if that is not possible.
 
     Args:
         weights: "raw" or "EMA".
         step: of the weights.
     """
+    predictions = Predictions(
+        weights,
+        step,
+        shards.name,
+        shards.digest,
+        split.name,
+        labels=np.asarray(split.labels),
+        guesses=recorder.guesses,
+        probabilities=recorder.probabilities,
+    )
     mistakes = Mistakes.model_validate(
         recorder.compared_with(split)
         | {"weights": weights, "step": step, "classes": list(shards.classes)}
@@ -97,14 +104,9 @@ def keep_mistakes(
     )
     try:
         write_mistakes(run, mistakes)
+        write_predictions(run, predictions)
     except OSError as error:  # a read-only run can still be evaluated
-        say(f"warning: the mistakes cannot be written to {run.path} ({error.strerror}): the report will not show them")
-
-
-def _picture(image: bytes) -> str:
-    """Return a small JPEG of the image, in base64."""
-    small = decode(image)
-    small.thumbnail((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.BICUBIC)
-    stored = io.BytesIO()
-    small.save(stored, "JPEG", quality=85)
-    return base64.b64encode(stored.getvalue()).decode()
+        say(
+            f"warning: the predictions cannot be written to {run.path} ({error.strerror}): the report will not show "
+            f"them, and compare cannot use them"
+        )

@@ -2,7 +2,7 @@
 
 import math
 
-_Z = 1.959963984540054  # the normal quantile of a 95 % interval
+Z_95 = 1.959963984540054  # the normal quantile of a 95 % interval
 
 
 def wilson_interval(share: float, images: int) -> tuple[float, float]:
@@ -15,9 +15,9 @@ def wilson_interval(share: float, images: int) -> tuple[float, float]:
         share: of correct images, 0 to 1.
         images: on which it was measured, at least 1.
     """
-    square = _Z**2 / images
+    square = Z_95**2 / images
     centre = (share + square / 2) / (1 + square)
-    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / images + square / (4 * images))
+    half = Z_95 / (1 + square) * math.sqrt(share * (1 - share) / images + square / (4 * images))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

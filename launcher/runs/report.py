@@ -10,15 +10,17 @@ from markupsafe import Markup
 from pydantic import BaseModel
 
 from data.atomic_io import write_atomically
+from launcher.runs.disagreements import disagreements
 from launcher.runs.history import History
 from launcher.runs.intervals import wilson_interval
 from launcher.runs.line_chart import Chart, Line
+from launcher.runs.recipe_differences import flat_recipe, recipe_differences
+from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
 from recipes.load import load
 from recipes.schema import Recipe
 
 _REFERENCE = "convnext_tiny_in1k"
-_DESCRIPTIVE = ("name", "summary", "source", "branch")  # keys that only describe a recipe
 _CLASSES_SHOWN = 20
 _MATRIX_CLASSES = 20  # more do not fit the page
 
@@ -39,7 +41,8 @@ def write_report(runs: list[Path], destination: Path) -> Path:
             histories=histories,
             labels=_labels(histories, runs),
             comparison=_comparison_charts(histories, _labels(histories, runs)) if len(runs) > 1 else [],
-            differences=_differences([history.recipe for history in histories]),
+            disagreements=disagreements([RunDirectory(run) for run in runs]) if len(runs) > 1 else [],
+            differences=recipe_differences([history.recipe for history in histories]),
             classes_shown=_CLASSES_SHOWN,
             matrix_classes=_MATRIX_CLASSES,
         )
@@ -65,6 +68,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "percent": _percent,
         "interval": _interval,
+        "points": lambda share: f"{100 * share:+.2f}",
         "duration": _duration,
         "millions": _millions,
         "gflops": _gflops,
@@ -142,9 +146,9 @@ def _comparison_charts(histories: list[History], labels: list[str]) -> list[Char
 
 def _sections(recipe: Recipe) -> list[tuple[str, list[dict]]]:
     """Return the recipe by section; a row holds a key, its value, its meaning and the value of the reference recipe."""
-    reference = _flat(load(_REFERENCE))
+    reference = flat_recipe(load(_REFERENCE))
     found: dict[str, list[dict]] = {}
-    for key, value in _flat(recipe).items():
+    for key, value in flat_recipe(recipe).items():
         section, _, name = key.rpartition(".")
         # The reference leaves some keys of the engine to the machine; what was settled there is no difference.
         differs = value != reference[key] and reference[key] != "auto" and key != "data.path"
@@ -163,17 +167,6 @@ def _meaning(section: str, name: str) -> str:
     settings = Recipe.model_fields[section].annotation if section else Recipe
     fields = settings.model_fields if isinstance(settings, type) and issubclass(settings, BaseModel) else {}
     return next((field.description or "" for key, field in fields.items() if name in (key, field.alias)), "")
-
-
-def _differences(recipes: list[Recipe]) -> list[tuple[str, list]]:
-    """Return the keys whose values are not the same in all recipes, with the value in each."""
-    flat = [_flat(recipe) for recipe in recipes]
-    return [(key, [one[key] for one in flat]) for key in flat[0] if any(one[key] != flat[0][key] for one in flat)]
-
-
-def _flat(recipe: Recipe) -> dict:
-    """Return the values of a recipe by their dotted keys, without those that only describe it."""
-    return {key: value for key, value in recipe.dotted().items() if key.partition(".")[0] not in _DESCRIPTIVE}
 
 
 def _yaml(recipe: Recipe) -> str:

@@ -23,8 +23,8 @@ from recipes.schema import Recipe
 class RunDirectory:
     """The files of one run under one path.
 
-    They are ``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``mistakes.json``, ``mistakes/``, ``checkpoints/``,
-    ``tensorboard/``, ``trackers/`` and ``lock``.
+    They are ``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``mistakes.json``, ``mistakes/``, ``predictions/``,
+    ``checkpoints/``, ``tensorboard/``, ``trackers/`` and ``lock``.
     """
 
     def __init__(self, path: Path):
@@ -34,6 +34,7 @@ class RunDirectory:
         self.metrics = Metrics(path / "metrics.jsonl")
         self.mistakes_file = path / "mistakes.json"
         self.other_mistakes = path / "mistakes"
+        self.predictions = path / "predictions"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.trackers = path / "trackers"

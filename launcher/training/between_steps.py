@@ -1,6 +1,7 @@
 """Evaluates and saves between optimizer steps."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -8,7 +9,7 @@ from data.reading.shards import ShardSet
 from launcher.checkpoints.writer import CheckpointWriter
 from launcher.engines.base import Engine
 from launcher.evaluation.accuracy import evaluate
-from launcher.evaluation.prediction_recorder import PredictionRecorder, keep_mistakes
+from launcher.evaluation.prediction_recorder import PredictionRecorder, keep_predictions
 from launcher.runs.intervals import with_interval
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.event_log import EventLog
@@ -17,6 +18,22 @@ from recipes.schedule import StepSchedule
 
 # Smallest batch of an evaluation in images: a forward pass alone needs far less memory than a training step.
 _SMALLEST_EVALUATION_BATCH = 32
+
+
+class StepHooks(Protocol):
+    """What the training loop calls between steps, on all ranks together."""
+
+    def evaluate_if_due(self, step: int, micro_batch: int, progress: RunProgress) -> None:
+        """Called before the first step and after each, with the number of finished steps."""
+
+    def save_if_due(self, step: int) -> None:
+        """Called after each step but the last."""
+
+    def save(self, step: int) -> None:
+        """Called after the last step."""
+
+    def finish(self) -> None:
+        """Called at the end of training."""
 
 
 @dataclass
@@ -61,7 +78,7 @@ class BetweenSteps:
         if step == self.schedule.total_steps:
             recorder.gather(engine.accelerator)
             if engine.is_main:
-                keep_mistakes(self.run, recorder, self.shards, split, kind, step)
+                keep_predictions(self.run, recorder, self.shards, split, kind, step)
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.writer.retention.best = accuracy, step
             self.save(step)
@@ -83,6 +100,14 @@ class BetweenSteps:
         stall = self.writer.save(step, engine.state(), engine.scalars(), engine.shapes, metadata)
         if stall is not None:
             self.log.write("checkpoint", step, stall_seconds=round(stall, 4))
+
+    def finish(self) -> None:
+        """Wait for the last save.
+
+        Raises:
+            UserError: it failed.
+        """
+        self.writer.wait()
 
     def _evaluation_is_due(self, step: int) -> bool:
         if "val" not in self.shards.splits or step == 0:

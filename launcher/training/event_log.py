@@ -20,9 +20,10 @@ class EventLog:
         self.trackers = trackers
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        """Record an event after `step` finished steps. A value of None goes to ``metrics.jsonl`` only."""
+        """Record an event after `step` finished steps. Values that are no numbers go to ``metrics.jsonl`` only."""
         if not self.accelerator.is_main_process:
             return
         self.metrics.append(event, step, epoch=round(step / self.steps_per_epoch, 4), **values)
         if self.trackers:
-            self.trackers.log({f"{event}/{name}": value for name, value in values.items() if value is not None}, step)
+            numbers = {f"{event}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+            self.trackers.log(numbers, step)

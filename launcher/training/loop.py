@@ -10,11 +10,13 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.batches import MicroBatch, MicroBatches
+from data.input_digest import INPUT_KINDS, input_record
 from data.loader import load_steps
 from data.on_device import DevicePreprocessor
 from data.prefetch import prefetch_to_device
@@ -23,10 +25,11 @@ from launcher.cut import Cut, unit_of_cut
 from launcher.engines.base import Engine
 from launcher.engines.out_of_memory import is_out_of_memory
 from launcher.runs.noise_scale import RecentNoise
-from launcher.training.between_steps import BetweenSteps
+from launcher.training.between_steps import StepHooks
 from launcher.training.event_log import EventLog
 from launcher.training.fit_micro_batch import OutOfMemory, oom_error, oom_on_any_rank, shrink_after_oom
 from launcher.training.noise_meter import NoiseMeter
+from launcher.training.not_finite import not_finite_error
 from launcher.training.progress import RunProgress
 from launcher.training.step_profile import StepProfile, marked
 from launcher.training.stop_request import StopRequest
@@ -34,24 +37,29 @@ from launcher.training.unreadable import UnreadableImages
 from models.custom_loss import checked_losses, load_custom_loss
 from models.loss import image_losses, soft_targets
 from models.prepared import PreparedModel
-from recipes.errors import UserError
 from recipes.schedule import StepSchedule
 from recipes.user_code import running
 
 
 @dataclass
 class Training:
-    """One rank's part of a run; `launcher.training.train` assembles it."""
+    """One rank's part of a run; `launcher.training.train` assembles it.
+
+    Attributes:
+        between_steps: evaluates and saves.
+        end: the number of finished steps at which training ends; None: that of the schedule.
+    """
 
     engine: Engine
     model: PreparedModel
     schedule: StepSchedule
     cut: Cut
     shards: ShardSet
-    between_steps: BetweenSteps
+    between_steps: StepHooks
     log: EventLog
     workers: int
     profile: StepProfile | None = None
+    end: int | None = None
 
     def __post_init__(self) -> None:
         self.recipe = self.engine.recipe
@@ -65,12 +73,12 @@ class Training:
         self.fits = False
 
     def train(self, step: int) -> int:
-        """Train from `step` finished steps to the end of the schedule or a stop request; return the steps finished.
+        """Train from `step` finished steps to the end or a stop request; return the steps finished.
 
         Raises:
             UserError: the loss is not finite, too many images are unreadable, memory is short, or a save failed.
         """
-        total = self.schedule.total_steps
+        total = self._last_step
         self.engine.warm_up_ddp_buckets(self._blank_images())
         batches = self._batches(step)
         with RunProgress(total, step, self.engine.is_main) as progress, StopRequest(progress) as stop:
@@ -99,10 +107,14 @@ class Training:
                     self.between_steps.save(step)
                 else:
                     self.between_steps.save_if_due(step)
-            self.between_steps.writer.wait()
+            self.between_steps.finish()
             if self.profile:
                 self.profile.close()
         return step
+
+    @property
+    def _last_step(self) -> int:
+        return self.schedule.total_steps if self.end is None else self.end
 
     @property
     def _statistics_size(self) -> int:
@@ -113,7 +125,7 @@ class Training:
         """Yield this rank's micro-batches from `step` on, on its device."""
         first = self.cut.first_position(self.engine.accelerator.process_index)
         dataset = MicroBatches(self.shards.split("train"), self.recipe, first, self.cut.micro_batch)
-        steps = range(step, self.schedule.total_steps)
+        steps = range(step, self._last_step)
         loaded = load_steps(dataset, steps, self.cut.accumulation, self.workers, pin=self.device.type == "cuda")
         return prefetch_to_device(loaded, self.device)
 
@@ -142,6 +154,7 @@ class Training:
         lr = self.schedule.lr(step)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         replaced: list[str] = []
+        digests, masks = [0] * (len(INPUT_KINDS) - 1), torch.zeros((), dtype=torch.int64, device=self.device)
         # Until a step is known to fit into memory, ranks all-reduce only after all of them have processed their
         # micro-batches. Otherwise a rank that runs out of memory would leave the others waiting in an all-reduce.
         unsynced = engine.syncs_on_last_micro_batch_only and not self.fits
@@ -155,32 +168,35 @@ class Training:
                     batch = next(batches)
                 waited += time.perf_counter() - asked
                 replaced += batch.replaced
+                digests = [total + own for total, own in zip(digests, batch.digest)]
                 loss_sum += self._micro_batch(batch, last=number == self.cut.accumulation - 1 and not unsynced)
                 self.noise_meter.after_micro_batch(number)
+                masks += self.model.drop_path.digest(batch.weights)
         if unsynced:
             engine.all_reduce_gradients(self._blank_images())
         if self.model.bn_stats:
             self.model.bn_stats.update(engine.sum)
         # One all-reduce gives every rank the loss, the number of ranks that were asked to stop, the number of
-        # unreadable images, and the squared norm of the parts' gradients. Its result is read only after the update has
-        # been queued, together with the norm of the gradient, so that the GPU does not idle before the update.
+        # unreadable images, the digest of the inputs, and the squared norm of the parts' gradients. Its result is read
+        # only after the update has been queued, together with the norm of the gradient, so that the GPU does not idle
+        # before the update.
         with marked("agreement"):
             # `new_full` creates the numbers on the device; a copy from the host would wait for the device.
-            flags = (loss_sum.new_full((), float(number)) for number in (stop_wanted, len(replaced)))
-            agreed = engine.sum(torch.stack([loss_sum, *flags, self.noise_meter.part_square()]))
+            flags = (loss_sum.new_full((), float(number)) for number in (stop_wanted, len(replaced), *digests))
+            agreed = engine.sum(torch.stack([loss_sum, *flags, masks.double(), self.noise_meter.part_square()]))
         with marked("update"):
             engine.update(lr)
         with marked("agreement"):
             norm = engine.gradient_norm.to(self.device).reshape(1)
-            loss, stops, replaced_on_all, part_square, gradient_norm = torch.cat([agreed, norm]).tolist()
+            loss, stops, replaced_on_all, *inputs, part_square, gradient_norm = torch.cat([agreed, norm]).tolist()
         loss /= self.recipe.batch.global_
         if not math.isfinite(loss):
-            raise self._not_finite_error(loss, step, was_updated)
+            raise not_finite_error(self.recipe, self.shards.root, loss, step, was_updated)
         self.fits |= was_updated
         self.unreadable.add_step(replaced, int(replaced_on_all), progress)
-        seconds = time.perf_counter() - started
-        gradient = self._gradient_record(gradient_norm, part_square)
-        self._report_step(step + 1, loss, lr, gradient, seconds, waited, int(replaced_on_all), progress)
+        record = {"loss": loss, "lr": lr, **self._gradient_record(gradient_norm, part_square)}
+        record |= {"inputs": input_record(inputs), "replaced": int(replaced_on_all)}
+        self._report_step(step + 1, record, time.perf_counter() - started, waited, progress)
         return stops > 0
 
     def _micro_batch(self, batch: MicroBatch, last: bool) -> Tensor:
@@ -207,23 +223,6 @@ class Training:
             losses = self.custom_loss(logits.float(), targets)
         return batch.weights * checked_losses(losses, len(logits)).float()
 
-    def _not_finite_error(self, loss: float, step: int, was_updated: bool) -> UserError:
-        """Return the error for a loss that is NaN or infinite, with what most likely helps."""
-        if was_updated:
-            return UserError(
-                f"the loss of step {step} is {loss}, so nothing later is saved: a lower optimizer.lr, a longer "
-                f"warm-up or optimizer.clip_grad=1 usually helps"
-            )
-        checks = [f"whether the images are intact (`bigbatch verify {self.shards.root}`)"]
-        if self.recipe.model.weights:
-            checks.insert(0, f"whether all values in {self.recipe.model.weights} are finite")
-        if self.recipe.engine.precision == "fp16":
-            checks.insert(0, "whether engine.precision=bf16 or float32 helps, because fp16 overflows easily")
-        return UserError(
-            f"the loss of step {step} is {loss} before the first update of the weights, so the learning rate is not "
-            f"the cause: check {', and '.join(checks)}"
-        )
-
     def _gradient_record(self, norm: float, part_square: float) -> dict[str, float | None]:
         """Return what the record of a step says about the gradient of the global batch, whose norm is `norm`."""
         # JSON has no infinity, which is the norm of a gradient that overflowed in fp16.
@@ -232,26 +231,9 @@ class Training:
         return record | self.recent_noise.add(estimate) if estimate else record
 
     def _report_step(
-        self,
-        step: int,
-        loss: float,
-        lr: float,
-        gradient: dict[str, float | None],
-        seconds: float,
-        waited: float,
-        replaced: int,
-        progress: RunProgress,
+        self, step: int, record: dict[str, Any], seconds: float, waited: float, progress: RunProgress
     ) -> None:
         """Log and show one step, which took `seconds`; this rank waited for data during `waited` of them."""
         speed, wait = self.recipe.batch.global_ / seconds, waited / seconds
-        self.log.write(
-            "step",
-            step,
-            loss=loss,
-            lr=lr,
-            **gradient,
-            images_per_second=round(speed, 2),
-            data_wait=round(wait, 4),
-            replaced=replaced,
-        )
-        progress.step(step, step / self.schedule.steps_per_epoch, loss, lr, speed, wait)
+        self.log.write("step", step, **record, images_per_second=round(speed, 2), data_wait=round(wait, 4))
+        progress.step(step, step / self.schedule.steps_per_epoch, record["loss"], record["lr"], speed, wait)

@@ -1,6 +1,9 @@
 """Describes a run for ``run.json`` and for its start events: data set, model, schedule, versions, hardware."""
 
+import hashlib
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +17,9 @@ from models.build import build
 from models.cost import multiply_adds
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
+from slurm.snapshot import PACKAGES
+
+_LIBRARIES = ("bigbatch", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "simplejpeg")
 
 
 def describe_run(
@@ -32,9 +38,23 @@ def describe_run(
         ),
         steps_per_epoch=schedule.steps_per_epoch,
         total_steps=schedule.total_steps,
-        versions={name: version(name) for name in ("bigbatch", "torch", "timm", "accelerate")},
+        versions=library_versions(),
         weights_sha256=weights_sha256,
     )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of bigbatch and of the libraries that decide the numbers of a run, by name."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def _code_digest() -> str:
+    """Return a digest of bigbatch's own code, 12 hexadecimal digits, because its version does not tell edits apart."""
+    digest, root = hashlib.sha256(), Path(__file__).parents[2]
+    for package in PACKAGES:
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def describe_dataset(recipe: Recipe, shards: ShardSet) -> DatasetMetadata:
@@ -58,13 +78,19 @@ def initial_weights_sha256(recipe: Recipe, run: RunDirectory, resumes: bool) -> 
     return run.metadata().weights_sha256 if run.metadata_file.is_file() else None
 
 
-def describe_hardware(accelerator: Accelerator) -> dict[str, str]:
-    """Return the device's name ("CPU", "NVIDIA H100 ...") and the precision of the forward pass."""
+def describe_start(accelerator: Accelerator) -> dict[str, Any]:
+    """Return what a start event says about the machine and the code.
+
+    That is the device's name ("CPU", "NVIDIA H100 ..."), the precision of the forward pass, the versions of the
+    libraries, and a digest of bigbatch's own code.
+    """
     device = accelerator.device
     precision = accelerator.mixed_precision
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "precision": "float32" if precision == "no" else precision,
+        "versions": library_versions(),
+        "code": _code_digest(),
     }
 
 

@@ -20,7 +20,7 @@ from launcher.training.between_steps import BetweenSteps
 from launcher.training.event_log import EventLog
 from launcher.training.loop import Training
 from launcher.training.noise_meter import why_not_measured
-from launcher.training.run_description import describe_hardware, describe_run, initial_weights_sha256
+from launcher.training.run_description import describe_run, describe_start, initial_weights_sha256
 from launcher.training.start import find_checkpoint, start_engine
 from launcher.training.step_profile import StepProfile
 from launcher.training.trackers import Trackers, check_trackers
@@ -82,7 +82,7 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
         weights_sha256 = initial_weights_sha256(recipe, run, resumes=checkpoint is not None)
         run.write(recipe, describe_run(recipe, shards, schedule, model.module, weights_sha256))
         run.metrics.truncate_after(step)
-        run.metrics.append("start", step, cut=str(cut), engine=engine.title, **describe_hardware(accelerator))
+        run.metrics.append("start", step, cut=str(cut), engine=engine.title, **describe_start(accelerator))
     _print_start(engine, choice, cut, schedule, step)
 
     trackers = Trackers(recipe, run, step) if engine.is_main else None

@@ -26,8 +26,14 @@ def losses(run: Path) -> list[float]:
     return [event["loss"] for event in RunDirectory(run).metrics.events() if event["event"] == "step"]
 
 
+def inputs(run: Path) -> list[str]:
+    """The digest of the inputs of every step."""
+    return [event["inputs"] for event in RunDirectory(run).metrics.events() if event["event"] == "step"]
+
+
 def assert_same_curve(run: Path, reference: Path, steps: int) -> None:
-    """Losses within 1e-5, relative, at each of so many steps."""
+    """The same inputs, and losses within 1e-5, relative, at each of so many steps."""
+    assert inputs(run) == inputs(reference)
     ours, expected = losses(run), losses(reference)
     assert len(ours) == len(expected) == steps
     assert ours == pytest.approx(expected, rel=1e-5)

@@ -19,6 +19,7 @@ FILES = {
     "run/checkpoints/step-00000005/checkpoint.json": RUN[:2],
     "run/checkpoints/step-00000005/part-00001-of-00002.safetensors": RUN[:2],
     "run/mistakes.json": ("report {run}",),
+    "run/predictions/x.npz": ("report {run} {run}", "compare {run} {run}"),
     "blobs/manifest.json": ("verify {good}/blobs", "fingerprint {good}/small.yaml --data {good}/blobs"),
     "blobs/train.index.npy": ("verify {good}/blobs", "fingerprint {good}/small.yaml --data {good}/blobs"),
     "blobs/train-000000.tar": ("verify {good}/blobs", "fingerprint {good}/small.yaml --data {good}/blobs"),

@@ -207,6 +207,8 @@ def test_the_examples_of_the_help_run(digits, tmp_path):
         "report",
         "fingerprint",
         "branch",
+        "replay",
+        "diff",
         "plan",
         "runs",
         "doctor",

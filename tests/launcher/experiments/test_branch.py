@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from launcher.checkpoints.checkpoint import latest_valid
+from launcher.experiments.branch import branch
 from launcher.runs.history import History
 from launcher.runs.report import write_report
 from launcher.runs.run_directory import RunDirectory
 from launcher.runs.runs_table import print_runs
-from launcher.training.branch import branch
 from launcher.training.train import StartOptions, train
 from recipes.errors import UserError
 from recipes.schedule import StepSchedule

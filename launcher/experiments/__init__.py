@@ -1,0 +1,1 @@
+"""Experiments on the trajectories of runs: branch, replay and diff."""
