@@ -12,6 +12,7 @@ from torch import Tensor
 from data.progress import say
 from data.reading.shards import ShardSet, Split
 from launcher.runs.class_scores import expected_calibration_error
+from launcher.runs.label_page import write_label_page
 from launcher.runs.mistakes import Mistakes, write_mistakes
 from launcher.runs.predictions import Predictions, write_predictions
 from launcher.runs.run_directory import RunDirectory
@@ -83,6 +84,8 @@ def keep_predictions(
 ) -> None:
     """Write predictions and mistakes into the run directory for `compare` and `report`; warn if that is not possible.
 
+    For the training split, also write a page about the labels that are likely wrong, and say where it is.
+
     Args:
         weights: "raw" or "EMA".
         step: of the weights.
@@ -105,6 +108,9 @@ def keep_predictions(
     try:
         write_mistakes(run, mistakes)
         write_predictions(run, predictions)
+        if split.name == "train":
+            page, suspects = write_label_page(run, predictions, shards, split)
+            say(f"labels that are likely wrong: {suspects:,} of {len(split):,}, shown in {page}")
     except OSError as error:  # a read-only run can still be evaluated
         say(
             f"warning: the predictions cannot be written to {run.path} ({error.strerror}): the report will not show "

@@ -18,12 +18,12 @@ _SHOWN = 12  # images in each direction
 
 @dataclass(frozen=True)
 class DisputedImage:
-    """An image on which two runs disagree, one of them correctly.
+    """An image that a run predicts as another class than its label.
 
     Attributes:
         name: of the image and its shard.
         label: the name of its class.
-        guess: the class that the wrong run predicts.
+        guess: the name of the predicted class.
         probability: of that class, in 0..1.
         picture: a small JPEG in base64.
     """
@@ -90,13 +90,15 @@ def _disputed(images: np.ndarray, wrong: Predictions, classes: list[str], split:
     if split is None:
         return []
     surest = images[np.argsort(-wrong.probabilities[images], kind="stable")][:_SHOWN]
-    return [
-        DisputedImage(
-            split.sample_name(image),
-            classes[wrong.labels[image]],
-            classes[wrong.guesses[image]],
-            float(wrong.probabilities[image]),
-            thumbnail(split.read(image)),
-        )
-        for image in surest.tolist()
-    ]
+    return [disputed_image(image, wrong, classes, split) for image in surest.tolist()]
+
+
+def disputed_image(image: int, wrong: Predictions, classes: list[str], split: Split) -> DisputedImage:
+    """Return an image of the split that `wrong` predicts as another class than its label, with its picture."""
+    return DisputedImage(
+        split.sample_name(image),
+        classes[wrong.labels[image]],
+        classes[wrong.guesses[image]],
+        float(wrong.probabilities[image]),
+        thumbnail(split.read(image)),
+    )
