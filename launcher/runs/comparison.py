@@ -119,9 +119,9 @@ def common_predictions(runs: Sequence[RunDirectory], split: str) -> list[Predict
     Raises:
         UserError: a run has kept none on the split, or not on the same images.
     """
+    recipes = [run.recipe() for run in runs]  # refuses what is no run directory
     kept = []
     for run in runs:
-        run.recipe()  # refuses what is no run directory
         found = {one.images: one for one in read_predictions(run) if one.split == split}
         if not found:
             raise UserError(
@@ -134,7 +134,7 @@ def common_predictions(runs: Sequence[RunDirectory], split: str) -> list[Predict
         other = next(run for run, found in zip(runs, kept) if not kept[0].keys() & found.keys())
         raise UserError(
             f"{other.path} was not evaluated on the images of {runs[0].path}: run `bigbatch evaluate {other.path} "
-            f"--data {runs[0].recipe().data.path} --split {split}` first"
+            f"--data {recipes[0].data.path} --split {split}` first"
         )
     own = (runs[0].metadata().dataset.digest, split)
     images = own if own in common else common[0]

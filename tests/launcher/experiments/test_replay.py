@@ -92,8 +92,8 @@ def test_a_bit_that_flipped_in_a_weight_before_it_was_saved_is_named(digits, tmp
 def test_a_changed_pixel_is_named(killed, bigbatch, monkeypatch):
     read = MicroBatches._image
 
-    def changed(batches, sample, epoch, replaced):
-        pixels, *rest = read(batches, sample, epoch, replaced)
+    def changed(batches, sample, *arguments):
+        pixels, *rest = read(batches, sample, *arguments)
         pixels[0, 5, 5] ^= sample % 97 == 0
         return pixels, *rest
 
