@@ -1,4 +1,4 @@
-"""Steps per epoch and the learning rate of every optimizer step, as pure functions of the step."""
+"""Steps per epoch, learning rate and weight decay of every optimizer step, as pure functions of the step."""
 
 import math
 
@@ -60,11 +60,21 @@ class StepSchedule:
             return schedule.min_lr + (peak - schedule.min_lr) * math.pow(1 - progress, schedule.power)
         return schedule.min_lr + 0.5 * (peak - schedule.min_lr) * (1 + math.cos(math.pi * progress))
 
+    def weight_decay(self, step: int) -> float | None:
+        """Return the weight decay of step `step`, counted from 0; None if it never changes.
+
+        It follows half a cosine over all steps, without warm-up, as ConvNeXt's code does for `weight_decay_end`.
+        """
+        start, end = self.recipe.optimizer.weight_decay, self.recipe.optimizer.weight_decay_end
+        if end is None:
+            return None
+        return end + 0.5 * (start - end) * (1 + math.cos(math.pi * step / self.total_steps))
+
     def warnings(self) -> list[str]:
         """Return a sentence for each setting that does not suit this number of images, with a better value."""
         found = []
         decay = self.recipe.ema.decay
-        if decay is not None and 1 / (1 - decay) > self.total_steps:
+        if decay is not None and not self.recipe.ema.warmup and 1 / (1 - decay) > self.total_steps:
             found.append(
                 f"the EMA averages over {math.ceil(1 / (1 - decay) - 1e-6):,} steps "
                 f"but the run has {self.total_steps:,}: "

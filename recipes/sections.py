@@ -150,6 +150,12 @@ class OptimizerSettings(Section):
     weight_decay: NotNegative = Field(
         0.05, description="weight decay, decoupled for AdamW; biases and other 1-d parameters have none"
     )
+    weight_decay_end: NotNegative | None = added_in(
+        "0.2",
+        None,
+        description="weight decay at the end of the run, reached along half a cosine as in ConvNeXt's code; "
+        "null: it stays",
+    )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="factor on the learning rate from each layer group to the one below it; null: none"
     )
@@ -159,6 +165,14 @@ class OptimizerSettings(Section):
     clip_grad: Positive | None = Field(
         None, description="largest norm of the gradient of the global batch; null: no clipping"
     )
+
+    @model_validator(mode="after")
+    def _has_decay_to_change(self) -> Self:
+        if self.weight_decay_end is not None and self.weight_decay == 0:
+            raise ValueError(
+                "optimizer.weight_decay_end changes a weight decay that is not 0: set optimizer.weight_decay too"
+            )
+        return self
 
     @field_validator("name")
     @classmethod
@@ -238,6 +252,23 @@ class LossSettings(Section):
 class EmaSettings(Section):
     decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         0.9999,
-        description="decay of the EMA of the weights per optimizer step, without warm-up; "
-        "EMA and raw weights are both evaluated; null: no EMA",
+        description="decay of the EMA of the weights per optimizer step; EMA and raw weights are both evaluated; "
+        "null: no EMA",
     )
+    warmup: bool = added_in(
+        "0.2",
+        False,
+        description="let the decay rise from 0 to ema.decay, as timm's ModelEmaV3 does, so that the initial weights "
+        "are soon forgotten",
+    )
+
+    def decay_of_update(self, number: int) -> float:
+        """Return the decay of update `number` of the weights, counted from 1.
+
+        With warm-up it is ``1 - number ** (-2 / 3)``, at most `decay`. The exponent is timm's default.
+
+        Raises:
+            AssertionError: there is no EMA.
+        """
+        assert self.decay is not None
+        return min(self.decay, 1 - number ** (-2 / 3)) if self.warmup else self.decay

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
 from launcher.engines.arithmetic import set_arithmetic
 from launcher.engines.connection import TIMEOUT, use_gpu_of_rank
+from launcher.engines.optimizer import set_ema_decay, set_weight_decay
 from launcher.world import this_process
 from recipes.errors import UserError
 from recipes.schema import Recipe
@@ -172,12 +173,22 @@ class Engine(ABC):
         the loss scale is halved.
         """
 
-    def update(self, lr: float) -> None:
-        """End an optimizer step at learning rate `lr`. A dropped gradient changes no weights, EMA or `updates`."""
+    def update(self, lr: float, weight_decay: float | None = None) -> None:
+        """End an optimizer step at learning rate `lr`. A dropped gradient changes no weights, EMA or `updates`.
+
+        Args:
+            lr: before layer-wise decay.
+            weight_decay: of the parameters that have weight decay; None: as in the step before.
+        """
+        if weight_decay is not None:
+            set_weight_decay(self.optimizer, weight_decay)
+        ema = self.recipe.ema
+        decay = None if ema.decay is None else ema.decay_of_update(self.updates + 1)
+        if decay is not None:
+            set_ema_decay(self.optimizer, decay)
         if not self.apply_gradient(lr):
             return
         self.updates += 1
-        decay = self.recipe.ema.decay
         if decay is not None:
             for name, buffer in self._bn_averages():
                 self.ema_buffers[name].lerp_(buffer, 1 - decay)

@@ -19,6 +19,7 @@ from recipes.sections import OptimizerSettings
 from recipes.user_code import Registry, running
 
 EMA = "ema"
+_EMA_DECAY = "ema_decay"  # the key of every parameter group that holds the decay of the next update
 _COUNTERS = "_bigbatch_update_counters"  # an attribute of timm's optimizers
 
 # Takes the parameter groups and the section `optimizer` of the recipe, and returns a torch optimizer.
@@ -57,7 +58,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     else:
         optimizer = SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
     if recipe.ema.decay is not None:
-        _add_ema(optimizer, recipe.ema.decay)
+        _add_ema(optimizer)
+        set_ema_decay(optimizer, recipe.ema.decay)
     return optimizer
 
 
@@ -86,8 +88,21 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
-def _add_ema(optimizer: Optimizer, decay: float) -> None:
-    """After each update, set ema = decay * ema + (1 - decay) * weights, from the initial weights on, without warm-up.
+def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:
+    """Set the weight decay of the groups that have any; the others keep none."""
+    for group in optimizer.param_groups:
+        if group["weight_decay"] > 0:
+            group["weight_decay"] = weight_decay
+
+
+def set_ema_decay(optimizer: Optimizer, decay: float) -> None:
+    """Set the decay of the EMA in the next update."""
+    for group in optimizer.param_groups:
+        group[_EMA_DECAY] = decay
+
+
+def _add_ema(optimizer: Optimizer) -> None:
+    """After each update, set ema = decay * ema + (1 - decay) * weights, from the initial weights on.
 
     This is timm's ModelEma, which ConvNeXt's recipes use.
     """
@@ -103,8 +118,9 @@ def _add_ema(optimizer: Optimizer, decay: float) -> None:
         for parameter in list(initial):
             optimizer.state[parameter][EMA] = initial.pop(parameter)
         parameters: list[torch.Tensor] = list(_parameters(optimizer))
+        averages = [optimizer.state[parameter][EMA] for parameter in parameters]
         with torch.no_grad():
-            torch._foreach_lerp_([optimizer.state[parameter][EMA] for parameter in parameters], parameters, 1 - decay)
+            torch._foreach_lerp_(averages, parameters, 1 - optimizer.param_groups[0][_EMA_DECAY])
 
     optimizer.register_step_pre_hook(remember_initial_weights)
     optimizer.register_step_post_hook(average)

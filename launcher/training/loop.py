@@ -185,7 +185,7 @@ class Training:
             flags = (loss_sum.new_full((), float(number)) for number in (stop_wanted, len(replaced), *digests))
             agreed = engine.sum(torch.stack([loss_sum, *flags, masks.double(), self.noise_meter.part_square()]))
         with marked("update"):
-            engine.update(lr)
+            engine.update(lr, self.schedule.weight_decay(step))
         with marked("agreement"):
             norm = engine.gradient_norm.to(self.device).reshape(1)
             loss, stops, replaced_on_all, *inputs, part_square, gradient_norm = torch.cat([agreed, norm]).tolist()
