@@ -1,10 +1,13 @@
-"""The command that predicts memory and time: plan."""
+"""The commands that predict memory, time and the worth of a batch size: plan, batchsize."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from launcher.cli.completion import run_directories
 from launcher.cli.options import Import, Overrides, RecipeArgument, load_recipe, print_lr_note, with_data
+from recipes.errors import UserError
 
 planning = typer.Typer()
 _ASSUMPTIONS = "Values to use instead of the assumed ones"
@@ -91,3 +94,51 @@ def plan(
     if not as_json:
         print_lr_note(resolved, recipe, overrides)
     print_plan(resolved, request, [recipe, *with_data(overrides, data)], as_json)
+
+
+@planning.command(
+    epilog="Example: bigbatch batchsize runs/convnext_tiny_in1k --gpus 64 --gpu h100",
+    rich_help_panel="Planning and jobs",
+)
+def batchsize(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|RECIPE",
+            help="A run, whose measured noise scale is used, or a recipe together with --noise-scale.",
+            show_default=False,
+            autocompletion=run_directories,
+        ),
+    ],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="GPUs on all nodes; each runs one process.", min=1)] = 8,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of one node.", min=1)] = 8,
+    gpu: Annotated[str, typer.Option(help="Kind of GPU, as in `bigbatch plan`.")] = "a100",
+    noise_scale: Annotated[
+        float | None,
+        typer.Option(help="Noise scale in images. Default: as the run measured it at its end.", min=1),
+    ] = None,
+) -> None:
+    """Compare batch sizes: steps, images, GPU-hours and time to the same loss, and the learning rate of each."""
+    from launcher.planning.batch_sizes import noise_scale_of, print_batch_sizes
+    from launcher.planning.plan_output import PlanRequest
+    from launcher.runs.run_directory import RunDirectory
+    from recipes.load import override
+    from recipes.schedule import StepSchedule
+
+    path, request = Path(source), PlanRequest(gpus, gpus_per_node, gpu)
+    if path.is_dir():
+        run = RunDirectory(path)
+        recipe = override(run.recipe(), overrides or [])
+        images, classes = run.metadata().dataset.train_images, len(run.metadata().dataset.classes)
+        recipe = recipe.variant(data={"classes": classes})
+        noise = noise_scale_of(path) if noise_scale is None else noise_scale
+    else:
+        recipe = load_recipe(source, overrides, None)
+        if noise_scale is None or recipe.data.train_images is None:
+            raise UserError(
+                f"the recipe {source} has no measured noise scale or number of images: give a run of it, or "
+                f"--noise-scale and data.train_images"
+            )
+        images, noise = recipe.data.train_images, noise_scale
+    print_batch_sizes(recipe, StepSchedule(recipe, images).total_steps, noise, request)

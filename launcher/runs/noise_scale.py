@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 # How a step's record names the two estimates, and the noise scale of the steps up to it.
 SIGNAL, NOISE, NOISE_SCALE = "gradient_signal", "gradient_noise", "noise_scale"
-_WINDOW = 100  # steps that a step's noise scale is averaged over
+LATEST = 100  # steps that a step's noise scale is averaged over
 _FEWEST = 10  # steps without which there is no noise scale
 
 
@@ -56,7 +56,7 @@ class RecentNoise:
 
     def __init__(self, events: Iterable[dict]):
         """Begin with the recorded events of earlier starts, so that a resumed run records what it would have."""
-        self._estimates = deque(recorded_estimates(events), maxlen=_WINDOW)
+        self._estimates = deque(recorded_estimates(events), maxlen=LATEST)
 
     def add(self, estimate: NoiseEstimate) -> dict[str, float | None]:
         """Add a step; return what its record says."""
