@@ -30,7 +30,7 @@ class Line:
 
 @dataclass
 class Chart:
-    """One diagram over epochs, in SVG units."""
+    """One diagram, over epochs if `over` names nothing else, in SVG units."""
 
     title: str
     lines: list[Line]
@@ -39,6 +39,7 @@ class Chart:
     to: float | None = None
     marks: list[float] = field(default_factory=list)
     note: str = ""
+    over: str = "epochs"
     width: int = 540
     height: int = 280
 
@@ -63,7 +64,7 @@ class Chart:
             f"{line.name} from {self.number(_short(line.ys[0]))} to {self.number(_short(line.ys[-1]))}"
             for line in self.lines
         ]
-        return f"{self.title} over {self._last_x:g} epochs: {'; '.join(described)}"
+        return f"{self.title} over {self._last_x:g} {self.over}: {'; '.join(described)}"
 
     def path(self, line: Line) -> str:
         """Return the line as an SVG path, smoothed if it is noisy."""

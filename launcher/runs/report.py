@@ -122,7 +122,26 @@ def _charts(history: History) -> tuple[list[Chart], list[Chart]]:
         Chart("Images per second", [speed], number="{:,g}".format, from_zero=True, marks=marks),
         Chart("Time spent waiting for data", [wait], number=_share, from_zero=True, to=1.0, marks=marks),
     ]
+    if trade_off := _batch_size_chart(history):
+        small.append(trade_off)
     return large, [replace(chart, width=350, height=210) for chart in small]
+
+
+def _batch_size_chart(history: History) -> Chart | None:
+    """Return steps against images to the same loss for batch sizes around the noise scale; None if it is unknown.
+
+    Both follow the law of McCandlish et al. (`launcher.planning.batch_sizes`). The mark is the run's own batch.
+    """
+    measured = history.values("step", "noise_scale")
+    if not measured:
+        return None
+    ratios = [2 ** (power / 4) for power in range(-12, 13)]  # of batch and noise scale
+    own = history.recipe.batch.global_ / measured[-1]
+    line = Line("steps", [1 + ratio for ratio in ratios], [1 + 1 / ratio for ratio in ratios], colour=5)
+    note = f"A prediction from the noise scale of {measured[-1]:,.0f} images; the mark is this run's batch."
+    marks = [1 + own] if own <= ratios[-1] else []
+    title = "Steps to the same loss, in multiples of the fewest"
+    return Chart(title, [line], from_zero=True, marks=marks, note=note, over="times the fewest images")
 
 
 def _comparison_charts(histories: list[History], labels: list[str]) -> list[Chart]:

@@ -207,3 +207,12 @@ def test_a_page_that_cannot_be_written_is_said_in_one_sentence(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
         write_report([run], tmp_path / "file" / "page.html")
+
+
+def test_a_run_with_a_noise_scale_shows_it_and_what_other_batch_sizes_would_cost(run, tmp_path):
+    assert "noise scale" not in page_of([run], tmp_path / "without.html").text  # as in runs of 0.1.0
+    RunDirectory(run).metrics.append("step", step=41, loss=0.1, lr=1e-3, images_per_second=100.0, data_wait=0.1,
+                                     gradient_norm=2.0, noise_scale=640.0)  # fmt: skip
+    text = page_of([run], tmp_path / "page.html").text
+    assert "Norm of the gradient, before clipping" in text and "Gradient noise scale in images" in text
+    assert "A prediction from the noise scale of 640 images; the mark is this run's batch." in text
