@@ -58,8 +58,8 @@ def test_a_bit_that_flipped_in_a_weight_while_the_run_trained_is_found(digits, t
     """It flips after step 3, which no checkpoint holds, so the loss of step 4 is the first trace."""
     update = DataParallel.update
 
-    def corrupted(engine, lr):
-        update(engine, lr)
+    def corrupted(engine, *arguments):
+        update(engine, *arguments)
         if engine.updates == 3:
             flip_bit(engine.module.get_classifier().weight)
 
@@ -75,8 +75,8 @@ def test_a_bit_that_flipped_in_a_weight_while_the_run_trained_is_found(digits, t
 def test_a_bit_that_flipped_in_a_weight_before_it_was_saved_is_named(digits, tmp_path, bigbatch, monkeypatch):
     update = DataParallel.update
 
-    def corrupted(engine, lr):
-        update(engine, lr)
+    def corrupted(engine, *arguments):
+        update(engine, *arguments)
         if engine.updates == 2:
             flip_bit(engine.module.get_classifier().weight)
 
