@@ -7,3 +7,11 @@ def printable(name: str) -> str:
     Python represents such bytes as lone surrogates, which neither a hash nor a terminal nor a tar accepts.
     """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def one_line(text: str) -> str:
+    r"""Return a text for one line of a terminal, with control characters written out, e.g. ``\x1b``.
+
+    They may come from the name of a file. A terminal obeys them: they colour, move or hide what is printed.
+    """
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

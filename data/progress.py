@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from data.names import one_line
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -14,7 +16,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def say(line: str) -> None:
     """Write one line to standard error: standard output may be a pipe that expects results only."""
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 from torch import Tensor
@@ -40,6 +41,7 @@ custom_transforms: Registry[CustomTransform] = Registry("transform")
 
 _TIMMS_THREE_AUGMENT = "3a"  # timm's name of the policy
 _ERASING_TRIES = 10  # as in timm, which leaves the image whole after ten boxes that do not fit
+_LONGEST = 100  # times its shorter side; a longer image is evaluated by its middle
 WARP_FROM = 384  # pixels: ConvNeXt evaluates without a centre crop from this size on
 
 
@@ -138,10 +140,28 @@ class EvalTransform:
             crop_mode="squash" if warp else "center",
         )
 
+        self.crops = not warp
+
     def __call__(self, image: bytes) -> Tensor:
         """Return uint8 ``[3, size, size]``."""
-        pixels: Tensor = self.transform(decode(image))
+        decoded = decode(image)
+        pixels: Tensor = self.transform(_middle_of_strip(decoded) if self.crops else decoded)
         return pixels
+
+
+def _middle_of_strip(image: Image.Image) -> Image.Image:
+    """Return the middle of an image that is more than `_LONGEST` times longer than wide; others are returned as is.
+
+    timm resizes the whole image before it crops the centre. From a strip of 1 x 6000 pixels it would make one of
+    256 x 1,536,000, which takes gigabytes.
+    """
+    width, height = image.size
+    short, long = sorted(image.size)
+    if long <= _LONGEST * short:
+        return image
+    start = (long - _LONGEST * short) // 2
+    end = long - start
+    return image.crop((start, 0, end, height) if width == long else (0, start, width, end))
 
 
 def view_numbers(epoch: int, sample: int, copy: int) -> tuple[int, ...]:

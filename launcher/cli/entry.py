@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import typer
 
+from data.names import one_line
 from launcher.world import this_process
 from recipes.errors import UserCodeError, UserError
 
@@ -85,15 +86,8 @@ def _print_error(message: str) -> bool:
     # with the rank's number.
     if not (message.startswith("[rank") or _is_main_process()):
         return False
-    print(f"error: {_one_line(message)}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return True
-
-
-def _one_line(message: str) -> str:
-    """Return the message with control characters escaped, which may come from the name of a file."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in message
-    )
 
 
 def _is_main_process() -> bool:

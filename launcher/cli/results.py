@@ -1,13 +1,13 @@
 """The commands that use trained weights: evaluate, predict, features, export, report."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from data.names import printable
+from data.names import one_line, printable
+from data.progress import say
 from launcher.cli.completion import recipe_names, run_directories
 from launcher.cli.options import DataOption, Import, Overrides, SplitName, Step, Workers, with_data
 from launcher.runs.run_directory import RunDirectory, find_run
@@ -90,13 +90,16 @@ def predict(
     raw: RawOption = False,
     step: Step = None,
     workers: Workers = None,
+    upright: Annotated[
+        bool, typer.Option("--upright", help="Turn images as their EXIF orientation says, as `shard --upright` does.")
+    ] = False,
 ) -> None:
     """Print the class and probability of each image. The exit code is 1 if an image cannot be read."""
     _check_weights(weights, step)
     from launcher.evaluation.predict import predict as predict_images
 
     predictions = predict_images(
-        weights, images, recipe, ema=not raw, workers=workers, step=step, modules=modules or []
+        weights, images, recipe, ema=not raw, workers=workers, step=step, modules=modules or [], upright=upright
     )
     unreadable = [prediction for prediction in predictions if prediction.error is not None]
     for prediction in predictions:
@@ -104,11 +107,11 @@ def predict(
             print(_json_line(prediction.to_dict()))
         elif prediction.error is None:
             label, probability = prediction.likeliest[0]
-            print(f"{probability:7.2%}  {label}  {printable(str(prediction.image))}")
+            print(one_line(f"{probability:7.2%}  {label}  {printable(str(prediction.image))}"))
     for prediction in unreadable:
-        print(f"unreadable: {printable(str(prediction.image))} ({prediction.error})", file=sys.stderr)
+        say(f"unreadable: {printable(str(prediction.image))} ({prediction.error})")
     if unreadable:
-        print(f"{len(unreadable):,} of {len(predictions):,} images could not be read", file=sys.stderr)
+        say(f"{len(unreadable):,} of {len(predictions):,} images could not be read")
     raise typer.Exit(1 if unreadable else 0)
 
 

@@ -52,6 +52,7 @@ def predict(
     workers: int | None = None,
     step: int | None = None,
     modules: Sequence[str] = (),
+    upright: bool = False,
 ) -> list[Prediction]:
     """Return a prediction for every image, in the order of `places`; images in a folder are sorted by name.
 
@@ -66,6 +67,7 @@ def predict(
         workers: processes that read images; None: what the CPUs allow, or 0 for few images.
         step: of the run's checkpoint; None: the newest.
         modules: the user's modules that a weights file may import, as `recipe_of` says.
+        upright: turn images as their EXIF orientation says, as `bigbatch shard --upright` does.
 
     Raises:
         UserError: weights or recipe are missing or do not fit each other, or there are no images.
@@ -82,7 +84,7 @@ def predict(
     if workers is None:
         workers = default_workers() if len(images) > 2 * _BATCH_SIZE else 0
     found: list[Prediction] = []
-    dataset = _ImageBatches(images, recipe)
+    dataset = _ImageBatches(images, recipe, upright)
     batches = load_in_order(dataset, range(len(dataset)), workers)
     showing = progress("predict", len(images), "images", shown=len(images) > _BATCH_SIZE)
     with showing as done, torch.inference_mode(), accelerator.autocast():
@@ -131,8 +133,8 @@ def _images(places: list[Path]) -> list[Path]:
 class _ImageBatches:
     """Batches of images: their numbers, uint8 pixels ``[n, 3, size, size]`` of the readable ones, errors by number."""
 
-    def __init__(self, images: list[Path], recipe: Recipe):
-        self.images = images
+    def __init__(self, images: list[Path], recipe: Recipe, upright: bool):
+        self.images, self.upright = images, upright
         self.transform = EvalTransform(recipe)
         self.item_bytes = _BATCH_SIZE * 3 * recipe.input.evaluated_size**2
 
@@ -145,7 +147,7 @@ class _ImageBatches:
         errors: dict[int, str] = {}
         for number in chunk:
             try:
-                pixels.append(self.transform(inspect(self.images[number].read_bytes()).data))
+                pixels.append(self.transform(inspect(self.images[number].read_bytes(), upright=self.upright).data))
             except Unreadable as unreadable:
                 errors[number] = unreadable.reason
             except Exception as error:  # whatever a file system or a decoder raises: one image never stops the rest

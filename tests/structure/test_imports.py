@@ -29,7 +29,8 @@ FLOORS = [
     ["data.images", "data.reading", "data.mixing", "data.block_order"],
     ["data.order", "data.parallel", "data.shared_slots"],
     ["data.worker_processes"],
-    ["data.atomic_io", "data.cpus", "data.exit_codes", "data.image_formats", "data.names", "data.progress", "data"],
+    ["data.atomic_io", "data.cpus", "data.exit_codes", "data.image_formats", "data.progress", "data"],
+    ["data.names"],
     ["models"],
     ["recipes"],
 ]

@@ -3,6 +3,9 @@
 import io
 import pickle
 import random
+import resource
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,3 +134,22 @@ def test_evaluation_crops_below_384_and_warps_from_there_on(size, warped):
     view = EvalTransform(load("convnext_tiny_in1k", [f"input.size={size}"]))(buffer.getvalue())
     assert view.shape == (3, size, size)
     assert (view[:, size // 2, 0] > 200).all() == warped
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as on Linux")
+@pytest.mark.parametrize("size", [(1, 6000), (6000, 1)])
+def test_the_evaluation_of_a_strip_takes_little_memory(size):
+    """timm's transform alone would make an image of 1.6 GB. The middle of the strip is what it would show."""
+    pixels = np.random.default_rng(0).integers(0, 256, (max(size), 1, 3), np.uint8).repeat(2, 1)[:, :1]
+    pixels[2999:3001] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(pixels if size[0] == 1 else pixels.transpose(1, 0, 2)).save(buffer, "PNG")
+    transform = EvalTransform(load("convnext_tiny_in1k", ["input.size=224"]))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 400 * 2**20, before[1]))
+    try:
+        view = transform(buffer.getvalue())
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert view.shape == (3, 224, 224) and (view[:, 110:114, 110:114] > 200).all()

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
 
+from data.images.inspection import inspect
 from launcher.cli.main import main
 from launcher.evaluation.predict import predict
 from recipes.errors import UserError
@@ -110,3 +111,27 @@ def test_what_is_missing_is_said_before_anything_is_predicted(weights, images, t
     ]:
         with pytest.raises(UserError, match=part):
             predict(*arguments, ema=True, workers=0)
+
+
+def test_upright_predicts_for_the_turned_image_as_shards_hold_it(weights, tmp_path):
+    pixels = np.random.default_rng(3).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).resize((100, 80)).save(tmp_path / "rotated.jpg", exif=exif.tobytes())
+    (tmp_path / "turned.jpg").write_bytes(inspect((tmp_path / "rotated.jpg").read_bytes(), upright=True).data)
+
+    def shares(name, **options):
+        return predict(weights, [tmp_path / name], workers=0, **options)[0].likeliest
+
+    assert shares("rotated.jpg", upright=True) == shares("turned.jpg") != shares("rotated.jpg")
+
+
+def test_names_cannot_control_the_terminal(weights, tmp_path, capsys, monkeypatch):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a\x1b[31mred\n.jpg")
+    (tmp_path / "b\x1b[2J.jpg").write_bytes(b"no image")
+    monkeypatch.setattr(sys, "argv", ["bigbatch", "predict", str(weights), str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main()
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert "a\\x1b[31mred\\n.jpg" in out and "unreadable: " in err and "b\\x1b[2J.jpg" in err
