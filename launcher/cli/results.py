@@ -125,7 +125,13 @@ def features(
             autocompletion=run_directories,
         ),
     ],
-    data: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder or URL of shards; all splits are read.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="SHARDS|FOLDER",
+            help="Folder or URL of shards, of which all splits are read; or a folder of images.",
+        ),
+    ],
     destination: Annotated[Path, typer.Argument(metavar="FILE", help="The .npz file to write.")],
     recipe: RecipeOption = None,
     modules: Import = None,
@@ -133,13 +139,19 @@ def features(
     step: Step = None,
     workers: Workers = None,
 ) -> None:
-    """Write what the classifier receives for each image, with ids, labels and class names, for NumPy."""
+    """Write what the classifier receives for each image, with ids, and for shards labels and class names, for NumPy.
+
+    The exit code is 1 if an image of a folder cannot be read.
+    """
     from launcher.evaluation.features import write_features
 
-    images, values = write_features(
+    images, values, unreadable = write_features(
         weights, data, destination, recipe, ema=not raw, step=step, workers=workers, modules=modules or []
     )
     print(f"wrote {destination}: {images:,} images with {values:,} features each")
+    if unreadable:
+        print(f"{unreadable:,} of {images + unreadable:,} images could not be read", file=sys.stderr)
+    raise typer.Exit(1 if unreadable else 0)
 
 
 @results.command(epilog="Example: bigbatch export runs/demo runs/demo.safetensors", rich_help_panel=_PANEL)

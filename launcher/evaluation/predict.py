@@ -7,23 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.image_formats import IMAGE_ENDINGS
-from data.images.augment import EvalTransform
-from data.images.inspection import Unreadable, inspect
-from data.loader import load_in_order
 from data.on_device import DevicePreprocessor
 from data.progress import progress, say
-from data.sources.files import FolderFiles
 from launcher.engines.base import make_accelerator
 from launcher.evaluation.accuracy import evaluated_logits
+from launcher.evaluation.image_files import BATCH_SIZE, find_images, load_images
 from launcher.evaluation.saved_weights import SavedWeights, open_weights
-from launcher.workers import default_workers
 from models.build import build
 from models.weights import fit_weights
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
-_BATCH_SIZE = 32
 _TOP = 5
 
 
@@ -72,7 +66,7 @@ def predict(
     Raises:
         UserError: weights or recipe are missing or do not fit each other, or there are no images.
     """
-    images = _images(places)
+    images = find_images(places)
     recipe, weights = open_weights(origin, recipe_name, ema, step, modules)
     classes = _class_names(origin, recipe, weights)
     model = build(recipe, len(classes))
@@ -81,14 +75,10 @@ def predict(
     accelerator = make_accelerator(recipe)
     model = model.to(accelerator.device).eval()
     preprocessor = DevicePreprocessor(recipe, accelerator.device)
-    if workers is None:
-        workers = default_workers() if len(images) > 2 * _BATCH_SIZE else 0
     found: list[Prediction] = []
-    dataset = _ImageBatches(images, recipe, upright)
-    batches = load_in_order(dataset, range(len(dataset)), workers)
-    showing = progress("predict", len(images), "images", shown=len(images) > _BATCH_SIZE)
+    showing = progress("predict", len(images), "images", shown=len(images) > BATCH_SIZE)
     with showing as done, torch.inference_mode(), accelerator.autocast():
-        for chunk, pixels, errors in batches:
+        for chunk, pixels, errors in load_images(images, recipe, workers, upright):
             logits = pixels  # empty where no image of the batch can be read
             if len(pixels):
                 logits = evaluated_logits(model, preprocessor.normalised(pixels.to(accelerator.device)), recipe)
@@ -111,48 +101,6 @@ def _class_names(origin: Path, recipe: Recipe, weights: SavedWeights) -> list[st
             f"give a file from `bigbatch export`"
         )
     return [str(number) for number in range(recipe.data.classes)]
-
-
-def _images(places: list[Path]) -> list[Path]:
-    found: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            names = [name for name in FolderFiles(place).names if name.lower().endswith(IMAGE_ENDINGS)]
-            if not names:
-                raise UserError(f"{place} holds no images ({', '.join(IMAGE_ENDINGS[:4])}, …): check the path")
-            found += [place / name for name in names]
-        elif place.exists() and not place.is_file():  # reading a FIFO would wait for a writer for ever
-            raise UserError(f"{place} is neither an image nor a folder of images")
-        elif place.exists():
-            found.append(place)
-        else:
-            raise UserError(f"there is no file or folder {place}: give images or a folder of them")
-    return found
-
-
-class _ImageBatches:
-    """Batches of images: their numbers, uint8 pixels ``[n, 3, size, size]`` of the readable ones, errors by number."""
-
-    def __init__(self, images: list[Path], recipe: Recipe, upright: bool):
-        self.images, self.upright = images, upright
-        self.transform = EvalTransform(recipe)
-        self.item_bytes = _BATCH_SIZE * 3 * recipe.input.evaluated_size**2
-
-    def __len__(self) -> int:
-        return -(-len(self.images) // _BATCH_SIZE)
-
-    def __getitem__(self, batch: int) -> tuple[range, Tensor, dict[int, str]]:
-        chunk = range(batch * _BATCH_SIZE, min((batch + 1) * _BATCH_SIZE, len(self.images)))
-        pixels: list[Tensor] = []
-        errors: dict[int, str] = {}
-        for number in chunk:
-            try:
-                pixels.append(self.transform(inspect(self.images[number].read_bytes(), upright=self.upright).data))
-            except Unreadable as unreadable:
-                errors[number] = unreadable.reason
-            except Exception as error:  # whatever a file system or a decoder raises: one image never stops the rest
-                errors[number] = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        return chunk, torch.stack(pixels) if pixels else torch.empty(0), errors
 
 
 def _likeliest(logits: Tensor, classes: list[str]) -> Iterator[tuple[tuple[str, float], ...]]:

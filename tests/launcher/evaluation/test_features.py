@@ -1,13 +1,17 @@
 """`bigbatch features` writes what the classifier receives, in the order of the shards, with names and labels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from data.batches import EvalBatches
 from data.on_device import DevicePreprocessor
 from data.reading.shards import ShardSet
+from data.writing.sharding import shard
 from launcher.cli.main import app
 from launcher.evaluation.features import write_features
 from recipes.errors import UserError
@@ -21,7 +25,7 @@ def run(toy_shards, tmp_path):
 
 def test_the_classifier_applied_to_the_features_gives_the_models_outputs(run, toy_shards, tmp_path):
     shards = ShardSet.open(toy_shards(*CLASSES))
-    assert write_features(str(run.path), str(shards.root), tmp_path / "out.npz", ema=False, workers=0) == (20, 64)
+    assert write_features(str(run.path), str(shards.root), tmp_path / "out.npz", ema=False, workers=0) == (20, 64, 0)
     with np.load(tmp_path / "out.npz", allow_pickle=False) as file:
         found = dict(file)
     assert found["features"].dtype == np.float32 and list(found["classes"]) == list(CLASSES)
@@ -53,8 +57,30 @@ def test_a_timm_model_by_its_name_views_images_as_its_weights_want(toy_shards, t
     monkeypatch.setattr(
         "launcher.evaluation.features.timm_pretrained", lambda name, say: tiny_model(1, 1000).state_dict()
     )
-    images, values = write_features("test_convnext.r160_in1k", str(toy_shards(*CLASSES)), tmp_path / "a.npz", workers=0)
+    images, values, _ = write_features(
+        "test_convnext.r160_in1k", str(toy_shards(*CLASSES)), tmp_path / "a.npz", workers=0
+    )
     assert (images, values) == (20, 64)
+
+
+def test_a_folder_of_images_has_the_features_that_its_shards_have(run, tmp_path):
+    """Images that cannot be read are named and left out, and the exit code says so."""
+    folder = tmp_path / "photos"
+    for number in range(5):
+        (folder / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"class{number % 2}" / f"{number}.png")
+    shard(str(folder), tmp_path / "shards", val_fraction=0.4, progress=False)
+    write_features(str(run.path), str(tmp_path / "shards"), tmp_path / "shards.npz", workers=0)
+    (folder / "class0" / "broken.jpg").write_bytes(b"no image")
+    result = CliRunner().invoke(app, ["features", str(run.path), str(folder), str(tmp_path / "folder.npz")])
+    assert result.exit_code == 1 and "5 images with 64 features each" in result.stdout
+    assert "broken.jpg" in result.stderr and "1 of 6 images could not be read" in result.stderr
+    ours, theirs = (dict(np.load(tmp_path / name)) for name in ("folder.npz", "shards.npz"))
+    assert ours.keys() == {"features", "ids"} and ours["ids"].tolist() == sorted(map(str, folder.glob("*/?.png")))
+    by_name = {name.partition("_")[2].partition(" ")[0]: row for name, row in zip(theirs["ids"], theirs["features"])}
+    for name, row in zip(ours["ids"], ours["features"]):
+        np.testing.assert_allclose(row, by_name[Path(name).name], rtol=1e-4, atol=1e-5)
 
 
 def test_an_interrupted_command_leaves_nothing_behind(run, toy_shards, tmp_path, monkeypatch):

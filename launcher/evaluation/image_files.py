@@ -1,0 +1,85 @@
+"""Image files that the user names: finds them, and loads them as an evaluation views images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.image_formats import IMAGE_ENDINGS
+from data.images.augment import EvalTransform
+from data.images.inspection import Unreadable, inspect
+from data.loader import load_in_order
+from data.sources.files import FolderFiles
+from launcher.workers import default_workers
+from recipes.errors import UserError
+from recipes.schema import Recipe
+
+BATCH_SIZE = 32
+
+
+def find_images(places: list[Path]) -> list[Path]:
+    """Return images and the images of folders, in the order of `places`; those of a folder are sorted by name.
+
+    Raises:
+        UserError: a place does not exist, or is a folder without images.
+    """
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            names = [name for name in FolderFiles(place).names if name.lower().endswith(IMAGE_ENDINGS)]
+            if not names:
+                raise UserError(f"{place} holds no images ({', '.join(IMAGE_ENDINGS[:4])}, …): check the path")
+            found += [place / name for name in names]
+        elif place.exists() and not place.is_file():  # reading a FIFO would wait for a writer for ever
+            raise UserError(f"{place} is neither an image nor a folder of images")
+        elif place.exists():
+            found.append(place)
+        else:
+            raise UserError(f"there is no file or folder {place}: give images or a folder of them")
+    return found
+
+
+def load_images(
+    images: list[Path], recipe: Recipe, workers: int | None, upright: bool = False
+) -> Iterator[tuple[range, Tensor, dict[int, str]]]:
+    """Yield batches of images in order, after the checks of `bigbatch shard` and the transform of an evaluation.
+
+    A batch is the numbers of its images, the uint8 pixels ``[n, 3, size, size]`` of those that can be read, and the
+    reason by number for each of the others.
+
+    Args:
+        images: the files.
+        recipe: how images are viewed.
+        workers: processes that read images; None: what the CPUs allow, or 0 for few images.
+        upright: as `inspect` takes it.
+    """
+    if workers is None:
+        workers = default_workers() if len(images) > 2 * BATCH_SIZE else 0
+    batches = _ImageBatches(images, recipe, upright)
+    yield from load_in_order(batches, range(len(batches)), workers)
+
+
+class _ImageBatches:
+    """The batches that `load_images` yields, by number."""
+
+    def __init__(self, images: list[Path], recipe: Recipe, upright: bool):
+        self.images, self.upright = images, upright
+        self.transform = EvalTransform(recipe)
+        self.item_bytes = BATCH_SIZE * 3 * recipe.input.evaluated_size**2
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // BATCH_SIZE)
+
+    def __getitem__(self, batch: int) -> tuple[range, Tensor, dict[int, str]]:
+        chunk = range(batch * BATCH_SIZE, min((batch + 1) * BATCH_SIZE, len(self.images)))
+        pixels: list[Tensor] = []
+        errors: dict[int, str] = {}
+        for number in chunk:
+            try:
+                pixels.append(self.transform(inspect(self.images[number].read_bytes(), upright=self.upright).data))
+            except Unreadable as unreadable:
+                errors[number] = unreadable.reason
+            except Exception as error:  # whatever a file system or a decoder raises: one image never stops the rest
+                errors[number] = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        return chunk, torch.stack(pixels) if pixels else torch.empty(0), errors
