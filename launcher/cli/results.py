@@ -150,7 +150,7 @@ def features(
     )
     print(f"wrote {destination}: {images:,} images with {values:,} features each")
     if unreadable:
-        print(f"{unreadable:,} of {images + unreadable:,} images could not be read", file=sys.stderr)
+        say(f"{unreadable:,} of {images + unreadable:,} images could not be read")
     raise typer.Exit(1 if unreadable else 0)
 
 

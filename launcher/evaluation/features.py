@@ -88,7 +88,7 @@ def write_features(
     return count, values, len(images) - count if images else 0
 
 
-def _of_shards(extractor: "_Extractor", shards: ShardSet, workers: int | None) -> dict[str, np.ndarray]:
+def _of_shards(extractor: "_Extractor", shards: ShardSet, workers: int | None) -> dict[str, Any]:
     """Return the arrays of the file for shards, split by split."""
     splits = {name: split for name, split in shards.splits.items() if len(split)}
     workers, pin = default_workers() if workers is None else workers, extractor.device.type == "cuda"
@@ -106,7 +106,7 @@ def _of_shards(extractor: "_Extractor", shards: ShardSet, workers: int | None) -
     }
 
 
-def _of_files(extractor: "_Extractor", images: list[Path], workers: int | None) -> dict[str, np.ndarray]:
+def _of_files(extractor: "_Extractor", images: list[Path], workers: int | None) -> dict[str, Any]:
     """Return the arrays of the file for images, without those that cannot be read, which are named."""
     unreadable: dict[int, str] = {}
 

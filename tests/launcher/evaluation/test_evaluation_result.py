@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from data.batches import EvalBatches
 from data.on_device import DevicePreprocessor
 from data.reading.shards import ShardSet
+from data.writing.sharding import shard
 from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
 from launcher.evaluation.right_labels import _image_name, _real_labels
 from launcher.runs.class_scores import class_scores, expected_calibration_error
@@ -96,6 +98,32 @@ def test_reassessed_labels_of_imagenet_come_from_timm():
     labels = _real_labels()
     assert len(labels) == 50_000 and not labels["1"] and len(labels["2"]) == 2
     assert _image_name("ILSVRC2012_val_00000002.jpg in val-000000.tar", "real") == "2"
+
+
+def test_real_on_validation_images_of_imagenet_from_a_folder_to_json(tmp_path, monkeypatch, capsys):
+    """Class folders named by WordNet id, as users have them, with three of the 1,000 classes, as ImageNet-R has 200."""
+    real = _real_labels()
+    numbers = [number for name in WORDNET for number in [one for one in real if name in real[one]][:2]] + ["1"]
+    for place, number in enumerate(numbers):
+        image = tmp_path / "images" / WORDNET[place % 3] / f"ILSVRC2012_val_{int(number):08}.JPEG"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(place).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(image)
+    shard(str(tmp_path / "images"), tmp_path / "shards", val_fraction=0, progress=False)
+    file = write_weights(tmp_path / "w.safetensors", tiny_model(0, 1000))
+    options = ("--split", "train", "--subset", "--right-labels", "real", "--json", "--workers", 0)
+    assert run_command(monkeypatch, "evaluate", file, "--data", tmp_path / "shards", *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    split = ShardSet.open(tmp_path / "shards").split("train")
+    [(pixels, _)] = EvalBatches(split, load("demo", TINY), 0, len(split), len(split))
+    with torch.no_grad():
+        outputs = tiny_model(0, 1000)(DevicePreprocessor(load("demo", TINY), torch.device("cpu")).normalised(pixels))
+    guesses = outputs[:, :3].argmax(1).tolist()  # WORDNET is the first three classes
+    named = {_image_name(split.sample_name(sample), "real"): WORDNET[guess] for sample, guess in enumerate(guesses)}
+    right = sum(named[number] in real[number] for number in numbers)
+    assert 0 < right < 6
+    assert found["images"] == 7 and found["right_labels"]["images"] == 6  # image 1 has no right label
+    assert found["right_labels"]["top1"] == pytest.approx(right / 6, abs=1e-4)
 
 
 def test_json_has_intervals_and_scores_of_classes(toy_shards, tmp_path, monkeypatch, capsys):
