@@ -24,6 +24,21 @@ _FILES = ("model.safetensors", "pytorch_model.bin")  # what timm looks for in a 
 def timm_pretrained(name: str, say: Callable[[str], None] = print) -> dict[str, Tensor]:
     """Return timm's pretrained weights of model `name`, under the names and in the shapes that timm gives them.
 
+    Arguments and errors are those of `cached_timm_file`.
+    """
+    file = cached_timm_file(name, say)
+    try:
+        # Given a file, timm does not contact the hub. Otherwise it would wait for the hub even if weights are cached.
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}).state_dict()
+    except Exception as error:  # whatever reading a damaged file raises
+        raise UserError(
+            f"timm's pretrained weights of {name} in {file} cannot be read ({first_line(error)}): delete the file"
+        ) from None
+
+
+def cached_timm_file(name: str, say: Callable[[str], None] = print) -> Path:
+    """Return the file of timm's pretrained weights of model `name`; download it if the cache does not have it.
+
     Args:
         name: a model name, with or without the tag of its weights, e.g. ``convnext_tiny.fb_in22k``.
         say: called with a line that names URL and size before a download starts.
@@ -37,14 +52,7 @@ def timm_pretrained(name: str, say: Callable[[str], None] = print) -> dict[str, 
             f"timm has no pretrained weights of {name}: add model.weights=null to train from scratch, "
             f"or model.weights=FILE"
         )
-    file = _from_hub(name, source, source.hf_hub_id, say) if source.hf_hub_id else _from_url(name, source, say)
-    try:
-        # Given a file, timm does not contact the hub. Otherwise it would wait for the hub even if weights are cached.
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}).state_dict()
-    except Exception as error:  # whatever reading a damaged file raises
-        raise UserError(
-            f"timm's pretrained weights of {name} in {file} cannot be read ({first_line(error)}): delete the file"
-        ) from None
+    return _from_hub(name, source, source.hf_hub_id, say) if source.hf_hub_id else _from_url(name, source, say)
 
 
 def _from_hub(name: str, source: PretrainedCfg, hub_id: str, say: Callable[[str], None]) -> Path:

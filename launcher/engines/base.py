@@ -34,9 +34,10 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         UserError: the device does not support the precision, or not all started processes have connected.
     """
-    # The option that Accelerate recommends instead does not do the same yet. DDP warns about strides of dimensions of
-    # size one, which have no effect.
+    # The option that Accelerate recommends instead does not do the same yet. Accelerate and DeepSpeed call collectives
+    # by their former names. DDP warns about strides of dimensions of size one, which have no effect.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     on_gpu = torch.cuda.is_available()
     set_arithmetic(recipe.engine.deterministic)

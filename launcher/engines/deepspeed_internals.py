@@ -9,6 +9,7 @@ each stage, so that an upgrade of DeepSpeed that moves one fails there.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -183,6 +184,18 @@ class ShardedParameters(Partitions):
 
     def _is_on_disk(self, group: int) -> bool:
         return bool(self.optimizer._swappable_optimizer_subgroup(group))
+
+
+def set_group_timeout(groups: Any, timeout: timedelta) -> None:
+    """Let DeepSpeed's collectives wait for other ranks as long as `timeout`; called before an engine is made.
+
+    DeepSpeed uses a copy of the default group, which it would make with torch's own timeout: ten minutes under NCCL.
+
+    Args:
+        groups: the module `deepspeed.utils.groups`.
+        timeout: of the copy.
+    """
+    groups._WORLD_GROUP = torch.distributed.new_group(timeout=timeout)
 
 
 def skip_inference_extension(operators: Any) -> None:

@@ -10,7 +10,6 @@ DeepSpeed is initialised directly and not through `Accelerator.prepare`. There t
 
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -22,13 +21,16 @@ from torch import Tensor, nn
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
 from launcher.cut import Cut
 from launcher.engines.base import WEIGHTS, Engine, optimizer_kinds
+from launcher.engines.connection import TIMEOUT
 from launcher.engines.deepspeed_config import deepspeed_config
 from launcher.engines.deepspeed_internals import (
     Partitions,
     ReplicatedParameters,
     ShardedParameters,
+    set_group_timeout,
     skip_inference_extension,
 )
+from launcher.engines.disk_offload import load_file_operator
 from launcher.engines.loss_scale import LossScale
 from launcher.engines.optimizer import EMA, make_optimizer, set_lr
 from recipes.schema import Recipe
@@ -50,6 +52,8 @@ class Zero(Engine):
 
     def __init__(self, recipe: Recipe, model: nn.Module, accelerator: Accelerator, cut: Cut):
         super().__init__(recipe, model, accelerator)
+        if recipe.engine.offload == "nvme":
+            load_file_operator(accelerator.print)
         _join_deepspeed(accelerator)
         self.title = f"ZeRO-{recipe.engine.zero}{_OFFLOADED[recipe.engine.offload]}"
         self.optimizer = make_optimizer(self.module, recipe)
@@ -140,9 +144,9 @@ class Zero(Engine):
 def _join_deepspeed(accelerator: Accelerator) -> None:
     """Let DeepSpeed use the processes that Accelerate has connected; a single process becomes a group of one."""
     deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns about what is intended, e.g. torch's own optimizer
-    warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
     backend = "nccl" if accelerator.device.type == "cuda" else "gloo"
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     os.environ.setdefault("LOCAL_RANK", str(accelerator.local_process_index))
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    set_group_timeout(deepspeed.utils.groups, TIMEOUT)

@@ -23,7 +23,7 @@ from models.weights import fit_weights
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
-_TIMM = "timm"
+TIMM = "timm"  # the value of `model.weights` that names timm's own
 
 
 def load_initial_weights(
@@ -46,7 +46,7 @@ def load_initial_weights(
     origin = recipe.model.weights
     if origin is None:
         return []
-    if origin == _TIMM:
+    if origin == TIMM:
         return fit_weights(model, timm_pretrained(recipe.model.name, say), origin)
     weights = _weights(Path(origin), recipe.model.weights_key)
     tensors, notes = weights.tensors, [f"starts from the {weights.title}"]
@@ -73,7 +73,7 @@ def check_initial_weights(recipe: Recipe, classes: list[str]) -> list[str]:
     Raises:
         UserError: the weights cannot be found or do not fit.
     """
-    if recipe.model.weights == _TIMM:
+    if recipe.model.weights == TIMM:
         cfg = timm.models.get_pretrained_cfg(recipe.model.name)
         if cfg is None or not cfg.has_weights:
             raise UserError(f"timm has no pretrained weights of {recipe.model.name}: add model.weights=null")

@@ -33,7 +33,7 @@ from launcher.planning.speeds import (
     speeds_file,
 )
 from launcher.planning.step_trace import autocast_to
-from launcher.planning.time_model import roofline_seconds, update_seconds
+from launcher.planning.time_model import update_seconds
 from launcher.recipe_shards import open_shards
 from models.build import compile_blocks
 from models.loss import image_losses
@@ -45,6 +45,7 @@ _SECONDS = 12.0  # of measuring for each precision, and for reading
 _LARGEST_MICRO_BATCH = 128
 _READ_BATCH = 64
 _REPETITIONS = 9  # of a plain kernel
+_PLAIN_SIZES = {"cuda": (8192, 2**28), "cpu": (1024, 2**24)}  # rows of the matrices, elements of the sum
 
 
 def calibrate(recipe: Recipe) -> None:
@@ -86,7 +87,7 @@ def calibrate(recipe: Recipe) -> None:
 def _plain_rates(device: torch.device, precision: str) -> Rates:
     """Return the rates that a large matrix product and a large sum in place reach."""
     dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    side, elements = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
+    side, elements = _PLAIN_SIZES[device.type]
     matrix, values = torch.rand(side, side, device=device).to(dtype), torch.zeros(elements, dtype=dtype, device=device)
     product = _median_seconds(lambda: matrix @ matrix, device)
     total = _median_seconds(lambda: values.add_(1), device)
@@ -108,7 +109,7 @@ def _scaled_to_step(recipe: Recipe, precision: str, plain: Rates, images: int, s
     """Return both rates, divided by the factor that makes the predicted step last as long as the measured one."""
     chosen = recipe.variant(engine={"precision": precision}, ema={"decay": None})
     profile = profile_model(chosen, precision)
-    predicted = roofline_seconds(profile.usual_pass, plain, images, recipe.engine.compile)
+    predicted = profile.usual_pass.seconds(plain, images, recipe.engine.compile)
     predicted += update_seconds(chosen, profile, plain, shards=1)
     factor = seconds / predicted
     source = measured_today(f"{recipe.model.name} at {recipe.input.size} px, micro-batch {images}")

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from launcher.planning.speeds import Rates
+
 if TYPE_CHECKING:
     from launcher.planning.step_trace import StepTrace
 
@@ -56,6 +58,25 @@ class PassProfile:
     def bytes_for(self, images: int) -> int:
         """Return the peak memory in bytes of a pass over so many images."""
         return round(max(line.at(images) for line in self.memory))
+
+    def seconds(self, rates: Rates, images: int, compiled: bool, seconds_per_operation: float = 0.0) -> float:
+        """Return the seconds of the pass over so many images, as a roofline over the operations.
+
+        Args:
+            rates: of the device.
+            images: of the micro-batch.
+            compiled: whether everything that a compiler can fuse into its neighbours is fused, which is the best case.
+            seconds_per_operation: the least time in which an operation is started.
+        """
+        size = self.repeats or images
+        operations = [operation for operation in self.operations if not (compiled and operation.fusible)]
+        busy = sum(
+            operation.times
+            * max(operation.flops.at(size) / rates.flops_per_second, operation.bytes.at(size) / rates.bytes_per_second)
+            for operation in operations
+        )
+        started = sum(operation.times for operation in operations) * seconds_per_operation
+        return images / size * max(busy, started)
 
 
 def pass_profile(one: "StepTrace", two: "StepTrace") -> PassProfile:

@@ -11,14 +11,13 @@ from launcher.cut import Cut
 from launcher.planning.gpus import Gpu
 from launcher.planning.memory_model import moments_per_parameter
 from launcher.planning.model_profile import ModelProfile
-from launcher.planning.pass_profile import PassProfile
 from launcher.planning.speeds import Measurement, Rates
 from launcher.workers import loader_processes
 from recipes.schema import Recipe
 
 NETWORK = 25e9  # bytes/s of a node's network
 CPUS_PER_GPU = 8
-_SECONDS_PER_OPERATION = 10e-6  # the least time in which torch starts an operation; small models are bound by it
+SECONDS_PER_OPERATION = 10e-6  # the least time in which torch starts an operation; small models are bound by it
 _HOST_LINK = 20e9  # bytes/s between a GPU and the memory of its node
 _DISK = 3e9  # bytes/s of a node's disk
 _HOST_MEMORY = 100e9  # bytes/s of a node's memory, shared by its GPUs
@@ -60,7 +59,7 @@ def gpu_seconds(recipe: Recipe, profile: ModelProfile, hardware: Hardware, cut: 
     engine = recipe.engine
     checkpointing = engine.checkpoint_activations is True
     rates = hardware.gpu.rates[engine.precision]
-    one_pass = pass_seconds(profile.pass_of(checkpointing), rates, cut.micro_batch, engine.compile)
+    one_pass = profile.pass_of(checkpointing).seconds(rates, cut.micro_batch, engine.compile, SECONDS_PER_OPERATION)
     communication, hidden = _communication_seconds(recipe, profile, hardware, cut), 0.0
     if engine.zero == 0:
         # DDP all-reduces gradients while the last backward pass runs, which takes twice as long as a forward pass.
@@ -73,60 +72,40 @@ def gpu_seconds(recipe: Recipe, profile: ModelProfile, hardware: Hardware, cut: 
     return cut.accumulation * one_pass + communication - hidden + update
 
 
-def pass_seconds(one_pass: PassProfile, rates: Rates, images: int, compiled: bool) -> float:
-    """Return the seconds of a forward and backward pass over so many images.
-
-    Args:
-        compiled: whether everything that a compiler can fuse into its neighbours is fused, which is the best case.
-    """
-    operations = [operation for operation in one_pass.operations if not (compiled and operation.fusible)]
-    launches = sum(operation.times for operation in operations) * images / (one_pass.repeats or images)
-    return max(roofline_seconds(one_pass, rates, images, compiled), launches * _SECONDS_PER_OPERATION)
-
-
-def roofline_seconds(one_pass: PassProfile, rates: Rates, images: int, compiled: bool) -> float:
-    """Return the same as `pass_seconds` for a device that never waits for an operation to be started."""
-    size = one_pass.repeats or images
-    return (
-        images
-        / size
-        * sum(
-            operation.times
-            * max(operation.flops.at(size) / rates.flops_per_second, operation.bytes.at(size) / rates.bytes_per_second)
-            for operation in one_pass.operations
-            if not (compiled and operation.fusible)
-        )
-    )
-
-
 def update_seconds(recipe: Recipe, profile: ModelProfile, rates: Rates, shards: int) -> float:
-    """Return the seconds in which a GPU updates its share, one of `shards`, of parameters, optimizer state and EMA."""
+    """Return the seconds in which a GPU updates its share, one of `shards`, of the parameters that train.
+
+    Their gradients, optimizer state and EMA count too. Frozen parameters (`model.train`) cost nothing.
+    """
     averages = int(recipe.ema.decay is not None)
     # Parameters and moments are read and written, gradients read; the EMA is read and written beside the parameters.
     passes = 3 + 2 * moments_per_parameter(recipe) + 3 * averages
-    return passes * 4 * profile.parameters / shards / rates.bytes_per_second
+    return passes * 4 * profile.sizes.trained / shards / rates.bytes_per_second
 
 
 def _communication_seconds(recipe: Recipe, profile: ModelProfile, hardware: Hardware, cut: Cut) -> float:
     """Return the seconds of a step's ring collectives in float32.
 
-    Each reduce-scatter or all-gather moves all parameters once past every node, or past every GPU on a single node.
+    Each reduce-scatter or all-gather moves its tensors once past every node, or past every GPU on a single node. Frozen
+    parameters (`model.train`) have no gradients and do not change, so that only ZeRO-3 gathers them.
     """
     if hardware.gpus == 1:
         return 0.0
-    rounds: dict[int | str, int] = {
-        0: 2,  # reduce-scatter and all-gather of the gradients, once a step
-        1: 3,  # the same (DeepSpeed all-reduces its buckets), then an all-gather of the updated parameters
-        2: 1 + 2 * cut.accumulation,  # the same, but gradients after every micro-batch
-        3: 3 * cut.accumulation,  # parameters for the forward and the backward pass, and gradients, every micro-batch
+    trained = 4 * profile.sizes.trained
+    sent: dict[int | str, int] = {
+        0: 2 * trained,  # reduce-scatter and all-gather of the gradients, once a step
+        1: 3 * trained,  # the same (DeepSpeed all-reduces its buckets), then an all-gather of the updated parameters
+        2: (1 + 2 * cut.accumulation) * trained,  # the same, but gradients after every micro-batch
+        # Parameters for the forward and the backward pass, and gradients, every micro-batch.
+        3: cut.accumulation * (2 * 4 * profile.parameters + trained),
     }
     bandwidth = hardware.network if hardware.nodes > 1 else hardware.gpu.link_gb_per_second * 1e9
-    return rounds[recipe.engine.zero] * 4 * profile.parameters / bandwidth
+    return sent[recipe.engine.zero] / bandwidth
 
 
 def _offload_seconds(recipe: Recipe, profile: ModelProfile, hardware: Hardware) -> float:
     """Return the seconds in which gradients go to the CPU, the CPU updates, and parameters come back."""
-    shard = 4 * profile.parameters / hardware.gpus
+    shard = 4 * profile.sizes.trained / hardware.gpus
     on_node = shard * min(hardware.gpus, hardware.per_node)
     update = 10 * on_node / _HOST_MEMORY  # AdamW with EMA reads and writes four tensors and reads two more
     # Weights, two moments and the EMA are read from the disk and written back.

@@ -4,7 +4,7 @@ import warnings
 from importlib.util import find_spec
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from data.reading.shards import ShardSet
@@ -12,11 +12,12 @@ from launcher.checkpoints.checkpoint import Checkpoint, latest_valid
 from launcher.cut import Cut, unit_of_cut
 from launcher.engines.base import Engine, load_model
 from launcher.engines.data_parallel import DataParallel
-from launcher.evaluation.initial_weights import load_initial_weights
+from launcher.evaluation.initial_weights import TIMM, load_initial_weights
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.fit_micro_batch import fit_micro_batch
 from models.build import checkpoint_activations, compile_blocks, scale_head
 from models.prepared import PreparedModel
+from models.pretrained import cached_timm_file
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
@@ -162,7 +163,29 @@ def make_engine(recipe: Recipe, model: nn.Module, accelerator: Accelerator, cut:
 
 
 def _load_given_weights(model: nn.Module, recipe: Recipe, classes: list[str], accelerator: Accelerator) -> None:
+    if recipe.model.weights == TIMM:
+        _download_by_turns(recipe.model.name, accelerator)
     for note in load_initial_weights(model, recipe, classes, accelerator.print):
         accelerator.print(f"weights: {note}")
     if recipe.model.head_init_scale is not None:
         scale_head(model, recipe.model.head_init_scale)
+
+
+def _download_by_turns(name: str, accelerator: Accelerator) -> None:
+    """Download timm's weights of a model once per cache: on the main rank, then on the first rank of each node.
+
+    The others wait. Nodes that share a cache find the weights of the main rank there.
+
+    Raises:
+        UserError: on every rank, if the weights are not available to one of them.
+    """
+    for is_my_turn in (accelerator.is_main_process, accelerator.is_local_main_process):
+        problem = None
+        if is_my_turn:
+            try:
+                cached_timm_file(name)
+            except UserError as error:
+                problem = str(error)
+        problems = [found for found in gather_object([problem]) if found]
+        if problems:
+            raise UserError(problems[0])

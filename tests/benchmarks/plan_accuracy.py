@@ -22,7 +22,7 @@ from launcher.planning.gpus import GPUS
 from launcher.planning.memory_model import GIB, predict_memory
 from launcher.planning.model_profile import ModelProfile, profile_model
 from launcher.planning.speeds import Rates
-from launcher.planning.time_model import pass_seconds, update_seconds
+from launcher.planning.time_model import SECONDS_PER_OPERATION, update_seconds
 from recipes.errors import UserError
 from recipes.load import load
 from recipes.schema import Recipe
@@ -86,7 +86,7 @@ def recipe_of(row: Published) -> Recipe:
 
 def predicted_speed(row: Published, recipe: Recipe, profile: ModelProfile, rates: Rates) -> float:
     """Return the images/s that the plan predicts for one GPU with these rates."""
-    seconds = pass_seconds(profile.usual_pass, rates, row.fits, compiled=False)
+    seconds = profile.usual_pass.seconds(rates, row.fits, False, SECONDS_PER_OPERATION)
     return row.fits / (seconds + update_seconds(recipe, profile, rates, shards=1))
 
 

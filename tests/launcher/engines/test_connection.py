@@ -1,6 +1,8 @@
 """Each rank uses its own GPU, and a node without a working one is found before a group of NCCL waits for it."""
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,35 @@ def test_a_gpu_that_does_not_work_ends_the_preflight_before_nccl_begins(tmp_path
     log = group.log.read_text()
     assert [f"rank {rank}: exit {BAD_NODE}, groups ['gloo']" in log for rank in (0, 1)] == [True, True], log
     assert "cannot be used: CUDA error: an uncorrectable ECC error" in log
+
+
+def download(recipe: Recipe, run: Path) -> None:
+    """Both ranks want timm's weights; the cache has them once somebody has downloaded them."""
+    from launcher.engines.base import make_accelerator
+    from launcher.training import start
+
+    def cached(name):
+        rank = os.environ["RANK"]
+        if name == "unreachable":
+            raise UserError("the weights cannot be downloaded")
+        time.sleep(0.2)  # a rank that did not wait would find no file
+        file = run.parent / name
+        print(f"rank {rank} {'finds' if file.exists() else 'downloads'} {name}", file=sys.stderr)
+        file.touch()
+
+    start.cached_timm_file = cached
+    accelerator = make_accelerator(recipe)
+    start._download_by_turns("convnext", accelerator)
+    assert (run.parent / "convnext").exists()
+    try:
+        start._download_by_turns("unreachable", accelerator)
+    except UserError as error:
+        print(f"rank {os.environ['RANK']}: {error}", file=sys.stderr)
+
+
+def test_one_rank_downloads_weights_while_the_others_wait(tmp_path):
+    group = Group(2, load("demo"), tmp_path / "run", target=download)
+    group.finish()
+    log = group.log.read_text()
+    assert log.count("downloads convnext") == 1 and "rank 0 downloads convnext" in log
+    assert [f"rank {rank}: the weights cannot be downloaded" in log for rank in (0, 1)] == [True, True], log

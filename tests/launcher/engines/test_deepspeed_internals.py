@@ -34,10 +34,19 @@ ENGINE = ["set_gradient_accumulation_boundary", "was_step_applied", "backward", 
 
 
 def assert_internals(recipe: Recipe, run: Path) -> None:
-    """Train one step; every attribute is there and lies where the state is read."""
+    """Train one step; every attribute is there and lies where the state is read, and no group has torch's timeout."""
+    import torch
+
+    from launcher.engines.connection import TIMEOUT
     from launcher.training.loop import Training
 
-    train = Training.train
+    train, new_group, timeouts = Training.train, torch.distributed.new_group, []
+
+    def recorded(*args, timeout=None, **kwargs):
+        timeouts.append(timeout)
+        return new_group(*args, timeout=timeout, **kwargs)
+
+    torch.distributed.new_group = recorded
 
     def checked(self, step):
         engine, stage = self.engine, recipe.engine.zero
@@ -55,6 +64,7 @@ def assert_internals(recipe: Recipe, run: Path) -> None:
         held = sum(found.length for group in engine.partitions.slices for found in group)
         elements = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in engine.names)
         assert held == elements  # one rank holds every element
+        assert timeouts and set(timeouts) == {TIMEOUT}
         return train(self, step)
 
     Training.train = checked

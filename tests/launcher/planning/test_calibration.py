@@ -8,7 +8,7 @@ from launcher.planning import calibration
 from launcher.planning.gpus import gpu_named, kind_of
 from launcher.planning.model_profile import profile_model
 from launcher.planning.speeds import Device, Rates, Speeds, images_per_core, save_speeds, speeds_file
-from launcher.planning.time_model import roofline_seconds, update_seconds
+from launcher.planning.time_model import update_seconds
 from recipes.errors import UserError
 from recipes.load import load
 
@@ -46,7 +46,7 @@ def test_the_step_that_was_measured_is_predicted():
     plain = Rates(0.1, 10.0, "plain kernels")
     rates = calibration._scaled_to_step(recipe, "float32", plain, 32, 0.25)
     profile = profile_model(recipe, "float32")
-    predicted = roofline_seconds(profile.usual_pass, rates, 32, False) + update_seconds(recipe, profile, rates, 1)
+    predicted = profile.usual_pass.seconds(rates, 32, False) + update_seconds(recipe, profile, rates, 1)
     assert predicted == pytest.approx(0.25, rel=0.01)
     assert rates.tflops / rates.gb_per_second == pytest.approx(0.1 / 10, rel=0.01)
 

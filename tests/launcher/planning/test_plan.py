@@ -1,6 +1,7 @@
 """A plan offers cuts that fit, recommends one with a reason, and says what would fit where nothing does."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from launcher.planning.model_profile import ModelProfile, ParameterSizes
 from launcher.planning.pass_profile import Affine, PassProfile, RepeatedOperation, upper_envelope
 from launcher.planning.plan import explain_no_fit, explain_recommendation, feasible_options, recommend
 from launcher.planning.speeds import Measurement
-from launcher.planning.time_model import Hardware
+from launcher.planning.time_model import Hardware, _communication_seconds, update_seconds
 from recipes.load import load
 
 # Sizes like those of ConvNeXt-XL in bf16.
@@ -49,6 +50,24 @@ def test_every_option_fits_and_is_a_cut_that_the_trainer_makes(gpus, gib):
     best = recommend(options)
     assert best.step_seconds <= 1.03 * min(option.step_seconds for option in options)
     assert best.engine in explain_recommendation(best, options) and "\n" not in explain_recommendation(best, options)
+
+
+@pytest.mark.parametrize("zero, saved", [(0, 0.9), (1, 0.9), (2, 0.9), (3, 0.3)])
+def test_frozen_parameters_cost_no_update_and_no_gradients_on_the_network(zero, saved):
+    """A tenth of the model trains; of ZeRO-3's three rounds, only that of the gradients becomes smaller."""
+    frozen = replace(PROFILE, sizes=PROFILE.sizes._replace(trained=PROFILE.sizes.trained // 10))
+    chosen, cut = recipe(f"engine.zero={zero}"), cut_batch(recipe(), 8, 64, largest=64)
+    sent, less = (_communication_seconds(chosen, profile, hardware(8, 80), cut) for profile in (PROFILE, frozen))
+    assert less == pytest.approx((1 - saved) * sent, rel=1e-6)
+    rates = GPUS["a100"].rates["bf16"]
+    assert update_seconds(chosen, frozen, rates, 1) == pytest.approx(update_seconds(chosen, PROFILE, rates, 1) / 10)
+
+
+def test_the_help_names_every_card(bigbatch, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, output, _ = bigbatch("plan", "--help")
+    named = re.findall(r"[a-z0-9-]+", output[output.index("Kind of GPU") : output.index("or one that was calibrated")])
+    assert set(GPUS) <= set(named)
 
 
 def test_less_memory_means_smaller_micro_batches_then_zero():

@@ -6,7 +6,6 @@ from launcher.planning.gpus import GPUS
 from launcher.planning.model_profile import profile_model
 from launcher.planning.pass_profile import Affine, PassProfile, RepeatedOperation
 from launcher.planning.speeds import Rates
-from launcher.planning.time_model import roofline_seconds
 from tests.benchmarks.plan_accuracy import CARD, PRECISION, predicted_peak, predicted_speed, published, recipe_of
 
 ROWS = {row.model: row for row in published()}
@@ -33,7 +32,8 @@ def test_a_card_takes_the_longer_of_arithmetic_and_bytes():
         RepeatedOperation(3, Affine(0, 0), Affine(1e9, 1e9), True),  # bytes: 0.1 s and 0.1 s an image at 10 GB/s
     ]
     rates = Rates(1.0, 10.0, "given")
-    assert roofline_seconds(PassProfile([], operations), rates, 4, False) == pytest.approx(2 * 4 + 3 * 0.5)
-    assert roofline_seconds(PassProfile([], operations), rates, 4, True) == pytest.approx(2 * 4)
+    assert PassProfile([], operations).seconds(rates, 4, False) == pytest.approx(2 * 4 + 3 * 0.5)
+    assert PassProfile([], operations).seconds(rates, 4, True) == pytest.approx(2 * 4)
+    assert PassProfile([], operations).seconds(rates, 4, True, 10.0) == pytest.approx(2 * 10)  # slow to start
     repeated = PassProfile([], operations, repeats=2)
-    assert roofline_seconds(repeated, rates, 4, False) == pytest.approx(2 * (2 * 2 + 3 * 0.3))
+    assert repeated.seconds(rates, 4, False) == pytest.approx(2 * (2 * 2 + 3 * 0.3))
