@@ -20,8 +20,9 @@ from launcher.planning.engine_rules import with_default_engine
 from launcher.planning.memory_model import predict_memory
 from launcher.planning.model_profile import profile_model
 from models.prepared import prepare_model
-from recipes.errors import UserError
 from recipes.load import load
+from tests.benchmarks.gpu_step import needs_a_gpu
+from tests.benchmarks.rows import add_rows_option, write_row
 
 
 def main() -> None:
@@ -30,12 +31,14 @@ def main() -> None:
         "--recipes", nargs="+", default=["convnext_tiny_in1k", "convnext_base_in1k", "convnext_xlarge_in22k"]
     )
     parser.add_argument("--micro-batches", nargs="+", type=int, default=[16, 32, 64])
+    parser.add_argument("--small", action="store_true", help="a tiny model and tiny images instead")
+    add_rows_option(parser)
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise UserError("this needs a GPU")
+    needs_a_gpu()
+    small = ["model.name=test_convnext", "input.size=32"] if arguments.small else []
     print("recipe, micro-batch: predicted, allocated, error, reserved, used (GiB); TFLOP/s")
     for name in arguments.recipes:
-        recipe = with_default_engine(load(name, ["engine.precision=bf16"]))
+        recipe = with_default_engine(load(name, ["engine.precision=bf16", *small]))
         profile = profile_model(recipe, "bf16")
         assert recipe.data.classes is not None
         prepared = prepare_model(recipe, recipe.data.classes)
@@ -62,6 +65,9 @@ def main() -> None:
             others = " ".join(f"{value / 2**30:.2f}" for value in (reserved, total - free))
             tflops = 2 * micro_batch * 6 * profile.multiply_adds / seconds / 1e12
             print(f"{name}, {micro_batch}: {sizes} {predicted / allocated - 1:+.1%} {others}; {tflops:.1f}", flush=True)
+            measured = {"predicted": predicted, "allocated": allocated, "reserved": reserved, "used": total - free}
+            gib = {kind: value / 2**30 for kind, value in measured.items()}
+            write_row(arguments.rows, {"recipe": name, "micro_batch": micro_batch, **gib, "tflops": tflops})
         del engine, prepared
 
 

@@ -21,7 +21,6 @@ rate is that of multiplying 8192 × 8192 matrices in bf16.
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from models.build import build
 from models.cost import multiply_adds
 from recipes.load import load
 from tests.benchmarks.gpu_contenders import Setting, Step, contenders
+from tests.benchmarks.rows import add_rows_option, write_row
 
 LARGE = {  # recipe: images of the micro-batch
     "convnext_tiny_in1k": 128,
@@ -84,6 +84,13 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def needs_a_gpu() -> torch.device:
+    """Return the GPU; exit where there is none."""
+    if not torch.cuda.is_available():
+        sys.exit("this needs a GPU")
+    return torch.device("cuda")
+
+
 def matrix_rate(device: torch.device, side: int) -> float:
     """Return the FLOP/s of multiplying two square bf16 matrices, the best of five blocks."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -123,7 +130,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shards", type=Path, help="images to train on; made up if not given")
     parser.add_argument("--small", action="store_true", help="tiny models and images")
     parser.add_argument("--compile", action="store_true", help="with --small: compile too, minutes on a CPU")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    add_rows_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -176,12 +183,11 @@ def main(arguments: list[str] | None = None) -> list[dict]:
                 gc.collect()
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
-                row |= {"model": recipe.model.name, "contender": title, "micro_batch": images}
+                row = {"model": recipe.model.name, "contender": title, "micro_batch": images} | row
                 row["utilisation"] = row["images_per_second"] * cost / rate
                 rows.append(row)
                 print(shown(row), flush=True)
-                if chosen.json:  # after every row, so that a benchmark that is killed keeps what it measured
-                    chosen.json.write_text(json.dumps(rows, indent=1))
+                write_row(chosen.rows, row)
     return rows
 
 

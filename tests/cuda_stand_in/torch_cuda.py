@@ -142,6 +142,7 @@ def replace_cuda() -> None:
         "get_device_capability": _checked(CAPABILITY),
         "is_bf16_supported": lambda including_emulation=True: True,
         "mem_get_info": _checked((MEMORY, MEMORY)),
+        "set_sync_debug_mode": lambda mode: None,
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,
         "get_rng_state": lambda device="cuda": torch.get_rng_state(),

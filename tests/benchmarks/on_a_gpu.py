@@ -1,0 +1,169 @@
+"""All that this project wants measured on a GPU, in stages of one to three minutes, the most telling ones first.
+
+    python3 -m venv .venv && .venv/bin/pip install --constraint constraints.txt --editable .
+    .venv/bin/python -m tests.benchmarks.on_a_gpu                     # every stage that has not succeeded yet
+    .venv/bin/python -m tests.benchmarks.on_a_gpu --minutes 10        # starts no stage that would end later
+    .venv/bin/python -m tests.benchmarks.on_a_gpu --only steps-tiny   # this stage alone, again if need be
+    .venv/bin/python -m tests.benchmarks.on_a_gpu --tables            # the tables of what was measured, as Markdown
+
+Each stage runs in processes of its own, and writes what it prints to FOLDER/STAGE.txt and its figures to
+FOLDER/STAGE.jsonl, row by row. So a stage that is killed loses one row. A stage that fails or takes too long does not
+keep the next ones from running, and is tried again by the next start.
+
+Only files of this repository are needed. Where torch is installed already and nothing can be downloaded, bring wheels
+of the other packages of pyproject.toml. `--small` runs the stages at sizes for a CPU; the test suite does, with the
+stand-in for CUDA.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.benchmarks.rows import read_rows
+
+_MODULE = "tests.benchmarks."
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands that run one after another, each a module of Python and its arguments.
+
+    Attributes:
+        seconds: the time limit of all commands together.
+        environment: variables for all commands, besides those of this process.
+        rows: whether the commands take the option `--rows FILE`, to which they append a row for each figure.
+    """
+
+    name: str
+    seconds: int
+    commands: list[list[str]]
+    rows: bool = True
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def stages(folder: Path, small: bool) -> Iterator[Stage]:
+    """Yield the stages, the most telling first."""
+    size = ["--small"] if small else []
+    digits = str(folder / "digits")
+    short = ["--data", digits, "schedule.epochs=2", "schedule.warmup_epochs=0", "batch.global=256"]
+
+    def train(name: str, *changes: str) -> list[str]:
+        return ["launcher", "train", "demo", *short, "--run-dir", str(folder / f"run-{name}"), *changes]
+
+    def steps(name: str, recipe: str, seconds: int = 170) -> Stage:
+        minutes = str(seconds / 60 - 0.5)
+        return Stage(name, seconds, [[f"{_MODULE}gpu_step", "--recipes", recipe, "--minutes", minutes, *size]])
+
+    shards = [] if (folder / "digits").exists() else [["launcher", "shard", "digits", digits, "--val-fraction", "0.2"]]
+    # On wheels alone, without nvcc.
+    yield Stage("demo", 150, [*shards, train("ddp", "engine.zero=0"), train("zero1", "engine.zero=1")], rows=False)
+    fp16 = "engine.precision=fp16"
+    yield Stage("fp16", 120, [train("fp16", fp16), train("profile", fp16, "--profile", "2")], rows=False)
+    yield Stage("waits", 90, [[f"{_MODULE}gpu_waits", *size]])
+    yield Stage("depthwise", 60, [[f"{_MODULE}gpu_depthwise", *size]])
+    memory = [[f"{_MODULE}gpu_memory", "--recipes", "convnext_tiny_in1k", *size]]
+    yield Stage("memory", 90, memory)
+    yield steps("steps-tiny", "convnext_tiny_in1k")
+    yield Stage("compiled-ddp", 180, [[f"{_MODULE}gpu_compiled_ddp", *size]])
+    calibrate = ["launcher", "plan", "convnext_tiny_in1k", "--calibrate"]
+    yield Stage("calibrate", 120, [calibrate], rows=False)
+    yield Stage("ema", 60, [[f"{_MODULE}average_of_weights"]], rows=False)
+    segments = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    yield Stage("memory-segments", 90, memory, environment=segments)
+    yield steps("steps-base", "convnext_base_in1k")
+    yield steps("steps-resnet", "resnet50_in1k_modern")
+    yield steps("steps-xlarge", "convnext_xlarge_in22k")
+    yield steps("steps-swin", "swin_tiny_in1k")
+    recipes = ["convnext_base_in1k", "convnext_xlarge_in22k"]
+    yield Stage("memory-large", 180, [[f"{_MODULE}gpu_memory", "--recipes", *recipes, *size]])
+
+
+def run(stage: Stage, folder: Path) -> bool:
+    """Run a stage; return whether all of its commands succeeded in time."""
+    rows, text, ends = folder / f"{stage.name}.jsonl", folder / f"{stage.name}.txt", time.monotonic() + stage.seconds
+    rows.unlink(missing_ok=True)
+    with text.open("w") as output:
+        for command in stage.commands:
+            arguments = [sys.executable, "-m", *command, *(["--rows", str(rows)] if stage.rows else [])]
+            output.write(f"$ python -m {' '.join(command)}\n")
+            output.flush()
+            left = max(1.0, ends - time.monotonic())
+            code: int | str
+            try:
+                code = subprocess.run(
+                    arguments,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    timeout=left,
+                    env=os.environ | stage.environment,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                code = f"stopped after {stage.seconds} s"
+            if code:
+                print(f"{stage.name}: failed ({code}), see {text}", flush=True)
+                return False
+    (folder / f"{stage.name}.done").touch()
+    return True
+
+
+def tables(folder: Path) -> str:
+    """Return the rows of all stages as Markdown tables, and the names of those without any."""
+    parts = []
+    for stage in stages(folder, small=False):
+        if rows := read_rows(folder / f"{stage.name}.jsonl"):
+            columns = list(dict.fromkeys(column for row in rows for column in row))
+            lines = [
+                columns,
+                ["---"] * len(columns),
+                *([_shown(row.get(column)) for column in columns] for row in rows),
+            ]
+            parts += [f"### {stage.name}\n", *(f"| {' | '.join(line)} |" for line in lines), ""]
+        elif stage.rows:
+            parts.append(f"{stage.name}: not measured\n")
+    return "\n".join(parts)
+
+
+def _shown(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/on-a-gpu"), help="where the results are kept")
+    names = [stage.name for stage in stages(Path(), small=False)]
+    parser.add_argument("--only", nargs="+", choices=names, help="these stages, also if they have succeeded before")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="time in which the last stage has to end")
+    parser.add_argument("--small", action="store_true", help="tiny models and images")
+    parser.add_argument(
+        "--tables", action="store_true", help="print the tables of what was measured, and measure nothing"
+    )
+    chosen = parser.parse_args(arguments)
+    folder: Path = chosen.folder.resolve()
+    if chosen.tables:
+        print(tables(folder))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    ends, failed = time.monotonic() + 60 * chosen.minutes, []
+    for stage in stages(folder, chosen.small):
+        if stage.name not in chosen.only if chosen.only else (folder / f"{stage.name}.done").exists():
+            continue
+        if time.monotonic() + stage.seconds > ends:
+            print(f"{stage.name}: not started, it may take {stage.seconds} s", flush=True)
+            continue
+        started = time.monotonic()
+        if run(stage, folder):
+            print(f"{stage.name}: done in {time.monotonic() - started:.0f} s", flush=True)
+        else:
+            failed.append(stage.name)
+    print(json.dumps({"failed": failed}))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
