@@ -101,7 +101,12 @@ def _in_stream(stream):
 def _properties(device=None) -> SimpleNamespace:
     existing(device)
     return SimpleNamespace(
-        name=NAME, total_memory=MEMORY, major=CAPABILITY[0], minor=CAPABILITY[1], multi_processor_count=108
+        name=NAME,
+        total_memory=MEMORY,
+        major=CAPABILITY[0],
+        minor=CAPABILITY[1],
+        multi_processor_count=108,
+        L2_cache_size=40 * 2**20,
     )
 
 
