@@ -72,10 +72,12 @@ def test_a_job_checks_its_nodes_over_gloo_and_trains_over_nccl(digits, on_a_cpu,
 
 
 @pytest.mark.parametrize(
-    "engine", [["engine.zero=1"], ["engine.zero=2"], ["engine.zero=3", "engine.offload=cpu"]], ids=" ".join
+    "ranks, engine",
+    [(1, ["engine.zero=1"]), (2, ["engine.zero=2"]), (2, ["engine.zero=3", "engine.offload=cpu"])],
+    ids=["1", "2", "3 with offload"],
 )
-def test_every_stage_of_zero_trains_as_a_cpu(digits, on_a_cpu, tmp_path, engine):  # noqa: F811
-    train(digits, tmp_path / "run", 2, "--micro-batch", "64", "--workers", "0", *engine)
+def test_every_stage_of_zero_trains_as_a_cpu(digits, on_a_cpu, tmp_path, ranks, engine):  # noqa: F811
+    train(digits, tmp_path / "run", ranks, "--micro-batch", "64", "--workers", "0", *engine)
     assert_same_curve(tmp_path / "run", on_a_cpu, steps=STEPS)
 
 
