@@ -8,6 +8,7 @@ from launcher.engines.arithmetic import set_arithmetic
 
 @pytest.fixture(autouse=True)
 def former_settings():
+    torch.use_deterministic_algorithms(False)  # an earlier test of this process may have left it on
     kept = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
     yield
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = kept[:2]

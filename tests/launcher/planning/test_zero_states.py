@@ -65,10 +65,10 @@ def measured(recipe: Recipe, run: Path, step: int, micro_batch: int) -> None:
             ]
             gathered = max(gathered, sum(there))
 
-    def update_counted(self, lr):
+    def update_counted(self, *arguments):
         sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.names]
         found.update(held=alive() - before, sizes=sizes, gathered=gathered)
-        update(self, lr)
+        update(self, *arguments)
 
     Training.train, Engine.update, PartitionedParameterCoordinator.fetch_sub_module = (
         train_counted,
