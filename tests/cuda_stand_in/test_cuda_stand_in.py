@@ -37,7 +37,8 @@ def on_a_cpu(digits, tmp_path_factory) -> Path:  # noqa: F811
 def two_gpus(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(STAND_IN)]))
     monkeypatch.setenv("STAND_IN_GPUS", "2")
-    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_PROCID"):
+    # An earlier test that imported DeepSpeed into this process has told it that there is no GPU.
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_PROCID", "DS_ACCELERATOR"):
         monkeypatch.delenv(name, raising=False)
 
 
