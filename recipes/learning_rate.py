@@ -72,13 +72,19 @@ def smaller_batch(recipe: Recipe, images: int) -> tuple[int, str] | None:
         return None
     enough = [size for size in sizes if images // size * recipe.schedule.epochs >= _ENOUGH_STEPS]
     batch = max(enough, default=min(sizes))
+    return batch, " ".join(batch_overrides(recipe, batch))
+
+
+def batch_overrides(recipe: Recipe, batch: int) -> list[str]:
+    """Return the overrides that set another global batch: in slices of about the same size, with its learning rate."""
     slices = max(1, batch // recipe.batch.slice_size)
-    overrides = f"batch.global={batch} batch.slices={slices if batch % slices == 0 else 1}"
+    found = [f"batch.global={batch}", f"batch.slices={slices if batch % slices == 0 else 1}"]
     if recipe.batch.statistics and batch % recipe.batch.statistics:
-        overrides += f" batch.statistics={batch}"
-    if recipe.optimizer.lr_at_batch is None:
-        overrides += f" optimizer.lr={show_lr(scaled_lr(recipe, recipe.optimizer.lr, recipe.batch.global_, batch))}"
-    return batch, overrides
+        found.append(f"batch.statistics={batch}")
+    if recipe.optimizer.lr_at_batch is None:  # otherwise the learning rate follows by itself
+        lr = scaled_lr(recipe, recipe.optimizer.lr, recipe.batch.global_, batch)
+        found.append(f"optimizer.lr={show_lr(lr)}")
+    return found
 
 
 def enough_epochs(steps_per_epoch: int) -> int:

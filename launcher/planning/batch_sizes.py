@@ -16,7 +16,8 @@ from launcher.planning.plan_output import PlanRequest, plan_options
 from launcher.runs.noise_scale import LATEST, noise_scale, recorded_estimates
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
-from recipes.learning_rate import peak_lr, scaled_lr, show_lr
+from recipes.learning_rate import batch_overrides, peak_lr, scaled_lr, show_lr
+from recipes.load import override
 from recipes.schema import Recipe
 
 _FACTORS = [2.0**power for power in range(-4, 5)]  # of the recipe's batch
@@ -78,7 +79,7 @@ def compare_batch_sizes(recipe: Recipe, steps: int, noise: float, request: PlanR
         if batch < 1:
             continue
         try:
-            option = recommend(plan_options(_with_batch(recipe, batch), request))
+            option = recommend(plan_options(override(recipe, batch_overrides(recipe, batch)), request))
         except UserError as error:  # too small for the GPUs
             problem = error
             continue
@@ -112,14 +113,5 @@ def print_batch_sizes(recipe: Recipe, steps: int, noise: float, request: PlanReq
         table.add_row(mark, *cells)
     Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
     print(f"→ batch {best.batch:,} is the smallest that is about as fast as any on these GPUs; = is the recipe's own")
-    print(f"  batch.global={best.batch} batch.slices={best.option.recipe.batch.slices} optimizer.lr={show_lr(best.lr)}")
+    print(f"  {' '.join(batch_overrides(recipe, best.batch))}")
     print(_ASSUMPTIONS)
-
-
-def _with_batch(recipe: Recipe, batch: int) -> Recipe:
-    """Return the recipe with another batch, in slices of about the same size."""
-    slices = max(1, batch // recipe.batch.slice_size)
-    statistics = recipe.batch.statistics
-    fits = statistics is None or batch % statistics == 0
-    values = {"global_": batch, "slices": slices if batch % slices == 0 else 1}
-    return recipe.variant(batch=values | {"statistics": statistics if fits else None})

@@ -2,8 +2,8 @@
 
 import pytest
 
-from recipes.learning_rate import lr_note, peak_lr, scaled_lr, smaller_batch
-from recipes.load import changed_batch_note, load
+from recipes.learning_rate import batch_overrides, lr_note, peak_lr, scaled_lr, smaller_batch
+from recipes.load import changed_batch_note, load, override
 from recipes.schedule import StepSchedule
 
 CONVNEXT = "convnext_tiny_in1k"
@@ -65,3 +65,16 @@ def test_the_batch_advised_for_little_data_gives_hundreds_of_steps_where_it_can(
     assert smaller_batch(load(CONVNEXT, ["batch.global=16", "batch.slices=1"]), 359) is None
     assert "batch.statistics=512" in smaller_batch(load(CONVNEXT, ["batch.statistics=1024"]), 1438)[1]
     assert "lr=" not in smaller_batch(load(CONVNEXT, ["optimizer.lr_at_batch=4096"]), 1438)[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [["batch.statistics=1024"], ["optimizer.lr_at_batch=4096"], ["batch.slices=3", "batch.global=96"]],
+    ids=str,
+)
+@pytest.mark.parametrize("batch", [16, 256, 100_000])
+def test_the_overrides_of_another_batch_make_a_valid_recipe_with_the_learning_rate_of_the_rule(changes, batch):
+    recipe = load(CONVNEXT, changes)
+    changed = override(recipe, batch_overrides(recipe, batch))
+    expected = scaled_lr(recipe, peak_lr(recipe), recipe.batch.global_, batch)
+    assert changed.batch.global_ == batch and peak_lr(changed) == pytest.approx(expected, rel=0.005)
