@@ -9,12 +9,11 @@ for the first epochs. Here, it is made of fixed numbers, so the initial weights 
 nothing before the first 3x3 convolution needs a gradient.
 """
 
-from typing import Any
-
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.timm_registry import CIFAR10, configurations, register_networks
 
 # The variance of each whitened direction over all 2x2 patches of CIFAR-10's training images, after normalisation with
 # the mean and std below. Rows: grey, red - blue, magenta - green. Columns: mean, horizontal, vertical and diagonal
@@ -109,24 +108,8 @@ def _norm(width: int) -> nn.BatchNorm2d:
     return norm
 
 
-default_cfgs = generate_default_cfgs(  # timm's registry looks for this name in the module
-    {
-        "cifar_convnet": {
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "pool_size": (3, 3),
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "mean": (0.4914, 0.4822, 0.4465),
-            "std": (0.2470, 0.2435, 0.2616),
-            "first_conv": "groups.0.conv1",
-            "classifier": "head",
-        }
-    }
+# Three groups of 64, 256 and 256 channels: 2.0 million parameters.
+default_cfgs = configurations(
+    ["cifar_convnet"], CIFAR10, pool_size=(3, 3), first_conv="groups.0.conv1", classifier="head"
 )
-
-
-@register_model
-def cifar_convnet(pretrained: bool = False, **options: Any) -> CifarConvNet:
-    """Return the network of three groups of 64, 256 and 256 channels: 2.0 million parameters."""
-    return build_model_with_cfg(CifarConvNet, "cifar_convnet", pretrained, **options)
+register_networks(__name__, CifarConvNet, {"cifar_convnet": {}})

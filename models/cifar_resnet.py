@@ -6,9 +6,10 @@ stem, the first stage of a 32-pixel image would have 8 x 8 positions and the las
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
+
+from models.timm_registry import CIFAR10, configurations, register_networks
 
 _WIDTH = 64  # channels of the stem, as in the networks for ImageNet
 _NETWORKS: dict[str, dict[str, Any]] = {
@@ -30,31 +31,5 @@ class CifarResNet(ResNet):
         self.add_module("maxpool", nn.Identity())
 
 
-default_cfgs = generate_default_cfgs(  # timm's registry looks for this name in the module
-    {
-        name: {
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "pool_size": (4, 4),
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "mean": (0.4914, 0.4822, 0.4465),
-            "std": (0.2470, 0.2435, 0.2616),
-            "first_conv": "conv1",
-            "classifier": "fc",
-        }
-        for name in _NETWORKS
-    }
-)
-
-
-def _register(name: str, network: dict[str, Any]) -> None:
-    def make(pretrained: bool = False, **options: Any) -> CifarResNet:
-        return build_model_with_cfg(CifarResNet, name, pretrained, **{**network, **options})
-
-    make.__name__ = name
-    register_model(make)
-
-
-for _name, _network in _NETWORKS.items():
-    _register(_name, _network)
+default_cfgs = configurations(_NETWORKS, CIFAR10, pool_size=(4, 4), first_conv="conv1", classifier="fc")
+register_networks(__name__, CifarResNet, _NETWORKS)

@@ -7,9 +7,12 @@ Importing this module registers the networks with timm, e.g. for ``timm.create_m
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
+
+from models.convnext_initialisation import initialise
+from models.timm_registry import IMAGENET, configurations, register_networks
 
 _PATCH = 16  # pixels
 _NETWORKS = {
@@ -45,7 +48,7 @@ class ConvNeXtIsotropic(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
         self.grad_checkpointing = False
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward_features(self, images: Tensor) -> Tensor:
         patches = self.stem(images)
@@ -75,38 +78,5 @@ def checkpoint_filter_fn(weights: dict[str, Tensor], _model: nn.Module) -> dict[
     return {".".join(_RENAMED.get(part, part) for part in name.split(".")): value for name, value in weights.items()}
 
 
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-default_cfgs = generate_default_cfgs(  # timm's registry looks for this name in the module
-    {
-        name: {
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "pool_size": (14, 14),
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "first_conv": "stem",
-            "classifier": "head",
-        }
-        for name in _NETWORKS
-    }
-)
-
-
-def _register(name: str, network: dict[str, int]) -> None:
-    def make(pretrained: bool = False, **options: Any) -> ConvNeXtIsotropic:
-        return build_model_with_cfg(ConvNeXtIsotropic, name, pretrained, **{**network, **options})
-
-    make.__name__ = name
-    register_model(make)
-
-
-for _name, _network in _NETWORKS.items():
-    _register(_name, _network)
+default_cfgs = configurations(_NETWORKS, IMAGENET, pool_size=(14, 14), first_conv="stem", classifier="head")
+register_networks(__name__, ConvNeXtIsotropic, _NETWORKS)

@@ -40,10 +40,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq
 from timm.models.convnext import checkpoint_filter_fn  # noqa: F401  the last step loads ConvNeXt's own weights
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.convnext_initialisation import initialise
+from models.timm_registry import IMAGENET, configurations, register_networks
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class RoadmapNet(nn.Module):
         self.num_features = widths[-1]
         last_norm = design.norm if design.separate_downsampling else nn.Identity
         self.head = NormMlpClassifierHead(self.num_features, num_classes, norm_layer=last_norm)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward_features(self, images: Tensor) -> Tensor:
         return self.stages(self.stem(images))
@@ -251,38 +254,5 @@ def _stem(design: Design, in_chans: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-default_cfgs = generate_default_cfgs(  # timm's registry looks for this name in the module
-    {
-        name: {
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "pool_size": (7, 7),
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "first_conv": "stem.0",
-            "classifier": "head.fc",
-        }
-        for name in ROAD
-    }
-)
-
-
-def _register(name: str, design: Design) -> None:
-    def make(pretrained: bool = False, **options) -> RoadmapNet:
-        return build_model_with_cfg(RoadmapNet, name, pretrained, design=design, **options)
-
-    make.__name__ = name
-    register_model(make)
-
-
-for _name, _design in ROAD.items():
-    _register(_name, _design)
+default_cfgs = configurations(ROAD, IMAGENET, pool_size=(7, 7), first_conv="stem.0", classifier="head.fc")
+register_networks(__name__, RoadmapNet, {name: {"design": design} for name, design in ROAD.items()})

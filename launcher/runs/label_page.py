@@ -9,12 +9,12 @@ import csv
 import io
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from data.atomic_io import write_atomically
 from data.reading.shards import ShardSet, Split
 from launcher.runs.disagreements import DisputedImage, disputed_image
+from launcher.runs.page import page_environment
 from launcher.runs.predictions import Predictions
 from launcher.runs.run_directory import RunDirectory
 
@@ -62,16 +62,17 @@ def _table(suspects: list[int], predictions: Predictions, classes: list[str], sp
 
 
 def _page(predictions: Predictions, suspects: np.ndarray, shown: list[DisputedImage], table: str) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("launcher.runs", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("label_page.html").render(
-        dataset=predictions.dataset,
-        split=predictions.split,
-        weights=predictions.weights,
-        images=len(predictions.labels),
-        suspects=suspects,
-        listed=min(len(suspects), _LISTED),
-        shown=shown,
-        table=table,
+    return (
+        page_environment()
+        .get_template("label_page.html")
+        .render(
+            dataset=predictions.dataset,
+            split=predictions.split,
+            weights=predictions.weights,
+            images=len(predictions.labels),
+            suspects=suspects,
+            listed=min(len(suspects), _LISTED),
+            shown=shown,
+            table=table,
+        )
     )

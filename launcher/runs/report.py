@@ -14,6 +14,7 @@ from launcher.runs.disagreements import disagreements
 from launcher.runs.history import History
 from launcher.runs.intervals import wilson_interval
 from launcher.runs.line_chart import Chart, Line
+from launcher.runs.page import page_environment
 from launcher.runs.recipe_differences import flat_recipe, recipe_differences
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
@@ -58,13 +59,7 @@ def write_report(runs: list[Path], destination: Path) -> Path:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("launcher.runs", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = page_environment()
     environment.filters |= {
         "percent": _percent,
         "interval": _interval,

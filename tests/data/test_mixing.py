@@ -104,6 +104,31 @@ def test_lambda_of_pairs_and_images_has_timms_distribution(mode):
     assert np.quantile(blended, [0.1, 0.5, 0.9]) == pytest.approx(np.quantile(theirs, [0.1, 0.5, 0.9]), abs=0.06)
 
 
+def mixed_batch(
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    pairs: torch.Tensor,
+    lam: torch.Tensor,
+    mixes: list[tuple[int, int, Mix]],
+) -> MicroBatch:
+    """Make a micro-batch of these images and mixes, without erased boxes and padding."""
+    count = len(labels)
+    return MicroBatch(
+        step=0,
+        positions=torch.arange(count),
+        samples=torch.arange(count),
+        weights=torch.ones(count),
+        pixels=pixels,
+        erased=[(0, 0, 0, 0)] * count,
+        noise_keys=[0] * count,
+        labels=labels,
+        partners=pairs,
+        partner_labels=labels[pairs],
+        lam=lam,
+        mixes=mixes,
+    )
+
+
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("changes", [{"mixup_alpha": 0.8}, {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}], ids=str)
 def test_images_and_targets_of_each_mode_are_those_of_timms_mixup(mode, changes, monkeypatch):
@@ -116,20 +141,7 @@ def test_images_and_targets_of_each_mode_are_those_of_timms_mixup(mode, changes,
     mixes = [drawn_mix(recipe, 0, position) for position in range(8)]
     groups = sorted({mixed_alike(recipe, position) for position in range(8)}, key=lambda group: group.start)
     lam = torch.tensor([mix.lam for mix in mixes])
-    batch = MicroBatch(
-        step=0,
-        positions=torch.arange(8),
-        samples=torch.arange(8),
-        weights=torch.ones(8),
-        pixels=pixels,
-        erased=[(0, 0, 0, 0)] * 8,
-        noise_keys=[0] * 8,
-        labels=labels,
-        partners=pairs,
-        partner_labels=labels[pairs],
-        lam=lam,
-        mixes=[(group.start, group.stop, mixes[group.start]) for group in groups],
-    )
+    batch = mixed_batch(pixels, labels, pairs, lam, [(one.start, one.stop, mixes[one.start]) for one in groups])
     preprocessor = DevicePreprocessor(recipe, torch.device("cpu"))
     # timm pairs the first image with the last, so the first images of our pairs are followed by their partners.
     order = torch.tensor([0, 2, 4, 6, 7, 5, 3, 1])
@@ -154,20 +166,7 @@ def test_pixels_and_loss_are_timms(mix):
     pixels = torch.randint(0, 256, (4, 3, 8, 8), generator=generator, dtype=torch.uint8)
     labels, logits = torch.tensor([3, 1, 0, 9]), torch.randn(4, 10, generator=generator)
     pairs = torch.tensor([1, 0, 3, 2])
-    batch = MicroBatch(
-        step=0,
-        positions=torch.arange(4),
-        samples=torch.arange(4),
-        weights=torch.ones(4),
-        pixels=pixels,
-        erased=[(0, 0, 0, 0)] * 4,
-        noise_keys=[0] * 4,
-        labels=labels,
-        partners=pairs,
-        partner_labels=labels[pairs],
-        lam=torch.full((4,), mix.lam),
-        mixes=[(0, 4, mix)],
-    )
+    batch = mixed_batch(pixels, labels, pairs, torch.full((4,), mix.lam), [(0, 4, mix)])
     preprocessor = DevicePreprocessor(load("demo", ["input.size=16"]), torch.device("cpu"))
     plain = preprocessor.normalised(pixels)
     expected = plain.clone()

@@ -15,6 +15,7 @@ from launcher.experiments.replay_plan import plan_replay
 from launcher.runs.run_directory import RunDirectory
 from launcher.training import run_description
 from recipes.errors import UserError
+from recipes.schema import Recipe
 from tests.launcher.experiments.short_runs import OPTIONS, short_recipe, train_steps
 from tests.launcher.process_group import Group, train_until
 
@@ -41,6 +42,20 @@ def flip_bit(tensor: torch.Tensor) -> None:
         tensor.view(-1)[:1].view(torch.int32).bitwise_xor_(1 << 22)
 
 
+def train_with_flipped_bit(recipe: Recipe, run: Path, steps: int, after: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Train; a bit of a weight flips in memory after that many updates."""
+    update = DataParallel.update
+
+    def corrupted(engine, *arguments):
+        update(engine, *arguments)
+        if engine.updates == after:
+            flip_bit(engine.module.get_classifier().weight)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataParallel, "update", corrupted)
+        return train_steps(recipe, run, steps)
+
+
 def test_it_equals_the_run_bit_for_bit_after_a_kill(killed, bigbatch):
     code, found = replay(bigbatch, killed, 1, "--steps", "99")
     assert (code, found["difference"]) == (0, None) and found["exact"]
@@ -56,16 +71,9 @@ def test_it_begins_at_the_nearest_checkpoint_and_changes_no_file_of_the_run(kill
 
 def test_a_bit_that_flipped_in_a_weight_while_the_run_trained_is_found(digits, tmp_path, bigbatch, monkeypatch):
     """It flips after step 3, which no checkpoint holds, so the loss of step 4 is the first trace."""
-    update = DataParallel.update
-
-    def corrupted(engine, *arguments):
-        update(engine, *arguments)
-        if engine.updates == 3:
-            flip_bit(engine.module.get_classifier().weight)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DataParallel, "update", corrupted)
-        run = train_steps(short_recipe(digits, save_every=2), tmp_path / "run", 4)
+    run = train_with_flipped_bit(
+        short_recipe(digits, save_every=2), tmp_path / "run", 4, after=3, monkeypatch=monkeypatch
+    )
     code, found = replay(bigbatch, run, 4)
     assert code == 1 and (found["difference"]["step"], found["difference"]["layer"]) == (4, "forward (loss)")
     code, shown, _ = bigbatch("replay", run, "--step", 4, "--workers", 0)
@@ -73,16 +81,9 @@ def test_a_bit_that_flipped_in_a_weight_while_the_run_trained_is_found(digits, t
 
 
 def test_a_bit_that_flipped_in_a_weight_before_it_was_saved_is_named(digits, tmp_path, bigbatch, monkeypatch):
-    update = DataParallel.update
-
-    def corrupted(engine, *arguments):
-        update(engine, *arguments)
-        if engine.updates == 2:
-            flip_bit(engine.module.get_classifier().weight)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DataParallel, "update", corrupted)
-        run = train_steps(short_recipe(digits, save_every=2), tmp_path / "run", 2)
+    run = train_with_flipped_bit(
+        short_recipe(digits, save_every=2), tmp_path / "run", 2, after=2, monkeypatch=monkeypatch
+    )
     code, found = replay(bigbatch, run, 1, "--steps", "2")
     difference = found["difference"]
     assert code == 1 and (difference["step"], difference["layer"]) == (2, "update (weights)")
