@@ -109,6 +109,10 @@ class CheckpointWriter:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
+            if not self.folder.is_dir():
+                raise UserError(
+                    f"the checkpoint could not be written, because the folder {self.folder} has been deleted"
+                )
             raise UserError(
                 f"the checkpoint in {self.folder} could not be written: {error}; earlier ones are untouched"
             )

@@ -10,8 +10,8 @@ from launcher.cli.main import app
     [
         ("fing", ["fingerprint"]),
         ("train convnext_tiny_in22k_", ["convnext_tiny_in22k_in1k", "convnext_tiny_in22k_in1k_384"]),
-        ("train demo optimizer.l", ["optimizer.lr=", "optimizer.layer_decay="]),
-        ("submit demo ema.", ["ema.decay="]),
+        ("train demo optimizer.l", ["optimizer.lr=", "optimizer.lr_at_batch=", "optimizer.layer_decay="]),
+        ("submit demo ema.", ["ema.decay=", "ema.warmup="]),
         ("submit dem", ["demo"]),
         ("logs runs/", ["runs/demo", "runs/demo-optimizer.lr/optimizer.lr=1e-3"]),
         ("predict runs/demo-", ["runs/demo-optimizer.lr/optimizer.lr=1e-3"]),

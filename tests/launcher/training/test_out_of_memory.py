@@ -34,9 +34,9 @@ def limit(images: int, of_rank: int, from_step: int = 0) -> None:
             raise torch.OutOfMemoryError("out of memory, as a test wants it")
         return forward(self, x)
 
-    def counted(self, lr):
+    def counted(self, *arguments):
         nonlocal steps
-        update(self, lr)
+        update(self, *arguments)
         steps += 1
 
     KeyedDropPath.forward, Engine.update = limited, counted
