@@ -33,6 +33,10 @@ class Cut:
         """Positions of all ranks beyond the global batch."""
         return self.world_size * self.share - self.global_batch
 
+    def micro_batches(self, rank: int) -> range:
+        """Return the numbers of a rank's micro-batches among those of the global batch."""
+        return range(rank * self.accumulation, (rank + 1) * self.accumulation)
+
     def first_position(self, rank: int) -> int:
         """Return the first position of a rank in the global batch."""
         return rank * self.share

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli.options import DataOption, Overrides, RunArgument, SplitName, Workers, with_data
-from launcher.cli.training import processes_to_start
+from launcher.cli.training import INTERRUPTED, processes_to_start
 from launcher.processes import option_arguments, run_processes, stop_with_parent
 from launcher.runs.run_directory import RunDirectory
 from launcher.world import this_process
@@ -83,28 +84,46 @@ def replay(
         ReplayCut,
         typer.Option(help="Cut the batch as the run did (compares bits on equal hardware), or as this machine would."),
     ] = ReplayCut.as_was,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Where the shards of the run are now.", show_default=False)
+    ] = None,
     workers: Workers = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute steps of a run and compare them with its record. The exit code is 1 if a step differs."""
+    """Recompute steps of a run and compare them with its record. The exit code is 1 if a step differs.
+
+    Ctrl-C stops after the current step, and the steps up to it are compared.
+    """
     from launcher.cli.trajectory_output import print_replayed
     from launcher.experiments.replay import replay as recompute
     from launcher.experiments.replay_plan import plan_replay
 
     stop_with_parent()
-    plan = plan_replay(RunDirectory(run), step, steps)
+    plan = plan_replay(RunDirectory(run), step, steps, data)
     processes = 1 if this_process().is_launched else _processes_of_replay(plan.processes_then, cut)
     if processes > 1:
-        options = option_arguments({"--step": step, "--steps": steps, "--cut": cut.value, "--workers": workers})
+        given = {"--step": step, "--steps": steps, "--cut": cut.value, "--data": data, "--workers": workers}
+        options = option_arguments(given)
         flags = ["--json"] if as_json else []
         raise typer.Exit(run_processes("launcher", ["replay", str(run), *options, *flags], processes))
-    replayed = recompute(plan, cut == ReplayCut.here, workers)
-    if this_process().is_main:
+    is_main = this_process().is_main
+    try:
+        replayed = recompute(plan, cut == ReplayCut.here, workers)
+    except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
+        if is_main:
+            print("stopped, and nothing was compared", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    if is_main:
         if as_json:
             print(json.dumps(replayed.to_dict()))
         else:
             print_replayed(replayed)
-    raise typer.Exit(1 if replayed.difference else 0)
+    if replayed.difference:
+        raise typer.Exit(1)
+    if replayed.end < plan.end:
+        if is_main:
+            print(f"stopped after step {replayed.end} of {plan.end}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _processes_of_replay(then: int, cut: ReplayCut) -> int:

@@ -48,6 +48,15 @@ def submit(
     ] = False,
     micro_batch: MicroBatch = None,
     workers: Workers = None,
+    audit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="EVERY",
+            help="At every so many steps, let processes repeat each other's part of the step. A node that computes "
+            "something else than the others is named and excluded.",
+            min=1,
+        ),
+    ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -109,6 +118,7 @@ def submit(
         after=after,
         micro_batch=micro_batch,
         workers=workers,
+        audit=audit,
     )
     submit_runs(recipes, options, dry_run)
 

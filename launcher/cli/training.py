@@ -24,7 +24,7 @@ from recipes.schema import Recipe
 
 training = typer.Typer()
 _PANEL = "Training and results"
-_INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
 
 @training.command(
@@ -95,7 +95,7 @@ def train(
         if this_process().is_main:
             print_lr_note(resolved, recipe, overrides)
         code = _train_here(resolved, run_path, micro_batch, workers, profile)
-    if code == _INTERRUPTED and not this_process().is_launched:
+    if code == INTERRUPTED and not this_process().is_launched:
         print(f"resume with: {shlex.join(['bigbatch', *sys.argv[1:]])}", file=sys.stderr)
     raise typer.Exit(code)
 
@@ -160,8 +160,8 @@ def _train_here(
     except KeyboardInterrupt:  # Ctrl-C before the first step, or a second one while the first still waits for the step
         if this_process().is_main:
             print(f"stopped without saving: {_resume_point(run_path)}", file=sys.stderr)
-        return _INTERRUPTED
-    return 0 if finished else _INTERRUPTED
+        return INTERRUPTED
+    return 0 if finished else INTERRUPTED
 
 
 def _resume_point(run: Path) -> str:

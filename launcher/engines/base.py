@@ -155,6 +155,10 @@ class Engine(ABC):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss`, a scalar on the device, to the accumulated gradient."""
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return `loss` times the loss scale of fp16, as `backward` differentiates it."""
+        return loss
+
     def local_gradient_square(self) -> Tensor:
         """Return the squared norm of this rank's gradient before an all-reduce, a float64 scalar on the device.
 
@@ -174,6 +178,12 @@ class Engine(ABC):
         the loss scale is halved.
         """
 
+    @property
+    def next_ema_decay(self) -> float | None:
+        """The decay of the EMA in the next update; None without EMA."""
+        ema = self.recipe.ema
+        return None if ema.decay is None else ema.decay_of_update(self.updates + 1)
+
     def update(self, lr: float, weight_decay: float | None = None) -> None:
         """End an optimizer step at learning rate `lr`. A dropped gradient changes no weights, EMA or `updates`.
 
@@ -183,8 +193,7 @@ class Engine(ABC):
         """
         if weight_decay is not None:
             set_weight_decay(self.optimizer, weight_decay)
-        ema = self.recipe.ema
-        decay = None if ema.decay is None else ema.decay_of_update(self.updates + 1)
+        decay = self.next_ema_decay
         if decay is not None:
             set_ema_decay(self.optimizer, decay)
         if not self.apply_gradient(lr):

@@ -78,6 +78,10 @@ class DataParallel(Engine):
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        scaler = self.accelerator.scaler
+        return loss if scaler is None else scaler.scale(loss)
+
     def local_gradient_square(self) -> Tensor:
         norm = torch.stack(self._bucket_norms).norm() if self._bucket_norms else self._norm()
         if self.accelerator.scaler is not None:

@@ -85,6 +85,9 @@ class Zero(Engine):
     def backward(self, loss: Tensor) -> None:
         self.model.backward(loss, scale_wrt_gas=False)  # the loss is divided by the global batch already
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        return loss * self.loss_scale.value if self.loss_scale else loss
+
     def apply_gradient(self, lr: float) -> bool:
         set_lr(self.optimizer, lr)
         self.model.step()

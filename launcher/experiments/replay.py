@@ -52,7 +52,7 @@ class Replayed:
     Attributes:
         run: the run directory.
         begin: finished steps of the checkpoint from which the steps were recomputed; 0: the start of the run.
-        end: the last step that was recomputed.
+        end: the last step that was recomputed; after Ctrl-C it is earlier than the last step of the plan.
         setting: how the steps were recomputed.
         exact: whether bits were compared; otherwise differences that rounding explains do not count.
         checkpoints: the steps whose checkpoints were compared.
@@ -86,7 +86,8 @@ def replay(plan: ReplayPlan, cut_here: bool, workers: int | None = None) -> Repl
     """
     check_code_is_found(plan.recipe)
     shards = open_shards(plan.recipe)
-    plan.run.check_data(shards.digest)
+    if plan.run.metadata().dataset.digest != shards.digest:
+        raise UserError(f"{shards.root} holds other shards than those of {plan.run.path}: give these with --data")
     recipe = with_accelerate_config(plan.recipe) if cut_here else plan.recipe
     accelerator = make_accelerator(recipe)
     model = prepare_model(recipe, len(shards.classes))
@@ -122,6 +123,8 @@ class CheckpointChecks:
         compared: the steps whose checkpoints were compared.
         found: the first difference of each step whose checkpoint differs, on every rank.
     """
+
+    saves = False
 
     def __init__(self, run: RunDirectory, engine: Engine, absolute: float):
         self.run, self.engine, self.absolute = run, engine, absolute

@@ -63,13 +63,19 @@ class ReplayPlan:
         return EngineChoice(self.recipe, cut_for_model(self.recipe, then, micro_batch, has_batch_norm), "")
 
 
-def plan_replay(run: RunDirectory, step: int, steps: int) -> ReplayPlan:
+def plan_replay(run: RunDirectory, step: int, steps: int, data: str | None = None) -> ReplayPlan:
     """Return what has to be recomputed for `steps` steps from `step` on, from the nearest checkpoint before them.
 
+    Args:
+        data: where the shards of the run are now; None: where the recipe says.
+
     Raises:
-        UserError: the steps are not recorded, or belong to the parent of a branch.
+        UserError: the steps are not recorded, or belong to the parent of a branch, or the recipe is not the run's.
     """
     recipe, events = run.recipe(), run.metrics.events()
+    _check_recipe_is_unchanged(run, recipe)
+    if data:
+        recipe = recipe.variant(data={"path": data})
     recorded = {event["step"]: event for event in events if event["event"] == "step"}
     last = max(recorded, default=0)
     if not 1 <= step <= last:
@@ -97,3 +103,17 @@ def plan_replay(run: RunDirectory, step: int, steps: int) -> ReplayPlan:
         {number: recorded[number] for number in wanted},
         {number: settings[number] for number in wanted},
     )
+
+
+def _check_recipe_is_unchanged(run: RunDirectory, recipe: Recipe) -> None:
+    """Refuse a recipe that describes another trajectory than that of the run.
+
+    Raises:
+        UserError: ``recipe.yaml`` was edited, or ``run.json`` is missing or damaged.
+    """
+    # Version 0.1.0 hashed the path of a weights file into the identity, and the file may have been moved.
+    path_may_differ = recipe.model.weights not in (None, "timm")
+    if not (recipe.has_identity(run.metadata().identity) or path_may_differ):
+        raise UserError(
+            f"{run.recipe_file} was changed since the run trained, so its steps cannot be repeated: restore it"
+        )

@@ -33,6 +33,7 @@ class SubmitOptions:
     after: str | None = None
     micro_batch: int | None = None
     workers: int | None = None
+    audit: int | None = None  # steps between audits (`launcher.training.audit`)
 
     @property
     def at_once(self) -> int | None:

@@ -39,7 +39,7 @@ def submit(arguments: list[str], options: SubmitOptions, dry_run: bool) -> None:
     steps = plan_runs(arguments, options)
     for number, runs in enumerate(steps):
         for run in runs:
-            check_recipe(run, resources, options.micro_batch, number > 0, cluster)
+            check_recipe(run, resources, options, number > 0, cluster)
     if cluster_name != LOCAL:
         partitions = fitting_partitions(resources, cluster, read_partitions())
         if cluster.cpus_per_task is None:
@@ -126,7 +126,12 @@ def _submit_step(
 
 
 def _job(run: PlannedRun, cluster: Cluster, options: SubmitOptions) -> Job:
-    given = {"--micro-batch": options.micro_batch, "--workers": options.workers, "--stage": cluster.stage}
+    given = {
+        "--micro-batch": options.micro_batch,
+        "--workers": options.workers,
+        "--stage": cluster.stage,
+        "--audit": options.audit,
+    }
     return Job(
         name=run.recipe.name,
         folder=run.job_folder,

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 
 from data.reading.storage import is_url
-from launcher.jobs.planned_runs import PlannedRun
+from launcher.jobs.planned_runs import PlannedRun, SubmitOptions
 from launcher.planning.auto_engine import EngineChoice, choose_engine, hardware_of_cluster
 from launcher.recipe_shards import open_shards
+from launcher.training.audit import NEEDS_ALL_WEIGHTS
 from launcher.training.dry_run import check_weights
 from launcher.training.trackers import check_trackers
 from launcher.training.user_code_checks import check_code_is_found
@@ -25,7 +26,7 @@ from slurm.submit import check_path
 
 
 def check_recipe(
-    run: PlannedRun, resources: Resources, micro_batch: int | None, follows: bool, cluster: Cluster
+    run: PlannedRun, resources: Resources, options: SubmitOptions, follows: bool, cluster: Cluster
 ) -> None:
     """Refuse a run whose recipe cannot be trained on its shards with these resources.
 
@@ -45,9 +46,23 @@ def check_recipe(
     check_trackers(recipe)
     shards = open_shards(recipe)
     StepSchedule(recipe, len(shards.split("train")))
-    choices_by_nodes(recipe, resources, micro_batch, len(shards.classes), cluster)
+    choices = choices_by_nodes(recipe, resources, options.micro_batch, len(shards.classes), cluster)
+    if options.audit:
+        _check_audit(choices)
     if not follows:
         check_weights(recipe, list(shards.classes), run.directory)
+
+
+def _check_audit(choices: list[EngineChoice]) -> None:
+    """Refuse --audit where no rank can repeat the part of another one.
+
+    Raises:
+        UserError: there is one process only, or ZeRO-3.
+    """
+    if choices[-1].cut.world_size == 1:
+        raise UserError("--audit lets processes check each other, and this job has only one: leave --audit out")
+    if any(choice.recipe.engine.zero == 3 for choice in choices):
+        raise UserError(NEEDS_ALL_WEIGHTS)
 
 
 def choices_by_nodes(

@@ -54,6 +54,8 @@ def print_submission(
             _print_starts(first, resources, cluster, seconds)
         limit = f"gives up after {1 + cluster.retries} starts without a new checkpoint"
         again = "starts itself again" if cluster_name == LOCAL else "requeues itself"
+        if options.audit:
+            print(f"# audit      every {options.audit} steps, which takes about {1 / options.audit:.1%} more time")
         print(f"# survives   {again} before the limit and after failures; {limit}")
         after = "<the job before>"
     print("# nothing was submitted")

@@ -1,5 +1,7 @@
 """`bigbatch compare`: the accuracies of runs on the same images, from the predictions that evaluation kept."""
 
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,10 +81,14 @@ def compare_runs(runs: Sequence[Path], split: str = "val") -> list[ComparedRun]:
         split: "train", "val" or "test".
 
     Raises:
-        UserError: there are not two runs, or one has kept no predictions on the images of the first one.
+        UserError: there are not two runs, one is given twice, or one has kept no predictions on the images of the first
+            one.
     """
     if len(runs) < 2:
         raise UserError("a comparison needs at least two runs, e.g. `bigbatch compare runs/demo runs/other`")
+    for number, run in enumerate(runs):  # a run that counts twice would make a mean over seeds look too certain
+        if os.path.realpath(run) in map(os.path.realpath, runs[:number]):
+            raise UserError(f"{run} is given twice: a comparison needs different runs")
     kept = common_predictions([RunDirectory(run) for run in runs], split)
     first = kept[0]
     return [
@@ -117,7 +123,7 @@ def common_predictions(runs: Sequence[RunDirectory], split: str) -> list[Predict
     """Return the predictions of each run on the same images: the first run's own data set if all have it.
 
     Raises:
-        UserError: a run has kept none on the split, or not on the same images.
+        UserError: a run has kept none on the split, or there are no images on which all runs have kept some.
     """
     recipes = [run.recipe() for run in runs]  # refuses what is no run directory
     kept = []
@@ -125,18 +131,21 @@ def common_predictions(runs: Sequence[RunDirectory], split: str) -> list[Predict
         found = {one.images: one for one in read_predictions(run) if one.split == split}
         if not found:
             raise UserError(
-                f"{run.path} has kept no predictions on split {split}: run `bigbatch evaluate {run.path} --split "
-                f"{split}` first"
+                f"{run.path} has kept no predictions on split {split}: run `bigbatch evaluate "
+                f"{shlex.quote(str(run.path))} --split {split}` first"
             )
         kept.append(found)
+    own = (runs[0].metadata().dataset.digest, split)
     common = [images for images in kept[0] if all(images in found for found in kept)]
     if not common:
-        other = next(run for run, found in zip(runs, kept) if not kept[0].keys() & found.keys())
+        nothing_in_common = [run for run, found in zip(runs, kept) if not kept[0].keys() & found.keys()]
+        # Each may have images in common with the first run, but not the same ones as the others.
+        not_on_its_own = [run for run, found in zip(runs[1:], kept[1:]) if own not in found]
+        other = [*nothing_in_common, *not_on_its_own, runs[0]][0]
+        command = ["bigbatch", "evaluate", str(other.path), "--data", str(recipes[0].data.path), "--split", split]
         raise UserError(
-            f"{other.path} was not evaluated on the images of {runs[0].path}: run `bigbatch evaluate {other.path} "
-            f"--data {recipes[0].data.path} --split {split}` first"
+            f"{other.path} was not evaluated on the images of {runs[0].path}: run `{shlex.join(command)}` first"
         )
-    own = (runs[0].metadata().dataset.digest, split)
     images = own if own in common else common[0]
     return [found[images] for found in kept]
 

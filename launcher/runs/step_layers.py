@@ -14,6 +14,8 @@ _TITLES = {
     "mixing": "mixing",
     "masks": "masks",
     "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "ema_decay": "EMA decay",
     "loss": "forward (loss)",
     "gradient_norm": "backward (gradient norm)",
 }
@@ -62,10 +64,10 @@ def first_difference(one: dict, other: dict, rounding: float = 0.0) -> LayerDiff
 
 
 def _layers(event: dict) -> Iterator[tuple[str, Any]]:
-    """Yield each recorded layer and its value; versions before 0.2.0 recorded no inputs and no gradient norm."""
+    """Yield each recorded layer and its value; versions before 0.2.0 recorded the learning rate and the loss only."""
     if "inputs" in event:
         yield from zip(INPUT_KINDS, event["inputs"].split("-"))
-    for layer in ("lr", "loss", "gradient_norm"):
+    for layer in ("lr", "weight_decay", "ema_decay", "loss", "gradient_norm"):
         if layer in event:
             yield layer, event[layer]
 

@@ -21,7 +21,13 @@ _SMALLEST_EVALUATION_BATCH = 32
 
 
 class StepHooks(Protocol):
-    """What the training loop calls between steps, on all ranks together."""
+    """What the training loop calls between steps, on all ranks together.
+
+    Attributes:
+        saves: whether `save` writes a checkpoint.
+    """
+
+    saves: bool
 
     def evaluate_if_due(self, step: int, micro_batch: int, progress: RunProgress) -> None:
         """Called before the first step and after each, with the number of finished steps."""
@@ -53,6 +59,7 @@ class BetweenSteps:
     workers: int
     run: RunDirectory
     best_accuracy: float = 0.0
+    saves: bool = True
 
     def evaluate_if_due(self, step: int, micro_batch: int, progress: RunProgress) -> None:
         """Evaluate every `run.evaluate_every` epochs and at the end; save a checkpoint if the accuracy is the best."""

@@ -7,9 +7,11 @@ these two.
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from data.batches import MicroBatch, MicroBatches
 from data.input_digest import INPUT_KINDS, input_record
-from data.loader import load_steps
+from data.loader import load_in_order
 from data.on_device import DevicePreprocessor
 from data.prefetch import prefetch_to_device
 from data.reading.shards import ShardSet
@@ -25,6 +27,7 @@ from launcher.cut import Cut, unit_of_cut
 from launcher.engines.base import Engine
 from launcher.engines.out_of_memory import is_out_of_memory
 from launcher.runs.noise_scale import RecentNoise
+from launcher.training.audit import Audit
 from launcher.training.between_steps import StepHooks
 from launcher.training.event_log import EventLog
 from launcher.training.fit_micro_batch import OutOfMemory, oom_error, oom_on_any_rank, shrink_after_oom
@@ -48,6 +51,7 @@ class Training:
     Attributes:
         between_steps: evaluates and saves.
         end: the number of finished steps at which training ends; None: that of the schedule.
+        audit_every: steps between audits (`launcher.training.audit`); None: none.
     """
 
     engine: Engine
@@ -60,6 +64,7 @@ class Training:
     workers: int
     profile: StepProfile | None = None
     end: int | None = None
+    audit_every: int | None = None
 
     def __post_init__(self) -> None:
         self.recipe = self.engine.recipe
@@ -69,6 +74,7 @@ class Training:
         self.custom_loss = load_custom_loss(self.recipe)
         self.noise_meter = NoiseMeter(self.engine, self.cut, self.model.has_batch_norm)
         self.recent_noise = RecentNoise(self.log.metrics.recent() if self.engine.is_main else [])
+        self.audit: Audit | None = None
         # Whether a step has succeeded with the optimizer's state in memory. All later steps take the same memory.
         self.fits = False
 
@@ -77,11 +83,17 @@ class Training:
 
         Raises:
             UserError: the loss is not finite, too many images are unreadable, memory is short, or a save failed.
+            WrongResult: an audit has found that a rank computes wrongly.
         """
         total = self._last_step
+        if self.audit_every:
+            self.audit = Audit(self.audit_every, step, self.engine, self.model, self._image_losses)
         self.engine.warm_up_ddp_buckets(self._blank_images())
         batches = self._batches(step)
-        with RunProgress(total, step, self.engine.is_main) as progress, StopRequest(progress) as stop:
+        with (
+            RunProgress(total, step, self.engine.is_main) as progress,
+            StopRequest(progress, self.between_steps.saves) as stop,
+        ):
             while True:
                 self.between_steps.evaluate_if_due(step, self.cut.micro_batch, progress)
                 if step == total or stop.agreed:
@@ -123,10 +135,23 @@ class Training:
 
     def _batches(self, step: int) -> Generator[MicroBatch, None, None]:
         """Yield this rank's micro-batches from `step` on, on its device."""
-        first = self.cut.first_position(self.engine.accelerator.process_index)
-        dataset = MicroBatches(self.shards.split("train"), self.recipe, first, self.cut.micro_batch)
-        steps = range(step, self._last_step)
-        loaded = load_steps(dataset, steps, self.cut.accumulation, self.workers, pin=self.device.type == "cuda")
+        places = ((number, place) for number in range(step, self._last_step) for place in self._places(number))
+        return self._loaded(places, self.workers)
+
+    def _places(self, step: int) -> Iterator[int]:
+        """Yield the numbers of this rank's micro-batches of a step, then of those that it repeats in an audit."""
+        yield from self.cut.micro_batches(self.engine.accelerator.process_index)
+        if self.audit and self.audit.is_due(step):
+            yield from self.cut.micro_batches(self.audit.peer)
+
+    def _share(self, step: int, rank: int) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of any rank's share of a step, loaded in this process."""
+        return self._loaded(((step, place) for place in self.cut.micro_batches(rank)), workers=0)
+
+    def _loaded(self, places: Iterable[tuple[int, int]], workers: int) -> Generator[MicroBatch, None, None]:
+        """Yield the micro-batches at (step, number in the global batch), on this rank's device."""
+        dataset = MicroBatches(self.shards.split("train"), self.recipe, 0, self.cut.micro_batch)
+        loaded = load_in_order(dataset, places, workers, pin=self.device.type == "cuda")
         return prefetch_to_device(loaded, self.device)
 
     def _blank_images(self) -> Tensor:
@@ -151,7 +176,7 @@ class Training:
     def _step(self, step: int, batches: Iterator[MicroBatch], progress: RunProgress, stop_wanted: bool) -> bool:
         """Do optimizer step `step`; return whether any rank was asked to stop."""
         engine, started, waited = self.engine, time.perf_counter(), 0.0
-        lr = self.schedule.lr(step)
+        lr, weight_decay = self.schedule.lr(step), self.schedule.weight_decay(step)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         replaced: list[str] = []
         digests, masks = [0] * (len(INPUT_KINDS) - 1), torch.zeros((), dtype=torch.int64, device=self.device)
@@ -159,7 +184,9 @@ class Training:
         # micro-batches. Otherwise a rank that runs out of memory would leave the others waiting in an all-reduce.
         unsynced = engine.syncs_on_last_micro_batch_only and not self.fits
         was_updated = engine.updates > 0  # the optimizer's state, which the first update allocates, is in memory
-        with oom_on_any_rank(engine.accelerator) if unsynced else nullcontext():
+        audit = self.audit if self.audit and self.audit.is_due(step) else None
+        memory_guard = oom_on_any_rank(engine.accelerator) if unsynced else nullcontext()
+        with memory_guard, audit.digest if audit else nullcontext():
             for number in range(self.cut.accumulation):
                 if self.profile:
                     self.profile.before_micro_batch()
@@ -174,6 +201,9 @@ class Training:
                 masks += self.model.drop_path.digest(batch.weights)
         if unsynced:
             engine.all_reduce_gradients(self._blank_images())
+        if audit:
+            own = audit.result(digests, masks, loss_sum)
+            audit.check(step, own, islice(batches, self.cut.accumulation), partial(self._share, step))
         if self.model.bn_stats:
             self.model.bn_stats.update(engine.sum)
         # One all-reduce gives every rank the loss, the number of ranks that were asked to stop, the number of
@@ -184,8 +214,9 @@ class Training:
             # `new_full` creates the numbers on the device; a copy from the host would wait for the device.
             flags = (loss_sum.new_full((), float(number)) for number in (stop_wanted, len(replaced), *digests))
             agreed = engine.sum(torch.stack([loss_sum, *flags, masks.double(), self.noise_meter.part_square()]))
+        ema_decay = engine.next_ema_decay
         with marked("update"):
-            engine.update(lr, self.schedule.weight_decay(step))
+            engine.update(lr, weight_decay)
         with marked("agreement"):
             norm = engine.gradient_norm.to(self.device).reshape(1)
             loss, stops, replaced_on_all, *inputs, part_square, gradient_norm = torch.cat([agreed, norm]).tolist()
@@ -194,7 +225,9 @@ class Training:
             raise not_finite_error(self.recipe, self.shards.root, loss, step, was_updated)
         self.fits |= was_updated
         self.unreadable.add_step(replaced, int(replaced_on_all), progress)
-        record = {"loss": loss, "lr": lr, **self._gradient_record(gradient_norm, part_square)}
+        constant = self.recipe.optimizer.weight_decay
+        decays = {"weight_decay": constant if weight_decay is None else weight_decay, "ema_decay": ema_decay}
+        record = {"loss": loss, "lr": lr, **decays, **self._gradient_record(gradient_norm, part_square)}
         record |= {"inputs": input_record(inputs), "replaced": int(replaced_on_all)}
         self._report_step(step + 1, record, time.perf_counter() - started, waited, progress)
         return stops > 0
@@ -202,19 +235,24 @@ class Training:
     def _micro_batch(self, batch: MicroBatch, last: bool) -> Tensor:
         """Accumulate one micro-batch's gradient; return the sum of its losses, a float64 scalar on the device."""
         engine = self.engine
-        self.model.drop_path.draw(batch.step, batch.positions)
         with engine.micro_batch(last_of_step=last):
             with marked("forward"):
-                logits = engine.forward(self.preprocessor.images(batch))
-                losses = self._losses(logits, batch)
+                losses = self._image_losses(batch, engine.forward)
             with marked("backward"):
                 engine.backward(losses.sum() * engine.micro_batch_weight)
         if self.model.bn_stats:
             self.model.bn_stats.add(batch.real // self.recipe.batch.statistics_size)
         return losses.detach().double().sum()
 
-    def _losses(self, logits: Tensor, batch: MicroBatch) -> Tensor:
-        """Return the loss of each image, float32 ``[n]``; 0 for padding."""
+    def _image_losses(self, batch: MicroBatch, forward: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the loss of each image, float32 ``[n]``; 0 for padding.
+
+        Args:
+            batch: a micro-batch on the device.
+            forward: returns the logits of its images, after the masks have been drawn.
+        """
+        self.model.drop_path.draw(batch.step, batch.positions)
+        logits = forward(self.preprocessor.images(batch))
         labels = (batch.labels, batch.partner_labels, batch.lam)
         if self.custom_loss is None:
             return image_losses(logits, *labels, batch.weights, self.recipe.loss)

@@ -7,7 +7,11 @@ from launcher.training.progress import RunProgress
 
 
 class StopRequest:
-    """Makes Ctrl-C and SIGTERM request a stop after the current step; a second Ctrl-C stops at once, without saving.
+    """Makes Ctrl-C and SIGTERM request a stop after the current step; a second Ctrl-C stops at once.
+
+    Args:
+        progress: shows what the user is told.
+        saves: whether the state is saved after the current step.
 
     Attributes:
         wanted: whether this process was asked to stop.
@@ -15,8 +19,8 @@ class StopRequest:
             stop after the same step.
     """
 
-    def __init__(self, progress: RunProgress):
-        self.progress = progress
+    def __init__(self, progress: RunProgress, saves: bool):
+        self.progress, self.saves = progress, saves
         self.wanted = False
         self.agreed = False
 
@@ -32,4 +36,5 @@ class StopRequest:
         if self.wanted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.wanted = True
-        self.progress.say("stopping after this step, then saving; Ctrl-C again stops at once")
+        then = ", then saving" if self.saves else ""
+        self.progress.say(f"stopping after this step{then}; Ctrl-C again stops at once")

@@ -42,6 +42,8 @@ class StartOptions:
         workers: loader processes per training process; None: as many as the CPUs allow; 0: none.
         shards_copy: a folder with a copy of the recipe's shards to read instead, e.g. on the node's own disk.
         profile: how many micro-batches the main process profiles soon after the start; None: no profile.
+        audit: steps between two in which ranks repeat each other's part, to find a node that computes wrongly; None:
+            never (`launcher.training.audit`).
         submitted: whether this start belongs to a submitted job. The job's ledger then decides who may train in the run
             directory. Its file lock is not used, because a lost node may never release it.
     """
@@ -50,6 +52,7 @@ class StartOptions:
     workers: int | None = None
     shards_copy: Path | None = None
     profile: int | None = None
+    audit: int | None = None
     submitted: bool = False
 
 
@@ -61,6 +64,7 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
 
     Raises:
         UserError: the user can correct the cause. It is raised before the first step whenever that is possible.
+        WrongResult: an audit has found a rank that computes wrongly.
     """
     options = options or StartOptions()
     check_code_is_found(recipe)
@@ -104,7 +108,10 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
         profile = StepProfile(run.path / "profile", options.profile, cut, accelerator.device, accelerator.print)
     if note := why_not_measured(recipe, cut, model.has_batch_norm):
         accelerator.print(f"note: {note}")
-    training = Training(engine, model, schedule, cut, shards, between_steps, log, workers, profile)
+    audit = options.audit if accelerator.num_processes > 1 else None
+    if options.audit and not audit:
+        accelerator.print("note: a single process has no other one to audit it")
+    training = Training(engine, model, schedule, cut, shards, between_steps, log, workers, profile, audit_every=audit)
     return _run_to_end(training, step, run)
 
 

@@ -1,7 +1,9 @@
 """A replay equals the record bit for bit, and names the first step and the part of it that does not."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from launcher.experiments.branch import branch
 from launcher.experiments.replay_plan import plan_replay
 from launcher.runs.run_directory import RunDirectory
 from launcher.training import run_description
+from launcher.training.loop import Training
 from recipes.errors import UserError
 from recipes.schema import Recipe
 from tests.launcher.experiments.short_runs import OPTIONS, short_recipe, train_steps
@@ -150,3 +153,30 @@ def test_what_cannot_be_replayed_is_said(killed, tmp_path):
     with pytest.raises(UserError, match="left at step 4: replay"):
         plan_replay(RunDirectory(tmp_path / "branch"), 4, 1)
     assert plan_replay(RunDirectory(tmp_path / "branch"), 5, 1).begin == 4
+
+
+def test_shards_that_moved_are_given_anew_and_other_ones_are_refused(killed, digits, toy_shards, tmp_path, bigbatch):
+    moved = Path(shutil.copytree(digits, tmp_path / "moved"))
+    assert replay(bigbatch, killed, 1, "--data", str(moved))[0] == 0
+    code, _, error = bigbatch("replay", killed, "--step", 1, "--data", toy_shards(*"abcdefghij"))
+    assert code == 2 and "holds other shards than those of" in error and "give these with --data" in error
+
+
+def test_an_edited_recipe_is_no_recipe_of_the_run(killed, tmp_path):
+    run = RunDirectory(Path(shutil.copytree(killed, tmp_path / "run")))
+    run.write(run.recipe().variant(optimizer={"lr": 1.0}), run.metadata())
+    with pytest.raises(UserError, match="recipe.yaml was changed since the run trained"):
+        plan_replay(run, 1, 1)
+
+
+def test_ctrl_c_stops_after_the_step_and_what_was_recomputed_is_compared(killed, bigbatch, monkeypatch):
+    step = Training._step
+
+    def interrupted(self, number, *rest):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self, number, *rest) or True
+
+    monkeypatch.setattr(Training, "_step", interrupted)
+    code, shown, error = bigbatch("replay", killed, "--step", 3, "--steps", 4, "--workers", 0)
+    assert code == 130 and "steps 3 to 3 recomputed" in shown and "equal" in shown
+    assert "stopping after this step; Ctrl-C again" in error and "stopped after step 3 of 6" in error

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from data.reading.shards import Split
 from launcher.engines.data_parallel import DataParallel
 from launcher.experiments.branch import branch
 from launcher.experiments.run_difference import compare_trajectories
 from launcher.runs.run_directory import RunDirectory
+from models.stochastic_depth import StochasticDepth
 from recipes.errors import UserError
 from tests.launcher.experiments.short_runs import short_recipe, train_steps
 from tests.launcher.process_group import Group, train_until
+from tests.launcher.training.test_dropout_trajectory import dropping_vit
 
 CHANGES = {  # each changes one layer of a step and those that follow from it
     "sample order": "data.shuffle=blocks",
@@ -19,8 +22,10 @@ CHANGES = {  # each changes one layer of a step and those that follow from it
     "mixing": "mix.mode=pair",
     "masks": "model.drop_path=0.2",
     "learning rate": "optimizer.lr=1e-3",
+    "weight decay": "optimizer.weight_decay=0.3",
+    "EMA decay": "ema.decay=0.9",
     "forward (loss)": "loss.smoothing=0.2",
-    "update (weights)": "optimizer.weight_decay=0.3",
+    "update (weights)": "optimizer.eps=1e-3",
 }
 
 
@@ -37,6 +42,39 @@ def test_a_layer_that_alone_was_changed_is_named(digits, tmp_path, reference, la
     found = compare_trajectories(reference, run)
     assert (found.first.step, found.first.layer) == (1, layer)
     assert [key for key, *_ in found.recipe] == [CHANGES[layer].partition("=")[0]] and not found.setting
+
+
+@pytest.mark.slow
+def test_decays_that_only_their_schedules_tell_apart_are_named_in_the_first_step_that_differs(digits, tmp_path):
+    """The EMA's warm-up begins with the same decay for every `ema.decay`, and both schedules begin alike."""
+    keys = ["ema.warmup=true", "optimizer.weight_decay_end=0.3"]
+    run = RunDirectory(train_steps(short_recipe(digits, *keys), tmp_path / "run", 2))
+    for changes, layer in (
+        ([keys[0], "optimizer.weight_decay_end=0.2"], "weight decay"),
+        (["ema.decay=0.2", *keys], "EMA decay"),
+    ):
+        other = RunDirectory(train_steps(short_recipe(digits, *changes), tmp_path / layer, 2))
+        first = compare_trajectories(run, other).first
+        assert (first.step, first.layer) == (2, layer)
+
+
+def test_a_label_that_alone_was_changed_is_named(digits, tmp_path, reference, monkeypatch):
+    labels = Split.labels.fget
+    monkeypatch.setattr(Split, "labels", property(lambda split: (labels(split) + 1) % 10))
+    found = compare_trajectories(reference, RunDirectory(train_steps(short_recipe(digits), tmp_path / "run", 1)))
+    assert (found.first.step, found.first.layer) == (1, "labels") and not found.recipe
+
+
+@pytest.mark.slow
+def test_dropout_masks_that_alone_were_changed_are_named(digits, tmp_path, monkeypatch):
+    recipe = short_recipe(digits, f"model.name={dropping_vit.__name__}", "model.drop_path=0", "model.layer_scale=null")
+    one = RunDirectory(train_steps(recipe, tmp_path / "one", 1))
+    keys = StochasticDepth._keys
+    monkeypatch.setattr(
+        StochasticDepth, "_keys", lambda self, purpose, step, *rest: keys(self, purpose, step + 1, *rest)
+    )
+    found = compare_trajectories(one, RunDirectory(train_steps(recipe, tmp_path / "other", 1)))
+    assert (found.first.step, found.first.layer) == (1, "masks")
 
 
 def test_a_gradient_that_alone_was_changed_is_named(digits, tmp_path, reference, monkeypatch):
@@ -66,7 +104,7 @@ def test_rounding_between_cuts_is_no_difference(digits, tmp_path, reference):
 
 
 def test_without_a_checkpoint_in_between_the_update_is_not_ruled_out(digits, tmp_path, reference, bigbatch):
-    run = train_steps(short_recipe(digits, "optimizer.weight_decay=0.3", save_every=9), tmp_path / "run", 2)
+    run = train_steps(short_recipe(digits, "optimizer.eps=1e-3", save_every=9), tmp_path / "run", 2)
     code, shown, _ = bigbatch("diff", reference.path, run)
     assert code == 0 and "first difference: step 2, forward (loss)" in shown
     assert "or the update of an earlier step: there is no checkpoint of step 1 in both runs" in shown

@@ -66,8 +66,13 @@ def test_only_the_same_images_are_compared(runs, toy_shards, tmp_path):
     with pytest.raises(UserError, match=f"bigbatch evaluate {other} --split val` first"):
         compare_runs([*runs, other])
     predict(other, toy_shards("ant", "bee", "cow", "dog"), [])
-    with pytest.raises(UserError, match=f"evaluate {other} --data .*ant bee cat dog --split val` first"):
+    with pytest.raises(UserError, match=f"evaluate {other} --data .*ant bee cat dog. --split val` first"):
         compare_runs([*runs, other])
+    predict(runs[0], toy_shards("ant", "bee", "cow", "dog"), [])  # now each of the others has images in common with it
+    with pytest.raises(UserError, match=f"evaluate {runs[1]} --data .*ant bee cat dog. --split val` first"):
+        compare_runs([*runs, other])
+    with pytest.raises(UserError, match="first is given twice"):
+        compare_runs([*runs, tmp_path / "second" / ".." / "first"], "val")
 
 
 def test_seeds_of_one_recipe_are_one_group(runs, toy_shards, tmp_path):
