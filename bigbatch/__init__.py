@@ -14,6 +14,7 @@ from launcher.engines.optimizer import custom_optimizers
 from launcher.evaluation.evaluate import EvaluateOptions
 from launcher.evaluation.evaluate import evaluate_weights as evaluate
 from launcher.evaluation.predict import predict
+from launcher.experiments.lr_range_test import LrRange, lr_range_test
 from launcher.planning.plan import recommend
 from launcher.planning.plan_output import PlanRequest, plan_options
 from launcher.runs.history import History
@@ -34,6 +35,7 @@ __all__ = [
     "EvaluateOptions",
     "History",
     "Listing",
+    "LrRange",
     "Names",
     "PlanRequest",
     "Recipe",
@@ -43,6 +45,7 @@ __all__ = [
     "check_exact",
     "evaluate",
     "load_recipe",
+    "lr_range_test",
     "plan_options",
     "predict",
     "recommend",

@@ -29,26 +29,28 @@ def scaled_lr(recipe: Recipe, lr: float, batch: int, new_batch: int) -> float:
 
 def peak_lr(recipe: Recipe) -> float:
     """Return the peak learning rate: `optimizer.lr`, scaled to the batch if `optimizer.lr_at_batch` says so."""
-    optimizer = recipe.optimizer
-    if optimizer.lr_at_batch is None:
-        return optimizer.lr
-    return scaled_lr(recipe, optimizer.lr, optimizer.lr_at_batch, recipe.batch.global_)
+    return recipe.optimizer.lr if recipe.optimizer.lr_at_batch is None else rule_lr(recipe, recipe.batch.global_)
 
 
-def lr_note(recipe: Recipe, written_for: int) -> str | None:
-    """Return a sentence about the learning rate of a recipe whose batch was changed; None if there is nothing to say.
+def rule_lr(recipe: Recipe, batch: int) -> float:
+    """Return the learning rate for a batch size by the rule of the optimizer, from what the recipe was written for."""
+    return scaled_lr(recipe, recipe.optimizer.lr, recipe.lr_batch, batch)
 
-    Args:
-        written_for: the global batch that `optimizer.lr` was chosen for.
-    """
-    optimizer, batch = recipe.optimizer, recipe.batch.global_
-    if optimizer.lr_at_batch is not None:
-        if optimizer.lr_at_batch == batch:
-            return None
-        change = f"{show_lr(optimizer.lr)} → {show_lr(peak_lr(recipe))} by the {rule_of(recipe)}"
-        return f"batch {optimizer.lr_at_batch} → {batch}: learning rate {change}"
+
+def lr_key_for(recipe: Recipe, peak: float) -> float:
+    """Return the `optimizer.lr` that gives the recipe this peak, also where `optimizer.lr_at_batch` scales it."""
+    at_batch = recipe.optimizer.lr_at_batch
+    return peak if at_batch is None else scaled_lr(recipe, peak, recipe.batch.global_, at_batch)
+
+
+def lr_note(recipe: Recipe) -> str | None:
+    """Return a sentence about the learning rate of a recipe whose batch was changed; None for any other recipe."""
+    optimizer, batch, written_for = recipe.optimizer, recipe.batch.global_, recipe.lr_batch
     if written_for == batch:
         return None
+    if optimizer.lr_at_batch is not None:
+        change = f"{show_lr(optimizer.lr)} → {show_lr(peak_lr(recipe))} by the {rule_of(recipe)}"
+        return f"batch {written_for} → {batch}: learning rate {change}"
     root, linear = (show_lr(optimizer.lr * (batch / written_for) ** power) for power in (0.5, 1))
     scaling = f"optimizer.lr_at_batch={written_for} scales it by the {rule_of(recipe)}"
     stays = f"the learning rate stays {show_lr(optimizer.lr)}; square-root rule {root}, linear {linear}"
@@ -82,8 +84,7 @@ def batch_overrides(recipe: Recipe, batch: int) -> list[str]:
     if recipe.batch.statistics and batch % recipe.batch.statistics:
         found.append(f"batch.statistics={batch}")
     if recipe.optimizer.lr_at_batch is None:  # otherwise the learning rate follows by itself
-        lr = scaled_lr(recipe, recipe.optimizer.lr, recipe.batch.global_, batch)
-        found.append(f"optimizer.lr={show_lr(lr)}")
+        found.append(f"optimizer.lr={show_lr(rule_lr(recipe, batch))}")
     return found
 
 

@@ -4,7 +4,7 @@ Every error names the key and suggests what to type instead.
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -13,7 +13,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from recipes.errors import UserError
-from recipes.learning_rate import lr_note
 from recipes.schema import Recipe, Values
 from recipes.sections import BatchSettings
 
@@ -34,18 +33,7 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) -> Reci
     """
     values = _with_base(name_or_file)
     values.setdefault("name", Path(name_or_file).stem)
-    return _overridden(values, overrides)
-
-
-def changed_batch_note(recipe: Recipe, name_or_file: str, overrides: list[str] | tuple[str, ...]) -> str | None:
-    """Return a sentence about the learning rate of a recipe whose batch size was changed; None for any other.
-
-    Args:
-        recipe: what `load` returned for the other two arguments.
-        name_or_file: as in `load`.
-        overrides: as in `load`.
-    """
-    return lr_note(recipe, _batch_of_lr(name_or_file, overrides))
+    return _overridden(values, overrides, lambda: _batch_of_lr(name_or_file))
 
 
 def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
@@ -54,7 +42,7 @@ def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
     Raises:
         UserError: as in `load`.
     """
-    return _overridden(recipe.to_dict(), overrides)
+    return _overridden(recipe.to_dict(), overrides, lambda: recipe.lr_batch)
 
 
 def with_modules(recipe: Recipe, modules: list[str]) -> Recipe:
@@ -67,7 +55,7 @@ def with_modules(recipe: Recipe, modules: list[str]) -> Recipe:
         return recipe
     values = recipe.to_dict()
     values["code"]["modules"] = list(dict.fromkeys([*recipe.code.modules, *modules]))
-    return validate(values)
+    return validate(values).with_lr_batch(recipe.lr_batch)
 
 
 def validate(values: Values) -> Recipe:
@@ -87,16 +75,10 @@ def config_keys() -> list[str]:
     return list(_dotted(Recipe))
 
 
-def _batch_of_lr(name_or_file: str, overrides: list[str] | tuple[str, ...]) -> int:
-    """Return the global batch of the layer (a base, the recipe, or the overrides) that last sets the learning rate.
-
-    That is the batch size that the learning rate was chosen for.
-    """
-    own: Values = {}
-    for text in overrides:
-        _set(own, *_parse(text))
+def _batch_of_lr(name_or_file: str) -> int:
+    """Return the global batch of the layer (a base, or the recipe itself) that last sets the learning rate."""
     batch = found = BatchSettings().global_
-    for values in (*_layers(name_or_file, seen=()), own):
+    for values in _layers(name_or_file, seen=()):
         chosen, optimizer = values.get("batch") or {}, values.get("optimizer") or {}
         batch = int(chosen.get("global", batch))
         if "lr" in optimizer:
@@ -104,10 +86,19 @@ def _batch_of_lr(name_or_file: str, overrides: list[str] | tuple[str, ...]) -> i
     return found
 
 
-def _overridden(values: Values, overrides: list[str] | tuple[str, ...]) -> Recipe:
-    for text in overrides:
-        _set(values, *_parse(text))
-    return validate(values)
+def _overridden(values: Values, overrides: list[str] | tuple[str, ...], lr_batch: Callable[[], int]) -> Recipe:
+    """Return the recipe of changed values.
+
+    Args:
+        lr_batch: returns the batch size that the learning rate in `values` was chosen for. An override of the learning
+            rate is chosen for the batch size beside it.
+    """
+    changes = [_parse(text) for text in overrides]
+    for key, value in changes:
+        _set(values, key, value)
+    recipe = validate(values)
+    chosen_anew = any(key == "optimizer.lr" for key, _ in changes)
+    return recipe if chosen_anew else recipe.with_lr_batch(lr_batch())
 
 
 def _dotted(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

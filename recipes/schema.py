@@ -12,7 +12,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from recipes.input_sections import AugmentSettings, InputSettings, MixSettings
 from recipes.run_sections import BranchSettings, EngineSettings, RunSettings
@@ -57,6 +57,18 @@ class Recipe(Section):
         "0.2", None, "where the run left its parent, as `bigbatch branch` writes it; null: the run began at step 0"
     )
 
+    # Set by `recipes.load`, which alone knows the layers of a recipe, and only where it is not `batch.global`.
+    _lr_batch: int | None = PrivateAttr(None)
+
+    @property
+    def lr_batch(self) -> int:
+        """The batch size that `optimizer.lr` was chosen for.
+
+        That is `optimizer.lr_at_batch`, or `batch.global` in the layer (a base, the recipe itself, or overrides) that
+        last sets the learning rate.
+        """
+        return self.optimizer.lr_at_batch or self._lr_batch or self.batch.global_
+
     @model_validator(mode="after")
     def _copies_in_different_slices(self) -> Self:
         if self.augment.repeats > self.batch.slices:
@@ -79,6 +91,12 @@ class Recipe(Section):
             for name, values in sections.items()
         }
         return self.model_copy(update=changed)
+
+    def with_lr_batch(self, batch: int) -> "Recipe":
+        """Return a copy whose `optimizer.lr` was chosen for that batch size."""
+        copy = self.model_copy()
+        copy._lr_batch = None if batch == self.batch.global_ else batch
+        return copy
 
     def to_dict(self) -> Values:
         """Return the recipe as plain YAML values, with every default spelled out."""

@@ -85,11 +85,11 @@ def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
     return [*(overrides or []), *([f"data.path={json.dumps(data)}"] if data else [])]
 
 
-def print_lr_note(recipe: Recipe, name_or_file: str, overrides: list[str] | None) -> None:
+def print_lr_note(recipe: Recipe) -> None:
     """Say what becomes of the learning rate where a command's arguments change the batch size."""
-    from recipes.load import changed_batch_note
+    from recipes.learning_rate import lr_note
 
-    if note := changed_batch_note(recipe, name_or_file, overrides or []):
+    if note := lr_note(recipe):
         print(f"note: {note}", flush=True)
 
 

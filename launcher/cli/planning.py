@@ -92,7 +92,7 @@ def plan(
 
     request = PlanRequest(gpus, gpus_per_node, gpu, gpu_memory, tflops, cpus_per_gpu, network, mtbf_hours, save_stall)
     if not as_json:
-        print_lr_note(resolved, recipe, overrides)
+        print_lr_note(resolved)
     print_plan(resolved, request, [recipe, *with_data(overrides, data)], as_json)
 
 
@@ -141,4 +141,5 @@ def batchsize(
                 f"--noise-scale and data.train_images"
             )
         images, noise = recipe.data.train_images, noise_scale
+    print_lr_note(recipe)
     print_batch_sizes(recipe, StepSchedule(recipe, images).total_steps, noise, request)

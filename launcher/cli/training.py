@@ -1,4 +1,4 @@
-"""The commands that train: train, and fingerprint, which shows that two cuts train on the same inputs."""
+"""The commands that train: train; lr, a range test; fingerprint, which shows that two cuts train on the same inputs."""
 
 import os
 import shlex
@@ -18,6 +18,7 @@ from launcher.cli.options import (
     load_recipe,
     print_lr_note,
 )
+from launcher.processes import option_arguments, run_processes, stop_with_parent
 from launcher.world import this_process
 from recipes.errors import UserError
 from recipes.schema import Recipe
@@ -63,7 +64,7 @@ def train(
     if dry_run:
         processes_to_start(procs)  # refuses what the start would refuse
         if this_process().is_main:
-            print_lr_note(resolved, recipe, overrides)
+            print_lr_note(resolved)
         from launcher.runs.run_directory import RunDirectory
         from launcher.training.dry_run import print_dry_run
 
@@ -78,8 +79,6 @@ def train(
         os.environ.update(step_variables(os.environ))
     processes = processes_to_start(procs)
     if processes > 1:
-        from launcher.processes import option_arguments, run_processes
-
         options = option_arguments(
             {
                 "--data": data,
@@ -93,11 +92,67 @@ def train(
         code = run_processes("launcher.train", [recipe, *(overrides or []), *options, *imports], processes)
     else:
         if this_process().is_main:
-            print_lr_note(resolved, recipe, overrides)
+            print_lr_note(resolved)
         code = _train_here(resolved, run_path, micro_batch, workers, profile)
     if code == INTERRUPTED and not this_process().is_launched:
         print(f"resume with: {shlex.join(['bigbatch', *sys.argv[1:]])}", file=sys.stderr)
     raise typer.Exit(code)
+
+
+@training.command(
+    epilog="Example: bigbatch lr demo --data shards/digits --out lr.html",
+    rich_help_panel=_PANEL,
+)
+def lr(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    data: DataOption = None,
+    modules: Import = None,
+    start: Annotated[
+        float | None,
+        typer.Option("--from", help="Learning rate of the first step. Default: a thousandth of the recipe's."),
+    ] = None,
+    end: Annotated[
+        float | None, typer.Option("--to", help="Learning rate of the last step. Default: 30 times the recipe's.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Number of optimizer steps.", min=20)] = 100,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page with the curve.", show_default=False)
+    ] = None,
+    procs: Annotated[
+        int | None, typer.Option(help="Training processes on this machine. Default: one per GPU.", min=1)
+    ] = None,
+    micro_batch: MicroBatch = None,
+    workers: Workers = None,
+) -> None:
+    """Try learning rates: train the recipe's first steps with a rising one, and suggest a peak. No run is kept."""
+    resolved = load_recipe(recipe, overrides, data, modules)
+    from launcher.recipe_shards import check_names_shards
+
+    check_names_shards(resolved)  # before torch is imported, which takes seconds
+    processes = processes_to_start(procs)
+    if processes > 1:
+        given = {"--data": data, "--from": start, "--to": end, "--steps": steps, "--out": out}
+        options = option_arguments({**given, "--micro-batch": micro_batch, "--workers": workers})
+        imports = [word for module in modules or [] for word in ("--import", module)]
+        arguments = ["lr", recipe, *(overrides or []), *options, *imports]
+        raise typer.Exit(run_processes("launcher", arguments, processes))
+    if this_process().is_main:
+        print_lr_note(resolved)
+    from launcher.cli.lr_output import conclusions, print_lr_test
+    from launcher.experiments.lr_range_test import LrRange, lr_range_test
+    from launcher.runs.lr_page import write_lr_page
+
+    stop_with_parent()
+    try:
+        test = lr_range_test(resolved, LrRange(start, end, steps, micro_batch, workers))
+    except KeyboardInterrupt:  # Ctrl-C before the first step, or a second one
+        raise typer.Exit(INTERRUPTED) from None
+    if this_process().is_main and test.curve.losses:
+        print_lr_test(test)
+        if out:
+            print(f"wrote {write_lr_page(resolved, test.curve, test.setting, conclusions(test), out)}")
+    raise typer.Exit(INTERRUPTED if test.was_stopped else 0)
 
 
 @training.command(

@@ -1,7 +1,8 @@
 """Optimizers of timm: LAMB and LARS, which large batches are trained with, Lion, and any other as ``timm:NAME``.
 
 A checkpoint holds tensors of a parameter's shape and the number of updates. Whether that is all an optimizer keeps is
-tried on a small parameter before training. What is more, such as the factored moments of Adafactor, is refused.
+tried on parameters of several shapes before training. What is more, such as the factored moments of Adafactor, is
+refused.
 """
 
 import difflib
@@ -19,6 +20,8 @@ from recipes.sections import OptimizerSettings
 
 _PREFIX = "timm:"
 _STEP = "step"  # the name under which optimizers count their updates
+# A bias, a convolution, and a matrix that is large enough for optimizers that factor the moments of large matrices.
+_PROBES = ((8,), (8, 4, 3, 3), (128, 128))
 Groups = list[dict[str, Any]]
 
 
@@ -85,25 +88,30 @@ def make_timm_optimizer(groups: Groups, settings: OptimizerSettings) -> tuple[Op
 
 
 def _counters(make: Callable[[Groups], Optimizer], name: str) -> UpdateCounters:
-    """Try one update of a small parameter; return where the optimizer counts, or refuse what else it keeps."""
-    parameter = nn.Parameter(torch.zeros(3, 2))
-    parameter.grad = torch.ones_like(parameter)
+    """Try one update of a few parameters; return where the optimizer counts, or refuse what else it keeps."""
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in _PROBES]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    names = [f"probe{number}" for number in range(len(parameters))]
     try:
-        optimizer = make([{"params": [parameter], "weight_decay": 0.0, "lr_scale": 1.0, "names": ["probe"]}])
+        optimizer = make([{"params": parameters, "weight_decay": 0.0, "lr_scale": 1.0, "names": names}])
         before = _values(optimizer)
         optimizer.step()
     except Exception as error:  # an optional package is missing, or the optimizer needs more than a gradient
         raise UserError(f"optimizer.name={name} cannot be used here ({error}): use another") from None
-    state = dict(optimizer.state[parameter])
-    count = state.pop(_STEP, None)
-    kept = [key for key, value in state.items() if value is not None and _differs_in_shape(value, parameter)]
-    kept += [key for key, value in _values(optimizer).items() if key != _STEP and before.get(key) != value]
+    kept = {
+        key: None
+        for parameter in parameters
+        for key, value in optimizer.state[parameter].items()
+        if key != _STEP and value is not None and _differs_in_shape(value, parameter)
+    }
+    kept |= {key: None for key, value in _values(optimizer).items() if key != _STEP and before.get(key) != value}
     if kept:
         raise UserError(
             f"optimizer.name={name} keeps {', '.join(kept)}, which is not of a parameter's shape, so that no "
             f"checkpoint can hold it: use another"
         )
-    return UpdateCounters(count, optimizer.param_groups[0].get(_STEP))
+    return UpdateCounters(optimizer.state[parameters[0]].get(_STEP), optimizer.param_groups[0].get(_STEP))
 
 
 def _values(optimizer: Optimizer) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from launcher.runs.metrics import best_accuracy
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.run_description import describe_dataset
 from recipes.errors import UserError
+from recipes.learning_rate import lr_note
 from recipes.load import override
 from recipes.run_sections import BranchSettings
 from recipes.schedule import StepSchedule
@@ -72,6 +73,8 @@ def describe_branch(recipe: Recipe, parent: RunDirectory, new: RunDirectory) -> 
             f"note: step {step} was epoch {step / before.steps_per_epoch:.2f} of the parent and is epoch "
             f"{step / after.steps_per_epoch:.2f} of the branch, whose epochs have {after.steps_per_epoch} steps"
         )
+    if note := lr_note(recipe):
+        found.append(f"note: {note}")
     return found
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from data.reading.storage import is_url
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
-from recipes.load import changed_batch_note, load, with_modules
+from recipes.learning_rate import lr_note
+from recipes.load import load, with_modules
 from recipes.schema import Recipe
 from slurm.submit import plain_word
 
@@ -139,7 +140,6 @@ def _parse_sweep(text: str) -> tuple[str, list[str]]:
 def _planned(name: str, overrides: list[str], path: Path, options: SubmitOptions) -> PlannedRun:
     """Return the run with absolute paths, because its job works in another folder."""
     recipe = with_modules(load(name, overrides), list(options.modules))
-    note = changed_batch_note(recipe, name, overrides)
     shards = options.data or recipe.data.path
     weights = recipe.model.weights
     changes: dict[str, Any] = {}
@@ -147,4 +147,4 @@ def _planned(name: str, overrides: list[str], path: Path, options: SubmitOptions
         changes["data"] = {"path": shards if is_url(shards) else str(Path(shards).absolute())}
     if weights not in (None, "timm"):
         changes["model"] = {"weights": str(Path(weights).absolute())}
-    return PlannedRun(recipe.variant(**changes), RunDirectory(path.absolute()), note)
+    return PlannedRun(recipe.variant(**changes), RunDirectory(path.absolute()), lr_note(recipe))

@@ -5,7 +5,7 @@ a loss grow with ``1 + noise scale / batch``.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,16 +16,20 @@ from launcher.planning.plan_output import PlanRequest, plan_options
 from launcher.runs.noise_scale import LATEST, noise_scale, recorded_estimates
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
-from recipes.learning_rate import batch_overrides, peak_lr, scaled_lr, show_lr
+from recipes.learning_rate import batch_overrides, is_linear, rule_lr, show_lr
 from recipes.load import override
 from recipes.schema import Recipe
 
 _FACTORS = [2.0**power for power in range(-4, 5)]  # of the recipe's batch
 _AS_FAST = 1.03  # a smaller batch is recommended if it takes at most this factor more time
+_UNCERTAINTY = 4.0  # the factor by which the law's noise scale was too small on digits (docs/batch-size.md)
 _PIPED_WIDTH = 160  # columns where the output is not a terminal
 _ASSUMPTIONS = (
     "The steps follow the law of McCandlish et al. (2018), with a learning rate that suits each batch. It is a model: "
     "trust it to a factor of two to four, and only near the batch sizes that were trained."
+)
+_PRECONDITIONED = (
+    "Adam-like optimizers usually make use of larger batches than it says (Zhang et al., 2019, arXiv 1907.04164)."
 )
 
 
@@ -83,8 +87,7 @@ def compare_batch_sizes(recipe: Recipe, steps: int, noise: float, request: PlanR
         except UserError as error:  # too small for the GPUs
             problem = error
             continue
-        needed = steps * (1 + noise / batch) / (1 + noise / own)
-        rows.append(BatchSizeRow(batch, needed, scaled_lr(recipe, peak_lr(recipe), own, batch), option))
+        rows.append(BatchSizeRow(batch, needed_steps(steps, own, noise, batch), rule_lr(recipe, batch), option))
     if not rows:
         raise problem
     return rows
@@ -94,6 +97,20 @@ def recommended_row(rows: list[BatchSizeRow]) -> BatchSizeRow:
     """Return the smallest batch size that takes at most 3% longer than the fastest."""
     fastest = min(row.seconds for row in rows)
     return next(row for row in rows if row.seconds <= fastest * _AS_FAST)
+
+
+def needed_steps(steps: float, own: int, noise: float, batch: int) -> float:
+    """Return the steps with another batch to the loss that `steps` steps with the batch `own` reach."""
+    return steps * (1 + noise / batch) / (1 + noise / own)
+
+
+def recommended_range(rows: list[BatchSizeRow], steps: int, own: int, noise: float) -> tuple[int, int]:
+    """Return the batch sizes to recommend if the noise scale were four times smaller, and four times larger."""
+
+    def recommended(actual: float) -> int:
+        return recommended_row([replace(row, steps=needed_steps(steps, own, actual, row.batch)) for row in rows]).batch
+
+    return recommended(noise / _UNCERTAINTY), recommended(noise * _UNCERTAINTY)
 
 
 def print_batch_sizes(recipe: Recipe, steps: int, noise: float, request: PlanRequest) -> None:
@@ -114,4 +131,9 @@ def print_batch_sizes(recipe: Recipe, steps: int, noise: float, request: PlanReq
     Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
     print(f"→ batch {best.batch:,} is the smallest that is about as fast as any on these GPUs; = is the recipe's own")
     print(f"  {' '.join(batch_overrides(recipe, best.batch))}")
-    print(_ASSUMPTIONS)
+    low, high = recommended_range(rows, steps, recipe.batch.global_, noise)
+    doubt = "the noise scale is known to a factor of about four"
+    print(
+        f"  {doubt}: " + (f"the best batch may be anything from {low:,} to {high:,}" if low < high else "it stays best")
+    )
+    print(_ASSUMPTIONS if is_linear(recipe) else f"{_ASSUMPTIONS} {_PRECONDITIONED}")

@@ -1,4 +1,4 @@
-"""Line charts for the report, which its template draws as inline SVG, so that they use the page's colours and fonts."""
+"""Line charts. The template ``diagram.html`` draws them as inline SVG, with the page's colours and fonts."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,14 @@ class Line:
 
 @dataclass
 class Chart:
-    """One diagram, over epochs if `over` names nothing else, in SVG units."""
+    """One diagram, over epochs if `over` names nothing else, in SVG units.
+
+    Attributes:
+        number: formats the labels of the vertical axis.
+        to: the upper end of the vertical axis; None: what the lines need.
+        marks: where vertical lines stand; `mark` says in the legend what they mean.
+        logarithmic: whether the horizontal axis is. It then begins at the smallest value, and otherwise at zero.
+    """
 
     title: str
     lines: list[Line]
@@ -38,22 +45,28 @@ class Chart:
     from_zero: bool = False
     to: float | None = None
     marks: list[float] = field(default_factory=list)
+    mark: str = "restart"
     note: str = ""
     over: str = "epochs"
+    logarithmic: bool = False
     width: int = 540
     height: int = 280
 
     def __post_init__(self):
         self.lines = [line for line in self.lines if line.xs]
         ys = [y for line in self.lines for y in line.ys]
-        self._last_x = max(x for line in self.lines for x in line.xs)
+        xs = [x for line in self.lines for x in line.xs]
+        self._first_x, self._last_x = min(xs) if self.logarithmic else 0.0, max(xs)
         span = (self.to or max(ys)) - (0 if self.from_zero else min(ys))
         step = _nice(span or 0.1 * abs(max(ys)), self.height / 50)  # a flat line is still shown near its value
         self._low = 0.0 if self.from_zero else step * math.floor(min(ys) / step + 1e-9)
         self._high = self.to or max(step * math.ceil(max(ys) / step - 1e-9), self._low + step)
         self.y_ticks = [(self._y(value), self.number(value)) for value in _multiples(self._low, self._high, step)]
-        x_step = _nice(self._last_x, self.width / 70)
-        self.x_ticks = [(self._x(value), f"{value:g}") for value in _multiples(0, self._last_x, x_step)]
+        if self.logarithmic:
+            numbered = _powers_of_ten(self._first_x, self._last_x)
+        else:
+            numbered = _multiples(0, self._last_x, _nice(self._last_x, self.width / 70))
+        self.x_ticks = [(self._x(value), f"{value:g}".replace("e-0", "e-")) for value in numbered]
         self.left, self.right, self.top, self.bottom = _LEFT, self.width - _RIGHT, _TOP, self.height - _BOTTOM
         self.mark_positions = [self._x(epoch) for epoch in self.marks]
 
@@ -83,7 +96,11 @@ class Chart:
         return "M" + "L".join(f"{self._x(x)} {self._y(y)}" for x, y in _thinned(xs, ys))
 
     def _x(self, value: float) -> float:
-        return round(_LEFT + value / self._last_x * (self.width - _LEFT - _RIGHT), 1)
+        if self.logarithmic:
+            share = math.log(value / self._first_x) / (math.log(self._last_x / self._first_x) or 1)
+        else:
+            share = value / self._last_x
+        return round(_LEFT + share * (self.width - _LEFT - _RIGHT), 1)
 
     def _y(self, value: float) -> float:
         height = self.height - _TOP - _BOTTOM
@@ -101,6 +118,13 @@ def _nice(span: float, parts: float) -> float:
 def _multiples(low: float, high: float, step: float) -> list[float]:
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [_short(number * step) for number in range(first, last + 1)]
+
+
+def _powers_of_ten(low: float, high: float) -> list[float]:
+    """Return the powers of ten from `low` to `high`; if they are few, also 2 and 5 times each."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    times = (1, 2, 5) if high / low < 1000 else (1,)
+    return [value for power in powers for time in times if low <= (value := time * 10.0**power) <= high]
 
 
 def _short(value: float) -> float:

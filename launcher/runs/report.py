@@ -123,20 +123,30 @@ def _charts(history: History) -> tuple[list[Chart], list[Chart]]:
 
 
 def _batch_size_chart(history: History) -> Chart | None:
-    """Return steps against images to the same loss for batch sizes around the noise scale; None if it is unknown.
+    """Return steps and images to the same loss for batch sizes around the noise scale; None if it is unknown.
 
     Both follow the law of McCandlish et al. (`launcher.planning.batch_sizes`). The mark is the run's own batch.
     """
     measured = history.values("step", "noise_scale")
     if not measured:
         return None
-    ratios = [2 ** (power / 4) for power in range(-12, 13)]  # of batch and noise scale
-    own = history.recipe.batch.global_ / measured[-1]
-    line = Line("steps", [1 + ratio for ratio in ratios], [1 + 1 / ratio for ratio in ratios], colour=5)
-    note = f"A prediction from the noise scale of {measured[-1]:,.0f} images; the mark is this run's batch."
-    marks = [1 + own] if own <= ratios[-1] else []
-    title = "Steps to the same loss, in multiples of the fewest"
-    return Chart(title, [line], from_zero=True, marks=marks, note=note, over="times the fewest images")
+    noise, own = measured[-1], float(history.recipe.batch.global_)
+    widest = min(max(8.0, own / noise, noise / own), 16.0)  # further out, steps or images would hide the rest
+    ratios = [widest ** (power / 25) for power in range(-25, 26)]  # of batch and noise scale
+    batches = [noise * ratio for ratio in ratios]
+    lines = [
+        Line("steps, as a multiple of the fewest", batches, [1 + 1 / ratio for ratio in ratios], colour=5),
+        Line("images, as a multiple of the fewest", batches, [1 + ratio for ratio in ratios], colour=1),
+    ]
+    marks = [own] if batches[0] <= own <= batches[-1] else []
+    note = (
+        f"A prediction from the noise scale at the end of the run, {noise:,.0f} images, where both lines cross. "
+        f"It can be wrong by a factor of a few. This run's batch is {own:,.0f}."
+    )
+    title = "Steps and images to the same loss"
+    return Chart(
+        title, lines, from_zero=True, marks=marks, mark="this run", note=note, over="batch size", logarithmic=True
+    )
 
 
 def _comparison_charts(histories: list[History], labels: list[str]) -> list[Chart]:

@@ -6,6 +6,10 @@ from recipes.errors import UserError
 from recipes.schema import Recipe
 
 
+class LossNotFinite(UserError):
+    """The loss has become NaN or infinite by updates of the weights."""
+
+
 def not_finite_error(recipe: Recipe, shards: Path | str, loss: float, step: int, was_updated: bool) -> UserError:
     """Return the error for a loss that is NaN or infinite, with what most likely helps.
 
@@ -14,7 +18,7 @@ def not_finite_error(recipe: Recipe, shards: Path | str, loss: float, step: int,
         was_updated: whether the weights had been updated before the step.
     """
     if was_updated:
-        return UserError(
+        return LossNotFinite(
             f"the loss of step {step} is {loss}, so nothing later is saved: a lower optimizer.lr, a longer "
             f"warm-up or optimizer.clip_grad=1 usually helps"
         )

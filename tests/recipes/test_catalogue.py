@@ -156,6 +156,7 @@ resnet50_in1k_lars_32768 lars 21.2 32768 2.5e-5 74 16 polynomial cross_entropy .
 resnet50_in1k_linear_8192 sgd 3.2 8192 1e-4 90 5 step cross_entropy 0 - 0 0 1 0 - - 224 224 .875
 deit3_small_in1k lamb 4e-3 2048 .05 800 5 cosine bce 0 0 .8 1 3 .05 - three 224 224 1
 deit3_base_in1k lamb 3e-3 2048 .05 800 5 cosine bce 0 0 .8 1 3 .2 - three 192 192 1
+deit3_base_in1k_224 adamw 1e-5 512 .1 20 5 constant cross_entropy .1 - .8 1 1 .2 {m9} - 224 224 1
 convnext_isotropic_small_in1k adamw 4e-3 4096 .05 300 50 cosine cross_entropy .1 - .8 1 1 .1 {m9} - 224 224 .875
 convnext_isotropic_base_in1k adamw 4e-3 4096 .05 300 50 cosine cross_entropy .1 - .8 1 1 .2 {m9} - 224 224 .875
 convnext_isotropic_large_in1k adamw 4e-3 4096 .05 300 50 cosine cross_entropy .1 - .8 1 1 .5 {m9} - 224 224 .875

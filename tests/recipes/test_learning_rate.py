@@ -3,7 +3,7 @@
 import pytest
 
 from recipes.learning_rate import batch_overrides, lr_note, peak_lr, scaled_lr, smaller_batch
-from recipes.load import changed_batch_note, load, override
+from recipes.load import load, override, with_modules
 from recipes.schedule import StepSchedule
 
 CONVNEXT = "convnext_tiny_in1k"
@@ -18,7 +18,7 @@ def test_lr_at_batch_scales_by_the_rule_of_the_optimizer(optimizer, expected):
     assert peak_lr(recipe) == pytest.approx(expected)
     schedule = StepSchedule(recipe, 1_281_167)
     assert schedule.lr(schedule.warmup_steps) == pytest.approx(expected)
-    assert optimizer in lr_note(recipe, 4096)
+    assert optimizer in lr_note(recipe)
 
 
 def test_timms_own_optimizers_have_a_rule_too():
@@ -34,7 +34,7 @@ def test_lr_at_batch_is_part_of_the_identity_and_without_it_nothing_changes():
 
 
 def note(name, *overrides) -> str | None:
-    return changed_batch_note(load(str(name), overrides), str(name), overrides)
+    return lr_note(load(str(name), overrides))
 
 
 def test_a_changed_batch_is_said_with_the_numbers_of_both_rules():
@@ -58,6 +58,22 @@ def test_nothing_is_said_where_batch_and_learning_rate_belong_together(tmp_path)
     assert note(own).startswith("batch 4096 → 1024")
 
 
+def test_the_note_outlives_whatever_else_is_done_to_a_recipe():
+    recipe = load(CONVNEXT, [CHANGED])
+    changed = override(with_modules(recipe, ["json"]).variant(engine={"zero": 1}), ["schedule.epochs=100"])
+    assert lr_note(changed) == lr_note(recipe) != lr_note(load(CONVNEXT)) is None
+    assert lr_note(override(recipe, ["batch.global=512"])).startswith("batch 4096 → 512")
+    assert lr_note(override(recipe, ["optimizer.lr=2e-3"])) is None
+
+
+def test_the_learning_rate_advised_for_little_data_follows_from_the_batch_that_it_was_written_for():
+    """Not from a batch that was changed without it, in whatever way."""
+    short = load(CONVNEXT, ["schedule.epochs=30"])
+    for recipe in (short, load(CONVNEXT, ["schedule.epochs=30", CHANGED]), override(short, [CHANGED])):
+        _, overrides = smaller_batch(recipe, 359)
+        assert "batch.global=16" in overrides and "optimizer.lr=2.5e-4" in overrides
+
+
 def test_the_batch_advised_for_little_data_gives_hundreds_of_steps_where_it_can():
     assert smaller_batch(load(CONVNEXT), 50_000) == (2048, "batch.global=2048 batch.slices=16 optimizer.lr=2.83e-3")
     batch, overrides = smaller_batch(load(CONVNEXT, ["schedule.epochs=30"]), 359)
@@ -76,5 +92,5 @@ def test_the_batch_advised_for_little_data_gives_hundreds_of_steps_where_it_can(
 def test_the_overrides_of_another_batch_make_a_valid_recipe_with_the_learning_rate_of_the_rule(changes, batch):
     recipe = load(CONVNEXT, changes)
     changed = override(recipe, batch_overrides(recipe, batch))
-    expected = scaled_lr(recipe, peak_lr(recipe), recipe.batch.global_, batch)
+    expected = scaled_lr(recipe, 4e-3, 4096, batch)  # what the recipe was written for
     assert changed.batch.global_ == batch and peak_lr(changed) == pytest.approx(expected, rel=0.005)

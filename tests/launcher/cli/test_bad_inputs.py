@@ -62,6 +62,8 @@ ARGUMENTS = {
     ),
     "train --dry-run RECIPE": Argument("train --dry-run BAD --data {good}/blobs", **RECIPE),
     "train --dry-run --data": Argument("train --dry-run {good}/small.yaml --data BAD"),
+    "lr RECIPE": Argument("lr BAD --data {good}/blobs", **RECIPE),
+    "lr --data": Argument("lr {good}/small.yaml --data BAD"),
     "evaluate RUN": Argument("evaluate BAD --data {good}/blobs"),
     "evaluate WEIGHTS": Argument("evaluate BAD --data {good}/blobs", ".safetensors"),
     "evaluate --data": Argument("evaluate {good}/run --data BAD"),

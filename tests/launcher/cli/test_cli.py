@@ -200,6 +200,7 @@ def test_the_examples_of_the_help_run(digits, tmp_path):
         "recipes",
         "shard",
         "verify",
+        "lr",
         "train",
         "evaluate",
         "predict",
@@ -219,6 +220,8 @@ def test_the_examples_of_the_help_run(digits, tmp_path):
         example = re.search(r"Example: bigbatch (.*)", commands[name].epilog)[1].split()
         if name == "train":
             example += ["model.name=test_convnext", "schedule.epochs=3"]  # the example, small
+        if name == "lr":
+            example += ["model.name=test_convnext", "--steps", "20"]
         done = subprocess.run(
             [sys.executable, "-m", "launcher", *example], cwd=tmp_path, capture_output=True, text=True, timeout=300
         )

@@ -5,9 +5,15 @@ import timm
 import torch
 from timm.optim import create_optimizer_v2
 
+from launcher.checkpoints.checkpoint import CheckpointReader, checkpoint_path, open_checkpoint
+from launcher.checkpoints.retention import Retention
+from launcher.checkpoints.writer import CheckpointWriter, new_attempt
+from launcher.engines.base import load_model, make_accelerator
+from launcher.engines.data_parallel import DataParallel
 from launcher.engines.optimizer import make_optimizer, set_lr
 from launcher.planning.engine_rules import with_default_engine
 from launcher.training.train import StartOptions, train
+from models.prepared import PreparedModel, prepare_model
 from recipes.errors import UserError
 from recipes.load import load
 from tests.launcher.comparison import assert_same_curve, losses, train_until
@@ -78,9 +84,64 @@ def test_a_run_resumes_with_the_same_bits_and_has_one_curve_at_any_cut(name, sma
     assert_same_curve(tmp_path / "cut", tmp_path / "whole", 22)
 
 
+RESUMED = ["adabelief", "adan", "adopt", "lamb", "lion", "madgrad", "nadamw", "radam", "rmsproptf", "sgdw"]
+
+
+def made_engine(name: str, saved: CheckpointReader | None = None) -> tuple[DataParallel, PreparedModel]:
+    """An engine with this optimizer of timm: at its start, or as it was saved."""
+    changes = ["model.name=test_convnext", "model.layer_scale=null", "optimizer.clip_grad=1"]
+    recipe = load("demo", [*changes, f"optimizer.name=timm:{name}", "engine.deterministic=true"])
+    accelerator = make_accelerator(recipe)
+    model = prepare_model(recipe, 10)
+    if saved:
+        load_model(model.module, saved)
+    engine = DataParallel(recipe, model.module, accelerator)
+    if saved:
+        engine.load_state(saved)
+    return engine, model
+
+
+def update(engine: DataParallel, model: PreparedModel, step: int, micro_batch: int = 4) -> float:
+    """Update with four random images, in micro-batches; return the loss before."""
+    generator, total = torch.Generator().manual_seed(step), 0.0
+    images = torch.randn(4, 3, 32, 32, generator=generator)
+    labels = torch.randint(0, 10, (4,), generator=generator)
+    for first in range(0, 4, micro_batch):
+        part = slice(first, first + micro_batch)
+        model.drop_path.draw(step, torch.arange(4)[part])
+        with engine.micro_batch(last_of_step=first + micro_batch == 4):
+            loss = torch.nn.functional.cross_entropy(engine.forward(images[part]), labels[part], reduction="sum") / 4
+            engine.backward(loss)
+        total += loss.item()
+    engine.update(1e-4, weight_decay=0.05)
+    return total
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_timms_optimizers_resume_with_the_same_bits_and_have_one_curve_at_any_cut(name, tmp_path):
+    """From a checkpoint after three of six updates, with EMA and clipping."""
+    whole, model = made_engine(name)
+    losses = [update(whole, model, step) for step in range(6)]
+    first, its_model = made_engine(name)
+    assert [update(first, its_model, step) for step in range(3)] == losses[:3]
+    writer = CheckpointWriter(tmp_path, Retention(1), 0, 1, attempt=new_attempt(), resumed_step=None)
+    writer.save(3, first.state(), first.scalars(), first.shapes, {"identity": "", "dataset": ""})
+    writer.wait()
+    second, its_model = made_engine(name, open_checkpoint(checkpoint_path(tmp_path, 3)).reader())
+    assert [update(second, its_model, step) for step in range(3, 6)] == losses[3:]
+    expected = {(shard.kind, shard.name): shard.values for shard in whole.state()}
+    found = {(shard.kind, shard.name): shard.values for shard in second.state()}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    cut, its_model = made_engine(name)
+    assert [update(cut, its_model, step, micro_batch=1) for step in range(6)] == pytest.approx(losses, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
+        ("timm:adafactorbv", "keeps exp_avg_sq_r, exp_avg_sq_c"),  # for matrices that are large enough
+        ("timm:muon", "no checkpoint can hold it"),
         ("timm:adafactor", "which is not of a parameter's shape, so that no checkpoint can hold it"),
         ("timm:adahessian", "needs second derivatives"),
         ("timm:lam", "did you mean timm:la"),

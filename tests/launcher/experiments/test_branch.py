@@ -167,6 +167,7 @@ def test_the_command_says_where_it_begins_and_how_to_train_it(parent, tmp_path, 
     output = capsys.readouterr().out
     assert not code and "shares steps 1 to 8 with" in output
     assert "step 8 was epoch 0.36 of the parent and is epoch 0.18 of the branch" in output
+    assert "note: batch 64 → 32: the learning rate stays" in output
     assert f"bigbatch train '{tmp_path}/it'\"'\"'s new/recipe.yaml' --run-dir" in output
 
 

@@ -215,4 +215,5 @@ def test_a_run_with_a_noise_scale_shows_it_and_what_other_batch_sizes_would_cost
                                      gradient_norm=2.0, noise_scale=640.0)  # fmt: skip
     text = page_of([run], tmp_path / "page.html").text
     assert "Norm of the gradient, before clipping" in text and "Gradient noise scale in images" in text
-    assert "A prediction from the noise scale of 640 images; the mark is this run's batch." in text
+    assert "A prediction from the noise scale at the end of the run, 640 images, where both lines cross." in text
+    assert "Steps and images to the same loss" in text and "This run's batch is 32." in text
