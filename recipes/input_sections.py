@@ -29,6 +29,12 @@ class InputSettings(Section):
     eval_flip: bool = added_in(
         "0.2", False, "evaluation averages the logits of each image and of its mirror image, which takes twice as long"
     )
+    upright: bool = added_in(
+        "0.2",
+        False,
+        "turn images as their EXIF orientation says, in training, evaluation and predict; false: read them as they are "
+        "stored, as torchvision and timm do",
+    )
     mean: tuple[float, float, float] = Field(
         (0.485, 0.456, 0.406), description="mean of each channel, subtracted from pixels scaled to 0..1"
     )

@@ -98,7 +98,7 @@ class TrainTransform:
         Returns:
             uint8 ``[3, size, size]``, channels last in memory; and top, left, height, width in pixels, zeros: no box.
         """
-        encoded = EncodedImage(image)
+        encoded = EncodedImage(image, self.recipe.input.upright)
         view = view_numbers(epoch, sample, copy)
         seed_generators(random_key(self.recipe.seed, "augment", *view))
         # The order of the draws is timm's: crop, flip, policy, jitter, erasing. Another order is another run.
@@ -139,12 +139,11 @@ class EvalTransform:
             crop_pct=1.0 if warp else recipe.input.eval_crop,
             crop_mode="squash" if warp else "center",
         )
-
-        self.crops = not warp
+        self.crops, self.upright = not warp, recipe.input.upright
 
     def __call__(self, image: bytes) -> Tensor:
         """Return uint8 ``[3, size, size]``."""
-        decoded = decode(image)
+        decoded = decode(image, self.upright)
         pixels: Tensor = self.transform(_middle_of_strip(decoded) if self.crops else decoded)
         return pixels
 

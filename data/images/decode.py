@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from data.image_formats import FORMATS
 from data.images.inspection import eight_bit
+from data.images.orientation import UPRIGHT, Orientation, orientation
 from data.images.partial_decode import decode_rectangle
 
 _SCALES = (8, 4, 2)  # libjpeg-turbo has vectorised inverse transforms for these scales only
@@ -44,6 +45,18 @@ class Crop:
     height: int
     width: int
 
+    def stored(self, turn: Orientation, height: int, width: int) -> "Crop":
+        """Return the same crop of an upright image in the pixels of the image as it is stored.
+
+        Args:
+            turn: how the stored image is turned to be upright.
+            height: of the upright image.
+            width: of the upright image.
+        """
+        top = height - self.top - self.height if turn.rows_reversed else self.top
+        left = width - self.left - self.width if turn.columns_reversed else self.left
+        return Crop(left, top, self.width, self.height) if turn.swapped else Crop(top, left, self.height, self.width)
+
     def on_grid(self, scale: int, height: int, width: int) -> "Crop":
         """Return the nearest crop of the image scaled down by `scale`, in pixels of the scaled image.
 
@@ -59,13 +72,18 @@ class Crop:
 class EncodedImage:
     """An image that is still encoded: its bytes, and `height` and `width` in pixels from its header.
 
+    Args:
+        data: its bytes.
+        upright: turn it as its EXIF orientation says. Height, width and crops are those of the upright image.
+
     Raises:
         Exception: whatever Pillow raises on an image that it cannot read.
     """
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, upright: bool = False):
         self.data = data
         self.turbo_decodes = False
+        self.turn = UPRIGHT
         if data.startswith(_JPEG_START):
             try:
                 self.height, self.width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
@@ -75,8 +93,13 @@ class EncodedImage:
                 )
             except ValueError:
                 pass
-        if not self.turbo_decodes:
-            self.width, self.height = Image.open(io.BytesIO(data), formats=FORMATS).size
+        if upright or not self.turbo_decodes:
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+            self.width, self.height = opened.size
+            if upright:
+                self.turn = orientation(opened)
+                if self.turn.swapped:
+                    self.width, self.height = self.height, self.width
 
     def crop_resized(self, crop: Crop, size: int, interpolation: str) -> Tensor:
         """Return a crop as RGB, uint8 ``[3, size, size]``, channels last in memory.
@@ -106,6 +129,10 @@ class EncodedImage:
 
     def _decoded(self, crop: Crop, scale: int) -> np.ndarray:
         """Return a crop at `scale`, or at full scale if Pillow has to decode it: uint8 ``[height, width, 3]``."""
+        stored = self._decoded_as_stored(crop.stored(self.turn, self.height, self.width), scale)
+        return np.ascontiguousarray(self.turn.upright(stored))
+
+    def _decoded_as_stored(self, crop: Crop, scale: int) -> np.ndarray:
         if self.turbo_decodes and scale == 1:
             part = decode_rectangle(self.data, crop.top, crop.left, crop.height, crop.width)
             if part is not None:
@@ -115,7 +142,7 @@ class EncodedImage:
             scale, pixels = 1, np.array(decode(self.data))
         if scale > 1:
             crop = crop.on_grid(scale, *pixels.shape[:2])
-        return np.ascontiguousarray(pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
+        return pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
 
     def _scale(self, crop: Crop, height: int, width: int) -> int:
         """Return the largest scale at which the crop still has enough pixels for a result of `height` and `width`."""
@@ -123,8 +150,10 @@ class EncodedImage:
         return next((scale for scale in _SCALES if oversampling >= scale * _MIN_OVERSAMPLING), 1)
 
     def _scaled_down(self, scale: int) -> np.ndarray | None:
-        """Return the whole image scaled down, uint8 ``[height, width, 3]``; None if Pillow has to decode it."""
+        """Return the whole image as stored, scaled down, uint8 ``[height, width, 3]``; None if Pillow has to decode it."""
         height, width = -(-self.height // scale), -(-self.width // scale)
+        if self.turn.swapped:
+            height, width = width, height
         try:
             pixels: np.ndarray = simplejpeg.decode_jpeg(self.data, min_height=height, min_width=width, min_factor=scale)
         except ValueError:
@@ -132,8 +161,9 @@ class EncodedImage:
         return pixels if pixels.shape == (height, width, 3) else None
 
 
-def decode(image: bytes) -> Image.Image:
-    """Return the image as RGB, fully decoded by Pillow."""
+def decode(image: bytes, upright: bool = False) -> Image.Image:
+    """Return the image as RGB, fully decoded by Pillow, and turned as its EXIF orientation says if `upright`."""
     opened: Image.Image = Image.open(io.BytesIO(image), formats=FORMATS)
     # Shards that other tools wrote may hold 16-bit images, which Pillow's conversion to RGB would clip to white.
-    return (eight_bit(opened) if opened.mode.startswith("I") else opened).convert("RGB")
+    pixels = (eight_bit(opened) if opened.mode.startswith("I") else opened).convert("RGB")
+    return orientation(opened).upright_image(pixels) if upright else pixels

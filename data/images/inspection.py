@@ -4,6 +4,7 @@ Every kind of unusual image has a name, under which it is counted, and one treat
 
 - cmyk, grayscale, palette: stored unchanged; readers convert to RGB.
 - exif-rotated: stored unchanged and read without rotation, as torchvision and timm do; or turned upright, if asked for.
+  An image that is encoded again for another reason keeps its orientation for readers that turn it.
 - animated: stored unchanged; readers see the first frame.
 - 16-bit: one channel is stored as 8-bit PNG, because converting 16 bits to RGB clips to white; RGB is stored unchanged.
 - truncated, decompression-bomb (over 178 million pixels), and anything else that cannot be decoded: left out. A JPEG
@@ -15,12 +16,12 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from data.image_formats import FORMATS, STORED_EXTENSIONS
-from data.images.size_limit import SizeLimit, shrink
+from data.images.orientation import UPRIGHT, orientation
+from data.images.size_limit import SizeLimit, shrunk
 
-_EXIF_ORIENTATION = 0x0112
 _NO_LIMIT = SizeLimit()
 
 
@@ -86,28 +87,24 @@ def _inspect(data: bytes, limit: SizeLimit, upright: bool) -> CheckedImage:
     odd = _oddities(image)
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise Unreadable("32-bit pixels, whose range is not known")
+    if image.format != "JPEG":
+        image.load()
+    turn = orientation(image)
+    if turn != UPRIGHT:
+        odd.append("exif-rotated")
+    pixels: Image.Image = eight_bit(image) if image.mode.startswith("I") else image
     size = limit.allowed(*image.size)
-    stored: Image.Image = image
-    if image.mode.startswith("I"):
-        stored = eight_bit(image)
-        data, extension = _as_png(stored), "png"
-    else:
-        extension = STORED_EXTENSIONS[str(image.format)]
-    turned = upright and _rotated(image)
-    if turned:
-        stored = ImageOps.exif_transpose(stored)
-        size = limit.allowed(*stored.size)
-        data, extension = _encoded_again(stored, extension, limit.quality)
+    extension = "jpg" if size else "png" if pixels is not image else STORED_EXTENSIONS[str(image.format)]
     if size is not None:
-        data, extension = shrink(stored, size, limit.quality), "jpg"
-    elif turned:
-        pass  # turning it has decoded it completely
+        pixels = shrunk(pixels, size)
+    if upright:
+        pixels, turn = turn.upright_image(pixels), UPRIGHT
+    if pixels is not image:
+        data, extension = _encoded(pixels, extension, limit.quality, turn.exif())
     elif image.format == "JPEG":
         # A draft decode reads every coded bit too: it finds the same damage as a full decode in about half the time.
         image.draft(None, (1, 1))
-    image.load()
-    if _rotated(image):
-        odd.append("exif-rotated")
+        image.load()
     return CheckedImage(data, extension, tuple(odd), shrunk=size is not None)
 
 
@@ -133,13 +130,21 @@ def _open(data: bytes, limit: SizeLimit) -> ImageFile.ImageFile:
     return image
 
 
-def _encoded_again(image: Image.Image, extension: str, quality: int) -> tuple[bytes, str]:
-    """Return the image and its extension, as JPEG if it was one, or else losslessly as PNG."""
-    if extension != "jpg":
-        return _as_png(image), "png"
+def _encoded(pixels: Image.Image, extension: str, quality: int, exif: bytes) -> tuple[bytes, str]:
+    """Return pixels that were changed, encoded as JPEG if `extension` is "jpg" or else as PNG, and the extension.
+
+    Args:
+        pixels: of the changed image.
+        extension: of the image as it was found.
+        quality: of a JPEG, from 1 to 100.
+        exif: the EXIF data to store; empty: none.
+    """
     stored = io.BytesIO()
-    image.save(stored, "JPEG", quality=quality)
-    return stored.getvalue(), "jpg"
+    if extension == "jpg":
+        pixels.save(stored, "JPEG", quality=quality, exif=exif)
+        return stored.getvalue(), "jpg"
+    pixels.save(stored, "PNG", exif=exif)
+    return stored.getvalue(), "png"
 
 
 def _oddities(image: ImageFile.ImageFile) -> list[str]:
@@ -162,21 +167,7 @@ def _raw_modes(image: ImageFile.ImageFile) -> str:
     return " ".join(str(tile[3]) for tile in image.tile) if image.format in ("PNG", "TIFF") else ""
 
 
-def _rotated(image: Image.Image) -> bool:
-    # Called after the pixels are loaded: Pillow reads a PNG to its end here and would hide damage on the way.
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9)
-    except Exception:  # the metadata are damaged, not the image
-        return False
-
-
 def eight_bit(image: Image.Image) -> Image.Image:
     """Return a 16-bit grey image with 8 bits."""
     pixels = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
     return Image.fromarray(pixels.astype(np.uint8))
-
-
-def _as_png(image: Image.Image) -> bytes:
-    stored = io.BytesIO()
-    image.save(stored, "PNG")
-    return stored.getvalue()

@@ -1,6 +1,5 @@
 """The size limit of `bigbatch shard`: larger images are resized and encoded again, all others are stored unchanged."""
 
-import io
 from dataclasses import dataclass
 
 from PIL import Image
@@ -43,17 +42,15 @@ class SizeLimit:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def shrink(image: Image.Image, size: tuple[int, int], quality: int) -> bytes:
-    """Return the image as a JPEG, grey if it was grey and else RGB.
+def shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the image at another size, grey if it was grey and else RGB.
 
     Args:
-        image: opened but not yet loaded, so that a JPEG can be decoded at a smaller scale.
+        image: a JPEG opened but not yet loaded, so that it can be decoded at a smaller scale, or any other image.
         size: width and height in pixels.
     """
     # A draft of at least twice the size decodes faster and leaves the Lanczos filter enough pixels.
     image.draft(None, (2 * size[0], 2 * size[1]))
     image.load()
     image = image.convert("L" if image.mode in ("L", "LA", "1") else "RGB")
-    stored = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(stored, "JPEG", quality=quality)
-    return stored.getvalue()
+    return image.resize(size, Image.Resampling.LANCZOS)
