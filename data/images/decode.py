@@ -150,7 +150,7 @@ class EncodedImage:
         return next((scale for scale in _SCALES if oversampling >= scale * _MIN_OVERSAMPLING), 1)
 
     def _scaled_down(self, scale: int) -> np.ndarray | None:
-        """Return the whole image as stored, scaled down, uint8 ``[height, width, 3]``; None if Pillow has to decode it."""
+        """Return the whole stored image scaled down, uint8 ``[height, width, 3]``; None if Pillow has to decode it."""
         height, width = -(-self.height // scale), -(-self.width // scale)
         if self.turn.swapped:
             height, width = width, height

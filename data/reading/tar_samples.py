@@ -5,11 +5,12 @@ dots in their keys, ``photo.0001.jpg``, are recognised by their first members, a
 """
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from data import image_formats
 from data.reading.tar_members import tar_members
@@ -19,6 +20,13 @@ IMAGE_ENDINGS = (*(ending.removeprefix(".") for ending in image_formats.IMAGE_EN
 # If a sample has an image of one of these kinds, its images of other kinds are masks or depth maps.
 _PHOTO_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "webp")
 _LOOKED_AT = 64  # members from which it is decided where names are split
+
+
+Opener = Callable[[Path], AbstractContextManager[tarfile.TarFile]]
+
+
+def _open_plain(path: Path) -> tarfile.TarFile:
+    return tarfile.open(path, "r:")
 
 
 @dataclass
@@ -54,19 +62,19 @@ class TarSample:
         self.image, self.offset, self.size, self._rank = member.name, member.offset_data, member.size, rank
 
 
-def tar_samples(path: Path, mode: Literal["r:", "r:*"] = "r:") -> Iterator[TarSample]:
+def tar_samples(path: Path, open_tar: Opener = _open_plain) -> Iterator[TarSample]:
     """Yield the samples of a tar, reading headers and labels but no images.
 
     Args:
         path: of the tar.
-        mode: "r:*" also reads compressed tars, for which offsets refer to the unpacked tar.
+        open_tar: opens it; that of a compressed tar gives offsets that refer to the unpacked tar.
 
     Raises:
         tarfile.TarError: the tar is damaged or ends too early.
     """
     sample = None
-    last_dot = _has_dotted_keys(path, mode)
-    for member, contents in _files(path, mode):
+    last_dot = _has_dotted_keys(path, open_tar)
+    for member, contents in _files(path, open_tar):
         key, ending = _split(member.name, last_dot)
         if sample is None or key != sample.key:
             if sample is not None:
@@ -92,17 +100,17 @@ def _split(name: str, last_dot: bool) -> tuple[str, str]:
     return folder + slash + stem, ending.lower()
 
 
-def _has_dotted_keys(path: Path, mode: Literal["r:", "r:*"]) -> bool:
+def _has_dotted_keys(path: Path, open_tar: Opener) -> bool:
     """Return whether no ending is known when names are split at the first dot, but one is when split at the last."""
-    names = [member.name for member, _ in islice(_files(path, mode), _LOOKED_AT)]
+    names = [member.name for member, _ in islice(_files(path, open_tar), _LOOKED_AT)]
     known = (*LABEL_ENDINGS, *IMAGE_ENDINGS)
     return not any(_split(name, False)[1] in known for name in names) and any(
         _split(name, True)[1] in known for name in names
     )
 
 
-def _files(path: Path, mode: Literal["r:", "r:*"]) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    with tarfile.open(path, mode) as tar:
+def _files(path: Path, open_tar: Opener) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    with open_tar(path) as tar:
         for member in tar_members(tar):
             # macOS adds a "._" file with attributes beside each file. It has an image's ending but is not an image.
             if member.name.rpartition("/")[2].startswith("._") or member.name.startswith("__MACOSX/"):

@@ -16,7 +16,7 @@ from data.sources.hugging_face import hugging_face
 from data.sources.imagenet import TRAIN_TAR, imagenet
 from data.sources.imagenet_22k import class_tars, imagenet_22k
 from data.sources.imagenet_kaggle import imagenet_kaggle
-from data.sources.nested_archives import nested_archives
+from data.sources.nested_archives import nested_archives, require_classes_in_parts
 from data.sources.opening import open_files, without_ending
 from data.sources.table_labels import offered_table, table_labels
 from data.sources.torchvision_sets import PREFIX, TorchvisionSet
@@ -128,7 +128,9 @@ def _files(path: Path, val_fraction: float, class_map: Path | None) -> Source:
     name, known = _name(path), read_class_map(class_map) if class_map else ()
     if found := kaggle_download(files, name, val_fraction):
         return found
-    files = nested_archives(files) or files
+    if nested := nested_archives(files):
+        require_classes_in_parts(nested)
+        files = nested
     return (
         cifar10(files, name, val_fraction)
         or imagenet_kaggle(files, name)

@@ -9,10 +9,12 @@ import gzip
 import io
 import lzma
 import os
+import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -113,6 +115,31 @@ def decompress(path: Path, unpacked: IO[bytes]) -> None:
         _copy(packed, unpacked)
 
 
+@contextmanager
+def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """Yield a tar, compressed or not, whose members are read from the first to the last.
+
+    Raises:
+        UserError: a package is missing that reads this kind.
+        tarfile.TarError: the tar is damaged or ends too early; so is a compressed one on `DECOMPRESSION_ERRORS`.
+    """
+    if archive_kind(path) != "zstd":
+        with tarfile.open(path, "r:*") as tar:
+            yield tar
+        return
+    zstandard = _zstandard(path)
+    decompressor = zstandard.ZstdDecompressor()
+    try:
+        with (
+            path.open("rb") as packed,
+            decompressor.stream_reader(packed, read_across_frames=True) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as tar,
+        ):
+            yield tar
+    except zstandard.ZstdError as error:
+        raise OSError(str(error)) from None
+
+
 def archive_kind(path: Path) -> str | None:
     """Return the kind of an archive, or None, by its contents, because the ending of its name is often wrong.
 
@@ -126,11 +153,16 @@ def archive_kind(path: Path) -> str | None:
     return "tar" if start[257:262] == b"ustar" else None
 
 
-def _unpack_zstandard(path: Path, unpacked: IO[bytes]) -> None:
+def _zstandard(path: Path) -> Any:
     try:
         import zstandard
     except ImportError:
         raise UserError(f"{path} is compressed with Zstandard: `pip install zstandard`, or unpack it first") from None
+    return zstandard
+
+
+def _unpack_zstandard(path: Path, unpacked: IO[bytes]) -> None:
+    zstandard = _zstandard(path)
     try:
         with path.open("rb") as packed:
             zstandard.ZstdDecompressor().copy_stream(packed, unpacked)

@@ -11,7 +11,7 @@ from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.class_trees import below_common_folders, class_numbers, read_tree
 from data.sources.files import Files, hidden
 from data.sources.ignored_files import ignored_notes, require_no_lost_class
-from data.sources.splits import with_validation
+from data.sources.splits import SPLITS, TEST, TRAIN, VAL, with_validation
 from recipes.errors import UserError
 
 
@@ -76,9 +76,30 @@ def class_folders(
             f"{error}; {table} names the images: to take the labels from it, add --labels {table}"
         ) from None
     require_no_lost_class(files, tree.folders)
+    if not named:
+        _require_shared_classes(np.array(tree.splits, np.uint8), labels, classes, files.place)
     names = [paths[row] for row in tree.rows]
     splits, held_out = with_validation(np.array(tree.splits, np.uint8), names, labels, val_fraction)
     kept = rows[tree.rows]
     notes = [*tree.notes, *notes, *held_out, *ignored_notes(files)]
     listing = Listing(splits, labels, files.sizes[kept], Names(names), classes, notes)
     return FileSource("class folders", name, files, kept, listing)
+
+
+def _require_shared_classes(
+    splits: NDArray[np.uint8], labels: NDArray[np.int32], classes: list[str], place: str
+) -> None:
+    """Check that the validation or test images have at least one class of the training images.
+
+    Raises:
+        UserError: they have none, e.g. because the class folders are spelt differently in each split.
+    """
+    trained = set(labels[splits == TRAIN].tolist())
+    for split in {VAL, TEST} & set(splits.tolist()):
+        others = set(labels[splits == split].tolist())
+        if trained and not trained & others:
+            raise UserError(
+                f"the {SPLITS[split]} split of {place} has none of the classes of its training split (e.g. "
+                f"{printable(classes[min(others)])} and {printable(classes[min(trained)])}): give the class folders the "
+                f"same names, or map them with --class-map"
+            )

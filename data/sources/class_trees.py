@@ -178,6 +178,9 @@ def _plain(paths: Sequence[str]) -> ClassTree:
             tree.add(row, path.partition("/")[0], TRAIN)
     if left_out := len(paths) - len(tree.rows):
         tree.notes.append(f"left out {left_out:,} images that are in no class folder")
+    inside = sorted({"/".join(path.split("/", 2)[:2]) for path in paths if path.count("/") >= 2})
+    if len(inside) > len(set(tree.folders)):
+        tree.notes.append(f"the {len(inside):,} folders inside the classes, such as {inside[0]}, are no classes")
     return tree
 
 

@@ -19,12 +19,14 @@ class Files(ABC):
         names: relative paths with forward slashes.
         sizes: int64 ``[n]``, in bytes.
         empty_folders: folders without any file in them; always empty for archives.
+        broken_links: symbolic links that lead to nothing; always empty for archives.
     """
 
     place: str
     names: Names
     sizes: NDArray[np.int64]
     empty_folders: Sequence[str] = ()
+    broken_links: Sequence[str] = ()
 
     @abstractmethod
     def read(self, i: int) -> bytes:
@@ -47,17 +49,22 @@ class FolderFiles(Files):
     def __init__(self, root: Path):
         self.place, self.root = str(root), root
         empty: list[str] = []
-        found = sorted(_walk(str(root), "", empty, ()))
+        broken: list[str] = []
+        found = sorted(_walk(str(root), "", empty, broken, ()))
         self.names = Names(name for name, _ in found)
         self.sizes = np.array([size for _, size in found], np.int64)
-        self.empty_folders = empty
+        self.empty_folders, self.broken_links = empty, broken
 
     def read(self, i: int) -> bytes:
         return (self.root / self.names[i]).read_bytes()
 
 
-def _walk(folder: str, prefix: str, empty: list[str], above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Yield path and size of each file below a folder; add the folders that hold nothing to `empty`.
+def _walk(
+    folder: str, prefix: str, empty: list[str], broken: list[str], above: tuple[str, ...]
+) -> Iterator[tuple[str, int]]:
+    """Yield path and size of each file below a folder.
+
+    Add the folders that hold nothing to `empty`, and the links that lead to nothing to `broken`.
 
     `above` are the real paths of the folders above. A link to one of them is skipped, because following it would never
     end.
@@ -70,6 +77,8 @@ def _walk(folder: str, prefix: str, empty: list[str], above: tuple[str, ...]) ->
         for entry in found:
             if entry.is_dir():
                 if not (entry.is_symlink() and os.path.realpath(entry.path) in above):
-                    yield from _walk(entry.path, f"{prefix}{entry.name}/", empty, above)
-            elif entry.is_file():  # false for a broken link
+                    yield from _walk(entry.path, f"{prefix}{entry.name}/", empty, broken, above)
+            elif entry.is_file():
                 yield prefix + entry.name, entry.stat().st_size
+            elif entry.is_symlink():
+                broken.append(prefix + entry.name)

@@ -1,7 +1,7 @@
 """The files of a source that are not used: counted by ending for the user, with an error if a class would be lost."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from data.image_formats import IMAGE_ENDINGS, PICTURE_ENDINGS, advice
@@ -9,11 +9,28 @@ from data.names import printable
 from data.sources.files import Files, hidden
 from recipes.errors import UserError
 
-_ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_ARCHIVE_ENDINGS = (
+    ".zip",
+    ".tar",
+    ".gz",
+    ".tgz",
+    ".bz2",
+    ".tbz",
+    ".tbz2",
+    ".xz",
+    ".txz",
+    ".zst",
+    ".tzst",
+    ".7z",
+    ".rar",
+)
+
+
+_LISTED = 5  # names of folders or links in a sentence
 
 
 def ignored_notes(files: Files) -> list[str]:
-    """Return sentences that count the files without an image's ending by their endings, and name empty folders."""
+    """Return sentences that count the files without an image's ending, and name empty folders and broken links."""
     counts = Counter(_ending(path) for path in files.names if not hidden(path) and not _is_image(path))
     notes = []
     if counts:
@@ -25,12 +42,17 @@ def ignored_notes(files: Files) -> list[str]:
                 notes.append(f"the {ending} files inside are not read: unpack them, or give one of them as the source")
             if ending in PICTURE_ENDINGS:
                 notes.append(f"the {ending} files are images, but of a format that is not read: {advice(ending)}")
-    if files.empty_folders:
-        listed = ", ".join(map(printable, sorted(files.empty_folders)[:5]))
-        more = ", …" if len(files.empty_folders) > 5 else ""
-        count = len(files.empty_folders)
-        notes.append(f"{count:,} {'folder is' if count == 1 else 'folders are'} empty: {listed}{more}")
+    if count := len(files.empty_folders):
+        notes.append(f"{count:,} {'folder is' if count == 1 else 'folders are'} empty: {_some(files.empty_folders)}")
+    if count := len(files.broken_links):
+        notes.append(
+            f"{count:,} {'link leads' if count == 1 else 'links lead'} to no file: {_some(files.broken_links)}"
+        )
     return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, sorted(names)[:_LISTED])) + (", …" if len(names) > _LISTED else "")
 
 
 def require_no_lost_class(files: Files, class_folders: Iterable[str]) -> None:

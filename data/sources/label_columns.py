@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from data.image_formats import IMAGE_ENDINGS
 from data.sources.splits import split_of_name
 from data.sources.tables import Table
 from recipes.errors import UserError
@@ -41,6 +42,9 @@ def labelled_rows(
     Raises:
         UserError: a column is missing, or it is not clear which one it is.
     """
+    if image_column is None and any(_names_image(name, resolves) for name in table.columns):
+        columns = [f"column {number}" for number in range(1, len(table.columns) + 1)]
+        table = Table(table.name, columns, [table.columns, *table.rows])  # it has no header
     image = image_column or _image_column(table, resolves)
     images = table.column(image)
     split = next((name for name in table.columns if _plain(name) in _SPLIT_NAMES and _are_splits(table, name)), None)
@@ -72,9 +76,15 @@ def _shares(table: Table, resolves: Callable[[str], bool]) -> list[float]:
     return [sum(map(resolves, table.column(name))) / len(table.rows) for name in table.columns]
 
 
+def _names_image(cell: str, resolves: Callable[[str], bool]) -> bool:
+    return cell.lower().endswith(IMAGE_ENDINGS) and resolves(cell)
+
+
 def _image_column(table: Table, resolves: Callable[[str], bool]) -> str:
     shares = _shares(table, resolves)
-    best = max(range(len(shares)), key=shares.__getitem__)
+    # Labels such as 0 and 1 may be the names of images too, but of few different ones.
+    different = [sum(map(resolves, set(table.column(name)))) for name in table.columns]
+    best = max(range(len(shares)), key=different.__getitem__)
     if shares[best] < _RESOLVED:
         raise UserError(
             f"no column of {table.name} names the images of the source (columns: {', '.join(table.columns)}; e.g. "

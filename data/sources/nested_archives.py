@@ -1,5 +1,6 @@
 """Archives inside a folder or a zip that holds no images itself, such as ``train.zip`` beside ``test.zip``."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,16 @@ from data.sources.base import Names
 from data.sources.files import Files, FolderFiles, hidden
 from data.sources.opening import ARCHIVE_ENDINGS, open_files, without_ending
 from data.sources.zip_files import ZipFiles
+from recipes.errors import UserError
+
+_NUMBERED = re.compile(r"(.*?)(\d{3,})")
 
 
 class NestedFiles(Files):
     """The files of a folder or zip and of the archives inside, each archive like a folder of its name.
+
+    Attributes:
+        archives: the folder of each archive.
 
     Args:
         outer: holds the archives.
@@ -21,7 +28,8 @@ class NestedFiles(Files):
     """
 
     def __init__(self, outer: Files, archives: dict[str, Files], others: list[int]):
-        self.place, self.empty_folders = outer.place, outer.empty_folders
+        self.place, self.empty_folders, self.broken_links = outer.place, outer.empty_folders, outer.broken_links
+        self.archives = list(archives)
         self._parts: list[Files] = [outer, *archives.values()]
         listed = [(outer.names[row], int(outer.sizes[row]), 0, row) for row in others]
         for part, (folder, files) in enumerate(archives.items(), 1):
@@ -65,6 +73,30 @@ def nested_archives(files: Files) -> NestedFiles | None:
     if len(set(folders)) < len(folders):  # e.g. images.zip beside images.tar
         folders = names
     return NestedFiles(files, {folder: _opened(files, name) for folder, name in zip(folders, names)}, others)
+
+
+def require_classes_in_parts(files: NestedFiles) -> None:
+    """Check that archives with consecutive numbers, such as ``part-000.zip`` and ``part-001.zip``, hold class folders.
+
+    Raises:
+        UserError: their images are all in one folder, so that every archive would become a class.
+    """
+    parts = [_NUMBERED.fullmatch(folder) for folder in files.archives]
+    numbers = sorted(int(part[2]) for part in parts if part)
+    prefixes = {part[1] if part else None for part in parts}
+    if len(parts) < 2 or len(prefixes) > 1 or numbers not in ([*range(len(parts))], [*range(1, len(parts) + 1)]):
+        return
+    inside = {
+        name.removeprefix(folder).rpartition("/")[0]
+        for folder in files.archives
+        for name in files.names
+        if name.startswith(f"{folder}/") and name.lower().endswith(IMAGE_ENDINGS)
+    }
+    if len(inside) == 1:
+        raise UserError(
+            f"the archives in {files.place} ({files.archives[0]}, {files.archives[1]}, …) are numbered like parts of "
+            f"one data set and hold no class folders: give a table of the labels with --labels"
+        )
 
 
 def _opened(files: Files, name: str) -> Files:

@@ -9,7 +9,11 @@ from data.sources.tar_files import TarFiles
 from data.sources.zip_files import ZipFiles
 from recipes.errors import UserError
 
-TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tzst")
+TAR_ENDINGS = (
+    ".tar",
+    *(".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"),
+    *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst"),
+)
 ARCHIVE_ENDINGS = (".zip", *TAR_ENDINGS, ".7z", ".rar")
 
 

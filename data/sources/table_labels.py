@@ -30,22 +30,23 @@ class ImageNames:
 
     def __init__(self, paths: Sequence[str]):
         self.paths = paths
-        self._by_name: dict[str, list[int]] = defaultdict(list)
-        for number, path in enumerate(paths):
-            name = path.rpartition("/")[2]
-            self._by_name[name].append(number)
-            stem = name.rpartition(".")[0]
-            if stem != name:
-                self._by_name[stem].append(number)
+        self._by_name = _by_name(paths)
+        self._by_lower_name: dict[str, list[int]] | None = None
 
     def find(self, cell: str, folder: str = "") -> list[int]:
         """Return the numbers of the images that a cell may mean; those below `folder` if there are any."""
         wanted = cell.replace("\\", "/").removeprefix("./")
-        found = self._by_name.get(wanted.rpartition("/")[2], [])
+        name = wanted.rpartition("/")[2]
+        found = self._by_name.get(name) or self._ignoring_case(name)
         if len(found) > 1:
             found = self._closest(found, wanted)
         inside = [number for number in found if f"/{self.paths[number]}".startswith(f"/{folder}/")] if folder else []
         return inside or found
+
+    def _ignoring_case(self, name: str) -> list[int]:
+        if self._by_lower_name is None:
+            self._by_lower_name = _by_name([path.lower() for path in self.paths])
+        return self._by_lower_name.get(name.lower(), [])
 
     def _closest(self, numbers: list[int], wanted: str) -> list[int]:
         """Return the images whose folders agree best with those of the cell, from the last folder upwards."""
@@ -57,6 +58,18 @@ class ImageNames:
 
         best = max(map(agreement, numbers))
         return [number for number in numbers if agreement(number) == best]
+
+
+def _by_name(paths: Sequence[str]) -> dict[str, list[int]]:
+    """Return the numbers of the paths by file name, with and without its ending."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for number, path in enumerate(paths):
+        name = path.rpartition("/")[2]
+        found[name].append(number)
+        stem = name.rpartition(".")[0]
+        if stem != name:
+            found[stem].append(number)
+    return found
 
 
 def table_labels(

@@ -3,12 +3,11 @@
 import glob
 import hashlib
 import json
-import lzma
 import os
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,12 +15,12 @@ from pathlib import Path
 from data.names import printable
 from data.reading.manifest import MANIFEST
 from data.reading.tar_samples import TarSample, tar_samples
-from data.sources.archives import COMPRESSED, archive_kind
+from data.sources.archives import COMPRESSED, DECOMPRESSION_ERRORS, archive_kind, open_tar
 from data.sources.class_map import read_class_map
+from data.sources.opening import TAR_ENDINGS
 from data.sources.splits import TEST, VAL, split_of_name
 from recipes.errors import UserError
 
-PACKED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _NUMBER_KEYS = ("label", "cls", "class_index", "class_id", "target")
 _LOOKED_AT = 16  # samples of a tar that are checked to decide whether it is such a shard
 _NAME_KEYS = ("class_name", "class", "label_name", "category", "synset", "wnid")
@@ -65,7 +64,11 @@ def webdataset_shards(source: str, class_map: Path | None) -> WebDatasetShards |
     """
     path = Path(source).expanduser()
     top, paths = _expanded(path) if set("*?[{") & set(source) and not path.exists() else _listed(path)
-    if not paths or not _are_shards(paths):
+    if not paths:
+        return None
+    samples = _first_samples(paths)
+    if not any(sample.image and label_text(sample) is not None for sample in samples):
+        _refuse_without_labels(samples, path)
         return None
     if (path / MANIFEST).exists():
         raise UserError(f"{path} was made by `bigbatch shard` already: train from it as it is")
@@ -88,6 +91,11 @@ def webdataset_shards(source: str, class_map: Path | None) -> WebDatasetShards |
     return WebDatasetShards(name, tuple(shard.resolve() for shard in paths), tuple(splits), class_map, tuple(notes))
 
 
+def is_tar_name(path: Path) -> bool:
+    """Return whether a file has the ending of a tar, compressed or not."""
+    return path.name.lower().endswith(TAR_ENDINGS)
+
+
 def is_compressed(shard: Path) -> bool:
     """Return whether a shard is compressed, by its contents."""
     return archive_kind(shard) in COMPRESSED
@@ -95,10 +103,10 @@ def is_compressed(shard: Path) -> bool:
 
 def _listed(path: Path) -> tuple[Path, list[Path]]:
     if not path.is_dir():
-        return path.parent, [path] if path.name.endswith((".tar", *PACKED_ENDINGS)) and path.is_file() else []
+        return path.parent, [path] if is_tar_name(path) and path.is_file() else []
     inner = [folder for folder in path.iterdir() if split_of_name(folder.name) is not None and folder.is_dir()]
     found = [file for folder in (path, *inner) for file in folder.iterdir()]
-    return path, sorted(file for file in found if file.name.endswith((".tar", *PACKED_ENDINGS)) and _is_plain(file))
+    return path, sorted(file for file in found if is_tar_name(file) and _is_plain(file))
 
 
 def _expanded(pattern: Path) -> tuple[Path, list[Path]]:
@@ -114,7 +122,7 @@ def _expanded(pattern: Path) -> tuple[Path, list[Path]]:
         if not found:
             raise UserError(f"there is no {text}: check the pattern {pattern}")
         paths += [Path(name) for name in found]
-    if strange := [path for path in paths if not path.name.endswith((".tar", *PACKED_ENDINGS))]:
+    if strange := [path for path in paths if not is_tar_name(path)]:
         raise UserError(f"the pattern {pattern} matches {strange[0]}, which is not a tar: give a pattern of shards")
     common = Path(os.path.commonpath([path.parent for path in paths]))
     return common, sorted(set(paths))
@@ -125,7 +133,7 @@ def _is_plain(file: Path) -> bool:
 
 
 def _is_other(file: Path) -> bool:
-    return _is_plain(file) and file.is_file() and not file.name.endswith((".tar", *PACKED_ENDINGS))
+    return _is_plain(file) and file.is_file() and not is_tar_name(file)
 
 
 def _other_ending(file: Path) -> str:
@@ -166,16 +174,25 @@ def _from_json(text: str) -> str | None:
     return str(found) if isinstance(found, int) else None
 
 
-def _are_shards(paths: Sequence[Path]) -> bool:
-    """Return whether any of the first samples of the first, the middle and the last tar is an image with a label."""
-    for path in {paths[0], paths[len(paths) // 2], paths[-1]}:
-        try:
-            samples = list(islice(tar_samples(path, "r:*"), _LOOKED_AT))
-        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError):
-            continue
-        if any(sample.image and label_text(sample) is not None for sample in samples):
-            return True
-    return False
+def _first_samples(paths: Sequence[Path]) -> list[TarSample]:
+    """Return the first samples of the first, the middle and the last tar, without those of damaged tars."""
+    found: list[TarSample] = []
+    for path in sorted({paths[0], paths[len(paths) // 2], paths[-1]}):
+        with suppress(tarfile.TarError, *DECOMPRESSION_ERRORS):
+            found += list(islice(tar_samples(path, open_tar), _LOOKED_AT))
+    return found
+
+
+def _refuse_without_labels(samples: Sequence[TarSample], source: Path) -> None:
+    """Raise a `UserError` if samples look like WebDataset's: each tar would be read as a class of its own."""
+    described = [sample for sample in samples if sample.image and (sample.labels or sample.unused)]
+    if described and 2 * len(described) >= len(samples) and not any("/" in sample.key for sample in described):
+        beside = sorted({ending for sample in described for ending in (*sample.labels, *sample.unused)})
+        raise UserError(
+            f"{source} looks like WebDataset shards without labels: beside its images are only members "
+            f"{', '.join(f'.{ending}' for ending in beside)} without a class. Give a table of the labels with "
+            f"--labels, or add a .cls member to each sample"
+        )
 
 
 def _split(name: str) -> int | None:

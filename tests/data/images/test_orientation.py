@@ -60,7 +60,9 @@ def test_training_and_evaluation_see_the_turned_image(crop):
     upright, plain = (load("convnext_tiny_in1k", [*settings, *more]) for more in (["input.upright=true"], []))
     data = oriented(6, "PNG")
     for sample in range(4):
-        assert torch.equal(TrainTransform(upright)(data, 0, sample)[0], TrainTransform(plain)(turned(data), 0, sample)[0])
+        assert torch.equal(
+            TrainTransform(upright)(data, 0, sample)[0], TrainTransform(plain)(turned(data), 0, sample)[0]
+        )
     assert torch.equal(EvalTransform(upright)(data), EvalTransform(plain)(turned(data)))
     assert not torch.equal(EvalTransform(upright)(data), EvalTransform(plain)(data))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sources import open_source
+from data.sources import LabelTables, open_source
 from data.writing.sharding import shard
 from recipes.errors import UserError
 from tests.data.pictures import encoded, write_tree
@@ -164,6 +164,40 @@ def test_archives_inside_are_read_like_folders(tmp_path, packed):
     assert splits == ({"train": 12, "val": 12, "test": 12} if "7z" in packed else {"train": 12, "val": 12})
     for name, data in contents(opened).items():
         assert data == (tmp_path / "tree" / "/".join(name.split("/")[-2:])).read_bytes()
+
+
+@pytest.mark.parametrize("inside", ["{}", "images/{}"])
+def test_archives_that_are_parts_of_one_data_set_are_not_classes(tmp_path, inside):
+    """As large data sets are distributed: numbered parts of images, whose labels are in a table."""
+    for number in (1, 2, 3):
+        with zipfile.ZipFile(tmp_path / f"images_{number:03d}.zip", "w") as archive:
+            for i in range(3):
+                archive.writestr(inside.format(f"{number}{i}.jpg"), encoded(f"{number}{i}"))
+    with pytest.raises(UserError, match="numbered like parts of one data set and hold no class folders.*--labels"):
+        open_source(str(tmp_path), 0)
+    rows = "\n".join(f"{number}{i}.jpg,{'ab'[i % 2]}" for number in (1, 2, 3) for i in range(3))
+    (tmp_path / "labels.csv").write_text(f"image,label\n{rows}\n")
+    assert len(open_source(str(tmp_path), 0, labels=LabelTables((Path("labels.csv"),))).listing) == 9
+
+
+def test_numbered_archives_with_class_folders_are_read(tmp_path):
+    for number in (1, 2):
+        with zipfile.ZipFile(tmp_path / f"n{number:03d}.zip", "w") as archive:
+            archive.writestr(f"{'ab'[number - 1]}/{number}.jpg", encoded(str(number)))
+    assert len(open_source(str(tmp_path), 0).listing) == 2
+
+
+def test_links_to_nothing_are_counted_and_links_in_a_circle_end(tmp_path):
+    write_tree(tmp_path / "tree", each=2)
+    (tmp_path / "tree/ant/gone.jpg").symlink_to("../../unmounted/1.jpg")
+    (tmp_path / "tree/bee/again").symlink_to("..")
+    found = open_source(str(tmp_path / "tree"), 0)
+    assert len(found.listing) == 6 and found.notes == ["1 link leads to no file: ant/gone.jpg"]
+    for path in (tmp_path / "tree").rglob("*.jpg"):
+        if not path.is_symlink():
+            path.unlink()
+    with pytest.raises(UserError, match="holds no images .*1 link leads to no file: ant/gone.jpg"):
+        open_source(str(tmp_path / "tree"), 0)
 
 
 def test_archives_beside_images_are_named_and_not_read(tmp_path):

@@ -109,6 +109,30 @@ def test_a_tree_that_can_be_read_in_two_ways_is_refused(tmp_path, paths, message
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("other", ["val", "test"])
+@pytest.mark.parametrize("spelt", ["{}_{}", "{1}"])
+def test_splits_without_a_common_class_are_refused(tmp_path, other, spelt):
+    """E.g. train/train_cat beside val/val_cat, or train/Cat beside val/cat: nothing that is tested would be learned."""
+    names = {"train": ("Cat", "Dog"), other: ("cat", "dog")}
+    for split, classes in names.items():
+        for name in classes:
+            write(tmp_path / "tree", *(f"{split}/{spelt.format(split, name)}/{i}.jpg" for i in range(3)))
+    with pytest.raises(UserError, match=f"the {other} split of .* has none of the classes of its training split"):
+        open_source(str(tmp_path / "tree"), 0)
+    class_map = tmp_path / "map.json"
+    class_map.write_text(
+        json.dumps({spelt.format(split, name): name.lower() for split, of_it in names.items() for name in of_it})
+    )
+    assert open_source(str(tmp_path / "tree"), 0, class_map).listing.classes == ["cat", "dog"]
+
+
+def test_folders_inside_of_classes_are_said_to_be_no_classes(tmp_path):
+    paths = [f"{folder}/{i}.jpg" for folder in ("animals/cat", "animals/dog", "plants/oak", "plants/ash") for i in "01"]
+    found = open_source(str(write(tmp_path / "tree", *paths)), 0)
+    assert found.listing.classes == ["animals", "plants"]
+    assert found.notes == ["the 4 folders inside the classes, such as animals/cat, are no classes"]
+
+
 def test_a_class_map_says_which_folders_are_classes(tmp_path):
     paths = [f"{name}/{year}/{i}.jpg" for name in ("oak", "elm") for year in (2019, 2020) for i in range(2)]
     write(tmp_path / "tree", *paths)

@@ -34,6 +34,14 @@ def write_tar(path: Path, sample, mode: str = "w", count: int = EACH) -> Path:
     return path
 
 
+def compress(path: Path) -> None:
+    """Compress a file with Zstandard, in two frames, as tools that compress in parallel do."""
+    zstandard = pytest.importorskip("zstandard")
+    data = path.read_bytes()
+    frames = [zstandard.ZstdCompressor().compress(part) for part in (data[:5000], data[5000:])]
+    path.write_bytes(b"".join(frames))
+
+
 def plain(i: int) -> dict[str, bytes]:
     return {f"{i:05d}.jpg": encoded(str(i)), f"{i:05d}.cls": str(i % 2).encode()}
 
@@ -121,11 +129,14 @@ def test_keys_with_dots_are_samples_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("given", ["folder", "file", "pattern"])
-@pytest.mark.parametrize("mode", ["w:gz", "w:xz", "wrong ending"])
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "zst", "wrong ending"])
 def test_compressed_shards_are_unpacked(tmp_path, capsys, given, mode):
     """Their images, labels and splits are those of the plain shards, and the compressed files are not needed later."""
-    name = "train-0.tar" if mode == "wrong ending" else f"train-0.tar.{mode[2:]}"
-    path = write_tar(tmp_path / "theirs" / name, plain, "w:gz" if mode == "wrong ending" else mode)
+    name = "train-0.tar" if mode == "wrong ending" else f"train-0.tar.{mode.removeprefix('w:')}"
+    tar_mode = {"wrong ending": "w:gz", "zst": "w"}.get(mode, mode)
+    path = write_tar(tmp_path / "theirs" / name, plain, tar_mode)
+    if mode == "zst":
+        compress(path)
     plain_path = write_tar(tmp_path / "plain/train-0.tar", plain)
     source = {"folder": path.parent, "file": path, "pattern": path.parent / "train-{0..0}.*"}[given]
     found = shard(str(source), tmp_path / "out").split("train")
@@ -137,10 +148,38 @@ def test_compressed_shards_are_unpacked(tmp_path, capsys, given, mode):
     assert verify(tmp_path / "out", progress=False) == []
 
 
-def test_a_damaged_compressed_shard_is_named(tmp_path):
-    path = write_tar(tmp_path / "theirs/train-0.tar.gz", plain, "w:gz")
+@pytest.mark.parametrize("name", ["00000.TAR", "00000.tbz2", "00000.txz", "00000.tgz", "00000.tzst"])
+def test_shards_under_every_ending_of_a_tar_are_shards_and_not_classes(tmp_path, name):
+    """Else each of them would be a class of its own, named after the file."""
+    mode = {".tbz2": "w:bz2", ".txz": "w:xz", ".tgz": "w:gz"}.get(Path(name).suffix, "w")
+    for number in range(2):
+        path = write_tar(tmp_path / "theirs" / name.replace("00000", f"{number:05d}"), plain, mode)
+        if path.suffix == ".tzst":
+            compress(path)
+    found = shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0, progress=False)
+    assert found.classes == ("0", "1") and len(found.split("train")) == 2 * EACH
+
+
+@pytest.mark.parametrize("beside", ["json", "txt.gz", "npy"])
+def test_shards_without_any_label_are_refused_and_not_read_as_a_class_per_tar(tmp_path, beside):
+    described = json.dumps({"url": "x", "caption": "a dog"}).encode()
+    for number in range(3):
+        write_tar(
+            tmp_path / f"theirs/{number:05d}.tar", lambda i: {f"{i}.jpg": encoded(str(i)), f"{i}.{beside}": described}
+        )
+    with pytest.raises(UserError, match=f"WebDataset shards without labels: .* .{beside} .*--labels"):
+        shard(str(tmp_path / "theirs"), tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_a_damaged_compressed_shard_is_named(tmp_path, ending):
+    path = write_tar(tmp_path / f"theirs/train-0.tar.{ending}", plain, "w:gz" if ending == "gz" else "w")
+    if ending == "zst":
+        compress(path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="train-0.tar.gz cannot be unpacked .*download it again"):
+    with pytest.raises(
+        UserError, match=f"train-0.tar.{ending} (cannot be unpacked|is not a whole tar).*download it again"
+    ):
         shard(str(path), tmp_path / "out", progress=False)
 
 

@@ -129,6 +129,21 @@ def test_tables_as_spreadsheets_and_scripts_write_them(tmp_path, name, contents,
     assert labelled(found) == {"0.jpg": ("train", "x"), "1.jpg": ("train", "y"), "2.jpg": ("train", "x")}
 
 
+def test_a_table_without_a_header_loses_no_row(tmp_path):
+    images = write_images(tmp_path / "images", [f"im/{i}.jpg" for i in range(6)])
+    (images / "labels.csv").write_text("".join(f"C:\\data\\im\\{i}.jpg,{'ab'[i % 2]}\r\n" for i in range(6)))
+    found = with_table(images, "labels.csv", fraction=0)
+    assert len(found.listing) == 6 and "images in the column 'column 1', labels in 'column 2'" in found.notes[0]
+
+
+def test_names_whose_case_differs_are_found(tmp_path):
+    """A table from Windows may name 1.JPG what an archive holds as 1.jpg; labels may look like names of images."""
+    images = write_images(tmp_path / "images", [f"{i}.jpg" for i in range(6)])
+    (images / "labels.csv").write_text("kind,file\n" + "".join(f"{i % 2},{i}.JPG\n" for i in range(6)))
+    found = with_table(images, "labels.csv", label="kind", fraction=0)
+    assert len(found.listing) == 6 and found.listing.classes == ["0", "1"]
+
+
 def test_numbers_are_classes_in_their_order_also_beside_an_empty_cell(tmp_path):
     root = write_images(tmp_path / "set", [f"{i}.jpg" for i in range(24)])
     lines = [f"{i}.jpg,{i % 11}.0" for i in range(23)] + ["23.jpg,"]
