@@ -2,8 +2,8 @@
 
 One process fetches a block while the others wait for it; a block appears whole or not at all. At the size limit, the
 blocks that were fetched first are removed until a tenth of the space is free again. A process that is reading a block
-can finish although the block is removed. When the disk is full or fails, blocks are not kept: reading gets slower, and
-the run continues.
+can finish although the block is removed. A block whose contents changed on the disk is fetched again. When the disk
+is full or fails, blocks are not kept: reading gets slower, and the run continues.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.atomic_io import write_durably
+from data.reading.checked_block import packed, read_part
 from data.reading.file_lock import file_lock
 from recipes.errors import UserError
 
@@ -52,7 +53,8 @@ class BlockCache:
 
     def read(self, path: str, block: int, start: int, stop: int, fetch: Callable[[], bytes]) -> bytes:
         """Return the bytes from `start` to `stop` of a block, fetching the block if it is not in the cache."""
-        name = hashlib.sha256(f"{self.version}\n{path}\n{block}".encode()).hexdigest()[:40]
+        # "checked" tells these blocks from those of early versions, which had no checksums and are removed in time.
+        name = hashlib.sha256(f"{self.version}\n{path}\n{block}\nchecked".encode()).hexdigest()[:40]
         kept = self.folder / "blocks" / name
         found = _part(kept, start, stop)
         if found is None:
@@ -61,14 +63,22 @@ class BlockCache:
                 if found is None:
                     contents = fetch()
                     found = contents[start:stop]
-                    self._keep(kept, contents)
+                    self._keep(kept, packed(contents))
         return found
 
-    def whole_file(self, path: str, fetch: Callable[[], bytes]) -> Path:
-        """Return the local path of a whole file, fetched if missing. Whole files do not count towards the limit."""
+    def whole_file(self, path: str, checksum: str, fetch: Callable[[], bytes]) -> Path:
+        """Return the local path of a whole file, fetched if it is missing or was changed.
+
+        Whole files do not count towards the limit.
+
+        Args:
+            path: of the remote file.
+            checksum: its SHA-256, in hexadecimal.
+            fetch: returns its contents.
+        """
         kept = self.folder / hashlib.sha256(f"{self.version}\n{path}".encode()).hexdigest()[:40]
         with file_lock(self._lock_path("whole")):
-            if not kept.exists():
+            if not _is_whole(kept, checksum):
                 try:
                     write_durably(kept, fetch())
                 except OSError as error:
@@ -129,6 +139,14 @@ class BlockCache:
 def _part(kept: Path, start: int, stop: int) -> bytes | None:
     try:
         with kept.open("rb", buffering=0) as stream:
-            return os.pread(stream.fileno(), stop - start, start)
+            return read_part(stream.fileno(), start, stop)
     except FileNotFoundError:
         return None
+
+
+def _is_whole(kept: Path, checksum: str) -> bool:
+    try:
+        with kept.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == checksum
+    except FileNotFoundError:
+        return False

@@ -139,7 +139,7 @@ class RemoteFolder:
         if self.cache is None:
             array = np.load(io.BytesIO(fetch()))
         else:
-            array = np.load(self.cache.whole_file(self.path(file), fetch), mmap_mode="r")
+            array = np.load(self.cache.whole_file(self.path(file), checksum, fetch), mmap_mode="r")
         return array
 
     def read_ahead(self, ranges: Iterable[Range]) -> None:

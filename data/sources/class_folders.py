@@ -100,6 +100,6 @@ def _require_shared_classes(
         if trained and not trained & others:
             raise UserError(
                 f"the {SPLITS[split]} split of {place} has none of the classes of its training split (e.g. "
-                f"{printable(classes[min(others)])} and {printable(classes[min(trained)])}): give the class folders the "
-                f"same names, or map them with --class-map"
+                f"{printable(classes[min(others)])} and {printable(classes[min(trained)])}): give the class folders "
+                f"the same names, or map them with --class-map"
             )

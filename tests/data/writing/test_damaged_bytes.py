@@ -1,5 +1,6 @@
 """Random damage, seeded and bounded: never a traceback, never a wrong count, never a hang, whatever the bytes are."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -138,16 +139,35 @@ def test_a_data_set_is_opened_and_verified_or_refused(whole, tmp_path, name):
         assert problems or same or name == "manifest.json"
 
 
-def test_a_damaged_block_of_the_cache_is_never_longer_than_asked(tmp_path):
-    contents = random.Random(0).randbytes(BLOCK)
+@pytest.mark.parametrize("size", [BLOCK, 100_000, 2**16])
+def test_a_damaged_block_of_the_cache_is_never_misread(tmp_path, size):
+    """It is fetched again where the damage touches what is read; the next read then finds it whole."""
+    contents = random.Random(0).randbytes(size)
     cache = BlockCache(tmp_path, 2**30, "v")
     cache.read("file", 0, 0, 10, lambda: contents)
     (block,) = (tmp_path / "blocks").iterdir()
+    stored = block.read_bytes()
     for seed in range(ROUNDS):
-        block.write_bytes(damaged(contents, seed))
+        block.write_bytes(damaged(stored, seed))
         (tmp_path / "locks/used").write_bytes(random.Random(seed).randbytes(seed % 12))
-        assert len(cache.read("file", 0, 100, 200, lambda: contents)) <= 100
+        for start, stop in ((100, 200), (0, size), (size - 300, size), (60_000, 65_536)):
+            assert cache.read("file", 0, start, stop, lambda: contents) == contents[start:stop]
+        assert block.read_bytes() == stored
         assert cache.read(f"other {seed}", 0, 5, 15, lambda: contents) == contents[5:15]
+
+
+def test_a_changed_index_in_the_cache_is_fetched_again(tmp_path):
+    cache, checksum = BlockCache(tmp_path, 2**30, "v"), hashlib.sha256(b"index").hexdigest()
+    path = cache.whole_file("file", checksum, lambda: b"index")
+    path.write_bytes(b"indEx")
+    assert cache.whole_file("file", checksum, lambda: b"index").read_bytes() == b"index"
+
+
+def test_a_cache_of_an_early_version_is_not_read(tmp_path):
+    """Its blocks had no checksums; they had other names."""
+    cache = BlockCache(tmp_path, 2**30, "v")
+    (tmp_path / "blocks" / hashlib.sha256(b"v\nfile\n0").hexdigest()[:40]).write_bytes(b"early")
+    assert cache.read("file", 0, 0, 5, lambda: b"later") == b"later"
 
 
 def test_a_zip_bomb_of_one_member_is_not_unpacked_beyond_its_size(tmp_path):
