@@ -8,6 +8,7 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from data.epoch_order import ordered_samples
 from data.images.augment import NO_BOX, EvalTransform, TrainTransform, view_numbers
+from data.images.pillow_warnings import named_warnings
 from data.input_digest import batch_digest
 from data.mixing import UNMIXED, Mix, drawn_mix, mixed_alike, partner
 from data.reading.shards import Split
@@ -192,7 +194,9 @@ class MicroBatches:
         candidate = sample
         for attempt in range(_REPLACEMENTS_TRIED):
             try:
-                return *self.transform(self.split.read(candidate), epoch, candidate, copy), candidate
+                image = self.split.read(candidate)
+                with named_warnings(partial(_name, self.split, candidate)):
+                    return *self.transform(image, epoch, candidate, copy), candidate
             except Exception as error:  # decoders raise almost any exception on damaged bytes
                 _raise_unless_damaged(error, self.split, candidate)
                 replaced.append(f"{_name(self.split, candidate)} ({type(error).__name__}: {error})")
@@ -225,7 +229,9 @@ class EvalBatches:
 
     def _image(self, sample: int) -> Tensor:
         try:
-            return self.transform(self.split.read(sample))
+            image = self.split.read(sample)
+            with named_warnings(partial(_name, self.split, sample)):
+                return self.transform(image)
         except Exception as error:
             _raise_unless_damaged(error, self.split, sample)
             # An evaluation replaces nothing: another image would change the accuracy.

@@ -100,7 +100,21 @@ class StepSchedule:
                 f"every epoch leaves out {dropped:,} of {self.train_images:,} images, too few for another batch: "
                 f"try {self._fuller_batch()}"
             )
+        if held_out := self._held_out():
+            found.append(held_out)
         return found
+
+    def _held_out(self) -> str | None:
+        """Return a warning if a part of the published training images seems to be held out, so that steps are fewer."""
+        published = self.recipe.data.train_images or 0
+        steps = published // self.recipe.batch.global_
+        if not published / 2 <= self.train_images < published or steps == self.steps_per_epoch:
+            return None
+        return (
+            f"an epoch has {self.steps_per_epoch:,} steps, where the recipe counts on {steps:,}: the shards have "
+            f"{self.train_images:,} training images instead of {published:,}. If {published - self.train_images:,} "
+            f"were held out for validation, `bigbatch shard --val-fraction 0` keeps them"
+        )
 
     def _fuller_batch(self) -> str:
         """Return overrides for the largest batch that gives an epoch one more step, in whole slices if possible."""

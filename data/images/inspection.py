@@ -12,7 +12,6 @@ Every kind of unusual image has a name, under which it is counted, and one treat
 """
 
 import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,10 +66,7 @@ def inspect(data: bytes, limit: SizeLimit = _NO_LIMIT, upright: bool = False) ->
         Unreadable: it cannot be decoded.
     """
     try:
-        # Pillow warns about truncated metadata and about 89 to 178 million pixels; training can read both.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _inspect(data, limit, upright)
+        return _inspect(data, limit, upright)
     except UnidentifiedImageError:
         raise Unreadable("not an image of a known format" if data else "empty file") from None
     except Image.DecompressionBombError:

@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from data.atomic_io import flush, rename_durably, write_durably
 from data.images.inspection import Unreadable, inspect
+from data.images.pillow_warnings import named_warnings
 from data.names import printable
 from data.parallel import Worker, for_each
 from data.reading.manifest import ShardRecord
@@ -109,7 +111,8 @@ def _index_shard(worker: Worker, number: int) -> None:
                         raise Unreadable("it has no image")
                     if text is None:
                         raise Unreadable("it has no label")
-                    odd.update(inspect(stream.read(sample.size)).odd)
+                    with named_warnings(partial(str, name)):
+                        odd.update(inspect(stream.read(sample.size)).odd)
                 except Unreadable as damage:
                     odd.update(damage.odd)
                     skipped.append({"name": name, "reason": damage.reason})

@@ -10,6 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.images.inspection import CheckedImage, Unreadable, inspect
+from data.images.pillow_warnings import named_warnings
 from data.images.size_limit import SizeLimit
 from data.names import printable
 from data.parallel import Worker
@@ -134,7 +136,9 @@ def _write_samples(worker: Worker, part: ShardPart, stream: IO[bytes]) -> dict[s
     for place, sample in enumerate(part.samples.tolist(), part.first):
         name = listing.names[sample]
         try:
-            image = inspect(_read(context.source, sample, name), context.limit, context.upright)
+            data = _read(context.source, sample, name)
+            with named_warnings(partial(printable, name)):
+                image = inspect(data, context.limit, context.upright)
         except Unreadable as damage:
             skipped.append({"name": printable(name), "reason": damage.reason})
             odd.update(damage.odd)

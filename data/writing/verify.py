@@ -5,12 +5,14 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.images.inspection import Unreadable, inspect
+from data.images.pillow_warnings import named_warnings
 from data.names import printable
 from data.parallel import Worker, for_each
 from data.reading.manifest import ShardRecord, SplitRecord, read_manifest
@@ -146,7 +148,8 @@ def _problems_of(sample: TarSample, image: bytes, row: np.void | None, check: Ch
     elif row is not None and row["size"] != sample.size:
         yield f"has {sample.size} bytes, the index says {row['size']}"
     try:
-        inspect(image)
+        with named_warnings(partial(printable, sample.image)):
+            inspect(image)
     except Unreadable as damage:
         yield f"cannot be decoded: {damage.reason}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from data.progress import say
-from data.reading.shards import ShardSet
+from data.reading.shards import ShardSet, Split
 from launcher.engines.base import make_accelerator
 from launcher.evaluation.accuracy import evaluate
 from launcher.evaluation.class_names import (
@@ -31,6 +31,7 @@ from recipes.load import override
 from recipes.schema import Recipe
 
 _BATCH_SIZE = 64
+_VAL, _TEST = "val", "test"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class EvaluateOptions:
     ema: bool = True
     workers: int | None = None
     step: int | None = None
-    split_name: str = "val"
+    split_name: str = _VAL
     modules: Sequence[str] = ()
     subset: bool = False
     right_labels: str | None = None
@@ -84,9 +85,7 @@ def evaluate_weights(
         candidates = [file_weights(origin, recipe.model.weights_key if recipe_name else None)]
     # The number of classes is not checked here, because `_fitted_model` compares their names.
     shards = open_shards(recipe.variant(data={"classes": None}))
-    split = shards.split(options.split_name)
-    if not len(split):
-        raise UserError(f"split {options.split_name!r} of {shards.root} has no images: choose another --split")
+    split = _split(shards, options.split_name)
     accelerator = make_accelerator(recipe)
     workers = default_workers() if options.workers is None else options.workers
     results = []
@@ -101,7 +100,18 @@ def evaluate_weights(
         results.append(evaluation_result(weights, accuracy, recorder, shards, split, options.right_labels))
     if run and accelerator.is_main_process:
         keep_predictions(run, recorder, shards, split, str(weights.kind), weights.step)
+    if _TEST in shards.splits and split.name == _VAL and accelerator.is_main_process:
+        say(f"note: {shards.root} has a test split of {len(shards.splits[_TEST]):,} images too: add --split {_TEST}")
     return results
+
+
+def _split(shards: ShardSet, name: str) -> Split:
+    if name == _VAL and _VAL not in shards.splits and _TEST in shards.splits:
+        raise UserError(f"{shards.root} has no validation split, but a test split: add --split {_TEST}")
+    split = shards.split(name)
+    if not len(split):
+        raise UserError(f"split {name!r} of {shards.root} has no images: choose another --split")
+    return split
 
 
 def _candidates(run: RunDirectory, step: int | None, ema: bool) -> list[SavedWeights]:

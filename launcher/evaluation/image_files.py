@@ -1,6 +1,7 @@
 """Image files that the user names: finds them, and loads them as an evaluation views images."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 from data.image_formats import IMAGE_ENDINGS
 from data.images.augment import EvalTransform
 from data.images.inspection import Unreadable, inspect
+from data.images.pillow_warnings import named_warnings
 from data.loader import load_in_order
+from data.names import printable
 from data.sources.files import FolderFiles
 from launcher.workers import default_workers
 from recipes.errors import UserError
@@ -77,7 +80,8 @@ class _ImageBatches:
         errors: dict[int, str] = {}
         for number in chunk:
             try:
-                pixels.append(self.transform(inspect(self.images[number].read_bytes(), upright=self.upright).data))
+                with named_warnings(partial(printable, str(self.images[number]))):
+                    pixels.append(self.transform(inspect(self.images[number].read_bytes(), upright=self.upright).data))
             except Unreadable as unreadable:
                 errors[number] = unreadable.reason
             except Exception as error:  # whatever a file system or a decoder raises: one image never stops the rest

@@ -76,6 +76,18 @@ def test_a_recipe_on_the_data_it_is_made_for_is_not_warned_about(recipe, images)
     assert not StepSchedule(load(recipe), images).warnings()
 
 
+def test_training_images_that_were_held_out_are_said():
+    """CIFAR-10's 50,000 become 45,000 by default; ImageNet with a few unreadable images has as many steps as ever."""
+
+    def held_out(recipe: str, images: int) -> list[str]:
+        return [text for text in StepSchedule(load(recipe), images).warnings() if "held out" in text]
+
+    (warning,) = held_out("resnet50_cifar10", 45_000)
+    assert "45,000 training images instead of 50,000" in warning and "--val-fraction 0" in warning
+    assert not held_out("resnet50_cifar10", 50_000) and not held_out("convnext_tiny_in1k", IMAGENET - 100)
+    assert not held_out("convnext_tiny_in1k", 100_000), "other images than the recipe was published for"
+
+
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_a_polynomial_schedule_has_the_rates_of_timm(power):
     """Value by value with timm's PolyLRScheduler over the steps after the warm-up."""

@@ -1,6 +1,7 @@
 """Mistakes are kept by data set and split; the report shows those on the run's own data, and others by their names."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -98,6 +99,22 @@ def test_a_run_is_evaluated_at_another_size_than_it_was_trained_at(run, tmp_path
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(run):
     with pytest.raises(UserError, match="no split 'test', only 'train', 'val'"):
         evaluate(run, split_name="test")
+
+
+def test_a_test_split_is_offered_in_one_line(run, toy_shards, tmp_path, capsys):
+    shards = shutil.copytree(toy_shards(*CLASSES), tmp_path / "shards")
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["splits"]["test"] = manifest["splits"]["val"]
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    data = f"data.path={shards}"
+    evaluate(run, data)
+    assert f"note: {shards} has a test split of 8 images too: add --split test\n" in capsys.readouterr().err
+    evaluate(run, data, split_name="test")
+    assert "--split" not in capsys.readouterr().err
+    del manifest["splits"]["val"]
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="no validation split, but a test split: add --split test"):
+        evaluate(run, data)
 
 
 def test_a_run_that_cannot_be_written_is_evaluated_all_the_same(run, capsys):
