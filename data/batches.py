@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from data.epoch_order import ordered_samples
-from data.images.augment import NO_BOX, EvalTransform, TrainTransform, view_numbers
+from data.images.augment import NO_BOX, TrainTransform, view_numbers
+from data.images.evaluation_view import EvalTransform
 from data.images.pillow_warnings import named_warnings
-from data.input_digest import batch_digest
+from data.input_digest import batch_digest, pixel_hashes
 from data.mixing import UNMIXED, Mix, drawn_mix, mixed_alike, partner
 from data.reading.shards import Split
 from recipes.errors import UserError
@@ -54,7 +55,7 @@ class MicroBatch:
     positions: Tensor  # int64 [n], positions in the global batch; those beyond its end are padding
     samples: Tensor  # int64 [n], rows in the index of the shards; -1 for padding
     weights: Tensor  # float32 [n], 0 for padding, else 1
-    pixels: Tensor  # uint8 [n + extra, 3, size, size], channels last in memory
+    pixels: Tensor  # uint8 [n + extra, 3, size, size], channels last in memory; or features (`data.feature_batches`)
     erased: list[tuple[int, int, int, int]]  # [n + extra], box as top, left, height, width in pixels
     noise_keys: list[int]  # [n + extra], keys of the noise that fills the erased box
     labels: Tensor  # int64 [n]
@@ -122,19 +123,8 @@ class MicroBatches:
 
         samples, copies = self._samples(step, np.array(list(row_of)))
         epoch = step // self.steps_per_epoch
-        size = self.recipe.input.size
-        # Channels last, because decoding and resizing produce it and convolutions on a GPU are fastest with it.
-        pixels = torch.zeros(len(row_of), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        erased = [NO_BOX] * len(row_of)
-        replaced: list[str] = []
-        self.split.read_ahead(samples[samples != _PADDING].tolist())
-        for row, sample in enumerate(samples):
-            if sample != _PADDING:
-                # An unreadable partner is counted by the micro-batch that owns it, so that all ranks together count
-                # once.
-                counted = replaced if row < self.micro_batch else []
-                image = self._image(int(sample), epoch, int(copies[row]), counted)
-                pixels[row], erased[row], samples[row] = image
+        # An unreadable partner is counted by the micro-batch that owns it, so that all ranks together count once.
+        pixels, erased, replaced = self.images(samples, copies, epoch, self.micro_batch)
         labels = torch.from_numpy(np.where(samples == _PADDING, 0, self.split.labels[samples]).astype(np.int64))
         partner_rows = torch.tensor([row_of[position] for position in partners])
         lam = torch.ones(self.micro_batch)
@@ -146,6 +136,7 @@ class MicroBatches:
             for sample, copy in zip(samples, copies)
         ]
         real = np.arange(first, max(first, min(own.stop, batch.global_)))
+        hashes = self.pixel_hashes(pixels[: len(real)], samples[: len(real)])
         return MicroBatch(
             step=step,
             positions=torch.arange(own.start, own.stop),
@@ -160,8 +151,36 @@ class MicroBatches:
             lam=lam,
             mixes=mixes,
             replaced=replaced,
-            digest=batch_digest(real, samples, labels.numpy(), pixels, erased, noise_keys, mixes, batch.slice_size),
+            digest=batch_digest(real, samples, labels.numpy(), hashes, erased, noise_keys, mixes, batch.slice_size),
         )
+
+    def images(
+        self, samples: np.ndarray, copies: np.ndarray, epoch: int, own: int
+    ) -> tuple[Tensor, list[tuple[int, int, int, int]], list[str]]:
+        """Return pixels, erased boxes, and the names of unreadable images among the first `own`, each with the reason.
+
+        Args:
+            samples: int64 ``[n]``, -1 for padding. The number of an unreadable image is replaced in place.
+            copies: int64 ``[n]``.
+
+        Returns:
+            the pixels are uint8 ``[n, 3, size, size]``.
+        """
+        size = self.recipe.input.size
+        # Channels last, because decoding and resizing produce it and convolutions on a GPU are fastest with it.
+        pixels = torch.zeros(len(samples), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        erased = [NO_BOX] * len(samples)
+        replaced: list[str] = []
+        self.split.read_ahead(samples[samples != _PADDING].tolist())
+        for row, sample in enumerate(samples):
+            if sample != _PADDING:
+                image = self._image(int(sample), epoch, int(copies[row]), replaced if row < own else [])
+                pixels[row], erased[row], samples[row] = image
+        return pixels, erased, replaced
+
+    def pixel_hashes(self, pixels: Tensor, samples: np.ndarray) -> np.ndarray:
+        """Return a hash of each image, uint64 ``[n]``, from its pixels and its number."""
+        return pixel_hashes(pixels)
 
     def _samples(self, step: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return sample and copy at each position of that step, both int64 ``[n]``; -1 beyond its end."""

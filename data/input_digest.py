@@ -30,7 +30,7 @@ def batch_digest(
     positions: np.ndarray,
     samples: np.ndarray,
     labels: np.ndarray,
-    pixels: Tensor,
+    hashes: np.ndarray,
     erased: Sequence[tuple[int, int, int, int]],
     noise_keys: Sequence[int],
     mixes: Iterable[tuple[int, int, Mix]],
@@ -41,6 +41,7 @@ def batch_digest(
     Args:
         positions: of the images that are no padding, int64 ``[real]``. They are the first rows of the other arguments,
             which are those of `data.batches.MicroBatch`.
+        hashes: those of `pixel_hashes`, uint64 ``[real]``.
         slice_size: of the recipe.
     """
     real = len(positions)
@@ -54,7 +55,7 @@ def batch_digest(
     return (
         column_digest(positions, samples[:real]),
         column_digest(positions, labels[:real]),
-        column_digest(positions, pixel_hashes(pixels[:real]), noise, *boxes.T),
+        column_digest(positions, hashes, noise, *boxes.T),
         column_digest(positions, partners, lam.view(np.uint64), *replaced.T),
     )
 

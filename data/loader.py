@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.batches import EvalBatches, MicroBatch, MicroBatches
+from data.feature_batches import FeatureEvalBatches
 from data.shared_slots import SharedSlots, SlotMessage
 from data.worker_processes import CONTEXT, cause_of_death, end_with_parent, starting_processes, why_no_start
 from recipes.errors import UserError
@@ -57,7 +58,9 @@ def load_steps(batches: MicroBatches, steps: range, accumulation: int, workers: 
     return load_in_order(batches, places, workers, pin)
 
 
-def load_evaluation(batches: EvalBatches, workers: int, pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def load_evaluation(
+    batches: EvalBatches | FeatureEvalBatches, workers: int, pin: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield all evaluation batches in order; arguments and errors are those of `load_steps`."""
     return load_in_order(batches, range(len(batches)), min(workers, len(batches)), pin)
 

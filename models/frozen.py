@@ -7,8 +7,9 @@ a probe: BatchNorm uses its running statistics and leaves them alone, and dropou
 
 from typing import Any, cast
 
+import torch
 from timm.models import group_parameters
-from torch import nn
+from torch import Tensor, nn
 
 from recipes.errors import UserError
 
@@ -37,6 +38,39 @@ def classifier_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers that `get_classifier` of a timm model returns; distilled models have two."""
     found = cast(Any, model).get_classifier()
     return list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
+
+
+def accept_features(model: nn.Module, size: int) -> bool:
+    """Let `model` also take what its classifier receives, ``[n, d]``, in the place of images; return whether it can.
+
+    It can if its output is that of one linear layer, and nothing before this layer is random in training.
+
+    Args:
+        model: on the CPU.
+        size: width and height of its images in pixels.
+    """
+    head, *others = classifier_layers(model)
+    if others or type(head) is not nn.Linear:
+        return False
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = head.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(1, 3, size, size))
+    finally:
+        hook.remove()
+        model.train(was_training)
+    if len(seen) != 1 or seen[0][0].ndim != 2 or seen[0][1].data_ptr() != logits.data_ptr():
+        return False
+    whole = model.forward
+
+    def forward(images: Tensor) -> Tensor:
+        logits: Tensor = head(images) if images.ndim == 2 else whole(images)
+        return logits
+
+    vars(model)["forward"] = forward
+    return True
 
 
 def _classifier_parameters(model: nn.Module) -> set[str]:

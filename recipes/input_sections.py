@@ -54,11 +54,12 @@ class InputSettings(Section):
 
 
 class AugmentSettings(Section):
-    crop: Literal["random_resized", "pad"] = added_in(
+    crop: Literal["random_resized", "pad", "center"] = added_in(
         "0.2",
         "random_resized",
         description="random_resized: a random rectangle, resized to input.size (RandomResizedCrop); pad: the image, "
-        "shorter side resized to input.size and padded, and a random square of it (RandomCrop), as for CIFAR",
+        "shorter side resized to input.size and padded, and a random square of it (RandomCrop), as for CIFAR; "
+        "center: what an evaluation sees",
     )
     pad: Annotated[int, Field(ge=0, le=512)] = added_in(
         "0.2", 4, description="pixels of padding on each side, for augment.crop=pad"

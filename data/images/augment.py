@@ -5,8 +5,8 @@ transform runs. The draws are then a function of (seed, epoch, sample), no matte
 earlier images drew.
 
 Training draws timm's crop from the size of the image alone and decodes only what the crop needs (`data.images.decode`).
-Evaluation uses timm's transform unchanged. Normalisation, erasing and mixing come later, on the device
-(`data.on_device`).
+Evaluation has a view of its own (`data.images.evaluation_view`). Normalisation, erasing and mixing come later, on the
+device (`data.on_device`).
 """
 
 import math
@@ -15,14 +15,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, RandomHorizontalFlip, TrivialAugmentWide
 
 from data.images.crops import CROPS
-from data.images.decode import EncodedImage, decode
+from data.images.decode import EncodedImage
 from data.images.randaugment import with_array_operations
 from data.images.randaugment_pillow import PillowOperation
 from recipes.errors import UserError
@@ -41,8 +40,6 @@ custom_transforms: Registry[CustomTransform] = Registry("transform")
 
 _TIMMS_THREE_AUGMENT = "3a"  # timm's name of the policy
 _ERASING_TRIES = 10  # as in timm, which leaves the image whole after ten boxes that do not fit
-_LONGEST = 100  # times its shorter side; a longer image is evaluated by its middle
-WARP_FROM = 384  # pixels: ConvNeXt evaluates without a centre crop from this size on
 
 
 def timm_train_transform(recipe: Recipe) -> Compose:
@@ -125,42 +122,12 @@ class TrainTransform:
         return changed
 
 
-class EvalTransform:
-    """The deterministic view for evaluation: resized and centre-cropped, or warped to a square from 384 pixels on."""
-
-    def __init__(self, recipe: Recipe):
-        size = recipe.input.evaluated_size
-        warp = size >= WARP_FROM
-        self.transform = create_transform(
-            size,
-            is_training=False,
-            use_prefetcher=True,
-            interpolation=recipe.input.evaluated_interpolation,
-            crop_pct=1.0 if warp else recipe.input.eval_crop,
-            crop_mode="squash" if warp else "center",
-        )
-        self.crops, self.upright = not warp, recipe.input.upright
-
-    def __call__(self, image: bytes) -> Tensor:
-        """Return uint8 ``[3, size, size]``."""
-        decoded = decode(image, self.upright)
-        pixels: Tensor = self.transform(_middle_of_strip(decoded) if self.crops else decoded)
-        return pixels
-
-
-def _middle_of_strip(image: Image.Image) -> Image.Image:
-    """Return the middle of an image that is more than `_LONGEST` times longer than wide; others are returned as is.
-
-    timm resizes the whole image before it crops the centre. From a strip of 1 x 6000 pixels it would make one of
-    256 x 1,536,000, which takes gigabytes.
-    """
-    width, height = image.size
-    short, long = sorted(image.size)
-    if long <= _LONGEST * short:
-        return image
-    start = (long - _LONGEST * short) // 2
-    end = long - start
-    return image.crop((start, 0, end, height) if width == long else (0, start, width, end))
+def is_augmented(recipe: Recipe) -> bool:
+    """Return whether an epoch may show another view of an image than the epochs before it."""
+    augment, mix = recipe.augment, recipe.mix
+    changes = (augment.flip, augment.randaugment, augment.policy, augment.color_jitter, augment.erasing)
+    mixes = mix.probability > 0 and (mix.mixup > 0 or mix.cutmix > 0)
+    return augment.crop != "center" or any(changes) or mixes or recipe.code.transform is not None
 
 
 def view_numbers(epoch: int, sample: int, copy: int) -> tuple[int, ...]:

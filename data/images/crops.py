@@ -1,4 +1,4 @@
-"""The random crop of a training image. Its draws are those of timm or torchvision, from the global generators."""
+"""The crop of a training image. Its draws are those of timm or torchvision, from the global generators."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.transforms import RandomCrop
 
 from data.images.decode import Crop, EncodedImage
+from data.images.evaluation_view import EvalTransform
 from recipes.schema import Recipe
 
 
@@ -45,10 +46,22 @@ class PaddedCrop:
         return torch.from_numpy(square).permute(2, 0, 1)
 
 
+class CenterCrop:
+    """What an evaluation at `input.size` sees. It draws nothing."""
+
+    def __init__(self, recipe: Recipe):
+        self.view = EvalTransform(recipe.variant(input={"eval_size": None, "eval_interpolation": None}))
+
+    def __call__(self, image: EncodedImage) -> Tensor:
+        """Return uint8 ``[3, size, size]``."""
+        return self.view(image.data)
+
+
 # The crop of each value of `augment.crop`.
 CROPS: dict[str, Callable[[Recipe], Callable[[EncodedImage], Tensor]]] = {
     "random_resized": ResizedCrop,
     "pad": PaddedCrop,
+    "center": CenterCrop,
 }
 
 

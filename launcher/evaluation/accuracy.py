@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from data.batches import EvalBatches
+from data.feature_batches import FeatureEvalBatches
+from data.feature_store import FeatureStore
 from data.loader import load_evaluation
 from data.on_device import DevicePreprocessor
 from data.reading.shards import Split
@@ -44,6 +46,7 @@ def evaluate(
     batch_size: int,
     workers: int,
     record: Callable[[torch.Tensor], None] = lambda logits: None,
+    features: FeatureStore | None = None,
 ) -> Accuracy:
     """Evaluate `model` on `split` with all processes of `accelerator`; return the accuracy over the whole split.
 
@@ -54,11 +57,16 @@ def evaluate(
     Args:
         batch_size: images per forward pass of one process.
         workers: loader processes per process; 0: none.
+        features: those of the split's images, for a model that `models.frozen.accept_features` has prepared; None: the
+            images are read.
         record: called with the logits of every batch of this process, float32 ``[n, classes]``, in the split's order.
     """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     first, stop = len(split) * rank // world, len(split) * (rank + 1) // world
-    batches = EvalBatches(split, recipe, first, stop, batch_size)
+    if features is None:
+        batches: EvalBatches | FeatureEvalBatches = EvalBatches(split, recipe, first, stop, batch_size)
+    else:
+        batches, workers = FeatureEvalBatches(features, split, first, stop, batch_size), 0
     rounds = math.ceil(math.ceil(len(split) / world) / batch_size)
     preprocessor = DevicePreprocessor(recipe, device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
@@ -72,8 +80,9 @@ def evaluate(
             images = torch.zeros(1, 3, size, size, device=device)
             for number in range(rounds):
                 if number < len(batches):
-                    pixels, labels = next(loaded)
-                    images = preprocessor.normalised(pixels.to(device, non_blocking=True))
+                    inputs, labels = next(loaded)
+                    inputs = inputs.to(device, non_blocking=True)
+                    images = preprocessor.normalised(inputs) if features is None else inputs
                 logits = evaluated_logits(model, images, recipe)
                 if number < len(batches):
                     record(logits)

@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from data.atomic_io import write_atomically
-from data.images.augment import WARP_FROM
+from data.images.evaluation_view import WARP_FROM
 from launcher.evaluation.saved_weights import SavedWeights
 from launcher.runs.intervals import with_interval
 from launcher.runs.run_directory import RunDirectory

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data.atomic_io import replacing
-from data.images.augment import WARP_FROM
+from data.images.evaluation_view import WARP_FROM
 from launcher.evaluation.saved_weights import SavedWeights
 from recipes.errors import UserError
 from recipes.schema import Recipe

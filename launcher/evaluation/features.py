@@ -1,36 +1,37 @@
 """`bigbatch features`: writes what a model's classifier receives for each image of some shards or of a folder."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from data.atomic_io import replacing
+from data.atomic_io import replacing, write_atomically
 from data.batches import EvalBatches
-from data.loader import load_evaluation
+from data.feature_store import BATCH, UNREADABLE, FeatureStore, feature_rows
 from data.names import printable
-from data.on_device import DevicePreprocessor
-from data.progress import progress, say
+from data.progress import say
 from data.reading.manifest import MANIFEST
 from data.reading.shards import ShardSet
 from launcher.engines.base import make_accelerator
-from launcher.evaluation.image_files import find_images, load_images
+from launcher.evaluation.feature_extractor import FeatureExtractor, fill_parts
+from launcher.evaluation.image_files import ImageBatches, find_images
 from launcher.evaluation.saved_weights import open_weights
 from launcher.recipe_shards import open_shards
 from launcher.workers import default_workers
 from models.build import build
-from models.frozen import classifier_layers
 from models.pretrained import timm_pretrained
 from models.weights import fit_weights
 from recipes.errors import UserError
 from recipes.load import load
 from recipes.schema import Recipe
 
-_BATCH_SIZE = 64
+_PARTS_ENDING = ".parts"  # of the folder beside the file in which a command that was interrupted left its work
 
 
 def write_features(
@@ -47,7 +48,8 @@ def write_features(
 
     The file has the arrays `features` (float32 ``[n, d]``) and `ids` (text ``[n]``); of shards also `labels` (int64
     ``[n]``), `splits` (text ``[n]``) and `classes` (text). Images are viewed as in an evaluation. Those of a folder
-    that cannot be read are named and left out. The file appears when it is complete.
+    that cannot be read are named and left out. The file appears when it is complete. What an interrupted call computed
+    is in a folder beside it, with which the same call goes on.
 
     Returns the numbers of images, of values for each, and of images that could not be read.
 
@@ -76,53 +78,128 @@ def write_features(
     fit_weights(model, weights, origin)  # of the backbone: a head for other classes stays out
     accelerator = make_accelerator(recipe)
     say(f"features of the {title}")
-    extractor = _Extractor(model.to(accelerator.device).eval(), recipe, accelerator)
-    arrays = _of_shards(extractor, shards, workers) if shards else _of_files(extractor, images or [], workers)
+    source = _Shards(shards, recipe) if shards else _Files(images or [], recipe)
+    parts = destination.with_name(destination.name + _PARTS_ENDING)
+    _begin_parts(parts, _key(recipe, model.state_dict(), source.identity))
+    with FeatureExtractor(model.to(accelerator.device), recipe, accelerator) as extractor:
+        arrays = source.arrays(parts, extractor, default_workers() if workers is None else workers)
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
         with replacing(destination) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
         raise UserError(f"{destination} cannot be written ({error.strerror}): choose another file") from None
+    shutil.rmtree(parts, ignore_errors=True)
     count, values = arrays["features"].shape
     return count, values, len(images) - count if images else 0
 
 
-def _of_shards(extractor: "_Extractor", shards: ShardSet, workers: int | None) -> dict[str, Any]:
-    """Return the arrays of the file for shards, split by split."""
-    splits = {name: split for name, split in shards.splits.items() if len(split)}
-    workers, pin = default_workers() if workers is None else workers, extractor.device.type == "cuda"
-    features = []
-    for name, split in splits.items():
-        batches = EvalBatches(split, extractor.recipe, 0, len(split), _BATCH_SIZE)
-        pixels = (pixels for pixels, _ in load_evaluation(batches, workers, pin))
-        features.append(extractor.of(pixels, f"features of {name}", len(split)))
-    return {
-        "features": np.concatenate(features),
-        "labels": np.concatenate([np.asarray(split.labels, np.int64) for split in splits.values()]),
-        "ids": np.array([split.sample_name(sample) for split in splits.values() for sample in range(len(split))]),
-        "splits": np.repeat(list(splits), [len(split) for split in splits.values()]),
-        "classes": np.array(shards.classes),
-    }
+def _begin_parts(parts: Path, key: str) -> None:
+    """Make the folder of parts, or keep it if it holds parts with the same key.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    file = parts / "key"
+    if file.is_file() and file.read_text() == key:
+        return
+    shutil.rmtree(parts, ignore_errors=True)
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, key.encode())
+    except OSError as error:
+        raise UserError(f"{parts} cannot be written ({error.strerror}): choose another file") from None
 
 
-def _of_files(extractor: "_Extractor", images: list[Path], workers: int | None) -> dict[str, Any]:
-    """Return the arrays of the file for images, without those that cannot be read, which are named."""
-    unreadable: dict[int, str] = {}
+def _key(recipe: Recipe, weights: dict[str, Tensor], images: Sequence[object]) -> str:
+    """Return a digest of all that decides the features: view, weights and images."""
+    found = hashlib.sha256(repr((recipe.identity(), recipe.engine.precision, *images)).encode())
+    for name, tensor in weights.items():
+        found.update(name.encode())
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
 
-    def pixels() -> Iterator[Tensor]:
-        for _, readable, errors in load_images(images, extractor.recipe, workers):
-            unreadable.update(errors)
-            for number, error in errors.items():
-                say(f"unreadable: {printable(str(images[number]))} ({error})")
-            if len(readable):
-                yield readable
 
-    features = extractor.of(pixels(), "features", len(images))
-    return {
-        "features": features,
-        "ids": np.array([str(image) for number, image in enumerate(images) if number not in unreadable]),
-    }
+class _Shards:
+    """The images of shards, split by split."""
+
+    def __init__(self, shards: ShardSet, recipe: Recipe):
+        self.shards, self.recipe = shards, recipe
+        self.splits = {name: split for name, split in shards.splits.items() if len(split)}
+        self.identity = [shards.digest]
+
+    def arrays(self, parts: Path, extractor: FeatureExtractor, workers: int) -> dict[str, Any]:
+        """Return the arrays of the file."""
+        features = []
+        for name, split in self.splits.items():
+            batches = EvalBatches(split, self.recipe, 0, len(split), BATCH)
+
+            def rows(batch: tuple[Tensor, Tensor]) -> np.ndarray:
+                pixels, _ = batch
+                return feature_rows(extractor(pixels), np.zeros(len(pixels), np.int64))
+
+            store = FeatureStore(parts / name, len(split))
+            features.append(_filled(store, batches, rows, f"features of {name}", workers)["features"])
+        return {
+            "features": np.concatenate(features),
+            "labels": np.concatenate([np.asarray(split.labels, np.int64) for split in self.splits.values()]),
+            "ids": np.array(
+                [split.sample_name(number) for split in self.splits.values() for number in range(len(split))]
+            ),
+            "splits": np.repeat(list(self.splits), [len(split) for split in self.splits.values()]),
+            "classes": np.array(self.shards.classes),
+        }
+
+
+class _Files:
+    """Image files."""
+
+    def __init__(self, images: list[Path], recipe: Recipe):
+        self.images, self.recipe = images, recipe
+        found = [image.lstat() for image in images]
+        self.identity = [(str(path), one.st_size, one.st_mtime_ns) for path, one in zip(images, found)]
+
+    def arrays(self, parts: Path, extractor: FeatureExtractor, workers: int) -> dict[str, Any]:
+        """Return the arrays of the file, without images that cannot be read, which are named.
+
+        Raises:
+            UserError: none of the images can be read.
+        """
+        reasons: dict[int, str] = {}
+
+        def rows(batch: tuple[range, Tensor, dict[int, str]]) -> np.ndarray:
+            chunk, pixels, errors = batch
+            reasons.update(errors)
+            numbers = np.array([UNREADABLE if number in errors else number for number in chunk])
+            size = self.recipe.input.evaluated_size
+            shown = torch.zeros(len(chunk), 3, size, size, dtype=torch.uint8)
+            if len(pixels):
+                shown[torch.from_numpy(numbers >= 0)] = pixels
+            return feature_rows(extractor(shown), numbers)
+
+        batches = ImageBatches(self.images, self.recipe, BATCH)
+        found = _filled(FeatureStore(parts / "images", len(self.images)), batches, rows, "features", workers)
+        readable = found["image"] != UNREADABLE
+        for number in np.flatnonzero(~readable).tolist():
+            reason = f" ({reasons[number]})" if number in reasons else ""
+            say(f"unreadable: {printable(str(self.images[number]))}{reason}")
+        if not readable.any():
+            raise UserError("none of the images can be read, so there are no features: see the reasons above")
+        return {
+            "features": found["features"][readable],
+            "ids": np.array([str(image) for image, is_readable in zip(self.images, readable) if is_readable]),
+        }
+
+
+def _filled(
+    store: FeatureStore, batches: Any, rows: Callable[[Any], np.ndarray], what: str, workers: int
+) -> np.ndarray:
+    """Compute the missing parts of a store, with progress; return all of its rows."""
+    missing = store.missing()
+    done_before = store.count - sum(map(store.images_of, missing))
+    if done_before:
+        say(f"{what}: {done_before:,} of {store.count:,} images were computed before")
+    fill_parts(store, missing, batches, rows, what, workers)
+    return store.all_rows()
 
 
 def _recipe_and_weights(
@@ -149,37 +226,3 @@ def _timm_recipe(name: str) -> Recipe:
             "std": cfg.std,
         },
     )
-
-
-class _Extractor:
-    """Computes the inputs of a model's classifier, float32 ``[n, d]``."""
-
-    def __init__(self, model: nn.Module, recipe: Recipe, accelerator: Any):
-        self.model, self.recipe, self.accelerator = model, recipe, accelerator
-        self.preprocessor = DevicePreprocessor(recipe, accelerator.device)
-        self.received: list[Tensor] = []
-        classifier_layers(model)[0].register_forward_pre_hook(lambda _, inputs: self.received.append(inputs[0]))
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.accelerator.device)
-
-    def of(self, batches: Iterable[Tensor], what: str, total: int) -> np.ndarray:
-        """Return the features of batches of uint8 pixels ``[n, 3, size, size]``, in order; `total` is for the progress.
-
-        Raises:
-            UserError: there is no batch.
-        """
-        parts: list[np.ndarray] = []
-        with (
-            progress(what, total, "images", shown=total > _BATCH_SIZE) as done,
-            torch.inference_mode(),
-            self.accelerator.autocast(),
-        ):
-            for pixels in batches:
-                self.model(self.preprocessor.normalised(pixels.to(self.device, non_blocking=True)))
-                parts.append(self.received.pop().flatten(1).float().cpu().numpy())
-                done(sum(map(len, parts)))
-        if not parts:
-            raise UserError("none of the images can be read, so there are no features: see the reasons above")
-        return np.concatenate(parts)

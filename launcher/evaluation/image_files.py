@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data.image_formats import IMAGE_ENDINGS
-from data.images.augment import EvalTransform
+from data.images.evaluation_view import EvalTransform
 from data.images.inspection import Unreadable, inspect
 from data.images.pillow_warnings import named_warnings
 from data.loader import load_in_order
@@ -59,23 +59,23 @@ def load_images(
     """
     if workers is None:
         workers = default_workers() if len(images) > 2 * BATCH_SIZE else 0
-    batches = _ImageBatches(images, recipe, upright)
+    batches = ImageBatches(images, recipe, BATCH_SIZE, upright)
     yield from load_in_order(batches, range(len(batches)), workers)
 
 
-class _ImageBatches:
+class ImageBatches:
     """The batches that `load_images` yields, by number."""
 
-    def __init__(self, images: list[Path], recipe: Recipe, upright: bool):
-        self.images, self.upright = images, upright
+    def __init__(self, images: list[Path], recipe: Recipe, batch_size: int, upright: bool = False):
+        self.images, self.batch_size, self.upright = images, batch_size, upright
         self.transform = EvalTransform(recipe)
-        self.item_bytes = BATCH_SIZE * 3 * recipe.input.evaluated_size**2
+        self.item_bytes = batch_size * 3 * recipe.input.evaluated_size**2
 
     def __len__(self) -> int:
-        return -(-len(self.images) // BATCH_SIZE)
+        return -(-len(self.images) // self.batch_size)
 
     def __getitem__(self, batch: int) -> tuple[range, Tensor, dict[int, str]]:
-        chunk = range(batch * BATCH_SIZE, min((batch + 1) * BATCH_SIZE, len(self.images)))
+        chunk = range(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.images)))
         pixels: list[Tensor] = []
         errors: dict[int, str] = {}
         for number in chunk:

@@ -13,7 +13,6 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
 
-from data.reading.shards import ShardSet
 from launcher.checkpoints.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
@@ -22,7 +21,6 @@ from launcher.checkpoints.checkpoint import (
     saved_steps,
 )
 from launcher.checkpoints.state_difference import TensorDifference, differences_to, first_in_order
-from launcher.cut import Cut
 from launcher.engines.base import Engine, make_accelerator
 from launcher.experiments.replay_plan import ReplayPlan
 from launcher.planning.accelerate_config import with_accelerate_config
@@ -33,13 +31,14 @@ from launcher.runs.run_directory import RunDirectory
 from launcher.runs.step_layers import LayerDifference, first_difference, rounding_of
 from launcher.runs.step_setting import StepSetting
 from launcher.training.event_log import EventLog
+from launcher.training.head_features import compute_features, trains_on_features
 from launcher.training.loop import Training
 from launcher.training.progress import RunProgress
 from launcher.training.run_description import describe_start
 from launcher.training.start import start_engine
 from launcher.training.user_code_checks import check_code_is_found
 from launcher.workers import default_workers
-from models.prepared import PreparedModel, prepare_model
+from models.prepared import prepare_model
 from recipes.errors import UserError
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
@@ -96,13 +95,20 @@ def replay(plan: ReplayPlan, cut_here: bool, workers: int | None = None) -> Repl
     else:
         choice = plan.engine_then(accelerator.num_processes, model.has_batch_norm)
     checkpoint = _open(plan.run, plan.begin)
+    uses_features = trains_on_features(choice.recipe, model)
     engine, cut = start_engine(choice.recipe, model, list(shards.classes), accelerator, choice.cut, checkpoint)
     setting = StepSetting(str(cut), engine.title, **describe_start(accelerator))
     exact = _is_exact(plan, setting, choice.recipe)
     loss_rounding, weight_rounding = (0.0, 0.0) if exact else rounding_of(setting.precision)
     checks = CheckpointChecks(plan.run, engine, weight_rounding)
+    count = default_workers() if workers is None else workers
+    features = compute_features(engine, shards, plan.run.features, count).train if uses_features else None
     with _scratch_metrics() as metrics:
-        end = _recompute(plan, engine, model, shards, checks, EventLog(metrics, accelerator, 1), cut, workers)
+        log = EventLog(metrics, accelerator, 1)
+        schedule = StepSchedule(plan.recipe, len(shards.split("train")))
+        training = Training(engine, model, schedule, cut, shards, checks, log, count, features, end=plan.end)
+        engine.module.train()
+        end = training.train(plan.begin)  # earlier than `plan.end` after Ctrl-C
         events = {event["step"]: event for event in metrics.events() if event["event"] == "step"}
     found = [first_difference(plan.recorded[step], event, loss_rounding) for step, event in events.items()]
     found += [LayerDifference(step, "update (weights)", None, asdict(one)) for step, one in checks.found.items()]
@@ -152,23 +158,6 @@ class CheckpointChecks:
 
     def finish(self) -> None:
         """Do nothing: nothing was written."""
-
-
-def _recompute(
-    plan: ReplayPlan,
-    engine: Engine,
-    model: PreparedModel,
-    shards: ShardSet,
-    checks: CheckpointChecks,
-    log: EventLog,
-    cut: Cut,
-    workers: int | None,
-) -> int:
-    """Train from the checkpoint of the plan to its end; return the last step, which is earlier after Ctrl-C."""
-    schedule = StepSchedule(plan.recipe, len(shards.split("train")))
-    count = default_workers() if workers is None else workers
-    engine.module.train()
-    return Training(engine, model, schedule, cut, shards, checks, log, count, end=plan.end).train(plan.begin)
 
 
 def _is_exact(plan: ReplayPlan, setting: StepSetting, recipe: Recipe) -> bool:

@@ -24,7 +24,7 @@ class RunDirectory:
     """The files of one run under one path.
 
     They are ``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``mistakes.json``, ``mistakes/``, ``predictions/``,
-    ``checkpoints/``, ``tensorboard/``, ``trackers/`` and ``lock``.
+    ``checkpoints/``, ``features/``, ``tensorboard/``, ``trackers/`` and ``lock``.
     """
 
     def __init__(self, path: Path):
@@ -36,6 +36,7 @@ class RunDirectory:
         self.other_mistakes = path / "mistakes"
         self.predictions = path / "predictions"
         self.checkpoints = path / "checkpoints"
+        self.features = path / "features"
         self.tensorboard = path / "tensorboard"
         self.trackers = path / "trackers"
         self._lock_file: TextIO | None = None

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 
+from data.feature_store import FeatureStore
 from data.reading.shards import ShardSet
 from launcher.checkpoints.writer import CheckpointWriter
 from launcher.engines.base import Engine
@@ -47,6 +48,7 @@ class BetweenSteps:
     """Evaluates and saves when either is due. All ranks call every method together.
 
     Attributes:
+        features: those of the validation images, if the head alone trains; None: the model sees images.
         run: keeps the mistakes of the last evaluation.
         best_accuracy: the highest top-1 of all evaluations of the run so far, earlier starts included.
     """
@@ -58,6 +60,7 @@ class BetweenSteps:
     log: EventLog
     workers: int
     run: RunDirectory
+    features: FeatureStore | None = None
     best_accuracy: float = 0.0
     saves: bool = True
 
@@ -69,14 +72,14 @@ class BetweenSteps:
         size = max(_SMALLEST_EVALUATION_BATCH, micro_batch)
         arguments = (engine.module, split, recipe, engine.accelerator, size, self.workers)
         recorder, kind = PredictionRecorder(), "raw"
-        raw = evaluate(*arguments, recorder)
+        raw = evaluate(*arguments, recorder, self.features)
         accuracy = raw.top1
         values = raw.to_dict() | {"ema_top1": None, "ema_top5": None}
         line = f"epoch {step / self.schedule.steps_per_epoch:g}  top-1 {with_interval(raw.top1, raw.images)}"
         if recipe.ema.decay is not None:
             with engine.averaged_weights():
                 recorder, kind = PredictionRecorder(), "EMA"
-                averaged = evaluate(*arguments, recorder)
+                averaged = evaluate(*arguments, recorder, self.features)
             values |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
             line += f"  EMA weights {with_interval(averaged.top1, raw.images)}"
             accuracy = max(accuracy, averaged.top1)

@@ -14,10 +14,13 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.batches import MicroBatch, MicroBatches
+from data.feature_batches import FeatureBatches
+from data.feature_store import FeatureStore
 from data.input_digest import INPUT_KINDS, input_record
 from data.loader import load_in_order
 from data.on_device import DevicePreprocessor
@@ -50,6 +53,7 @@ class Training:
 
     Attributes:
         between_steps: evaluates and saves.
+        features: those of the training images, if the head alone trains on them; None: the model sees images.
         end: the number of finished steps at which training ends; None: that of the schedule.
         audit_every: steps between audits (`launcher.training.audit`); None: none.
     """
@@ -62,6 +66,7 @@ class Training:
     between_steps: StepHooks
     log: EventLog
     workers: int
+    features: FeatureStore | None = None
     profile: StepProfile | None = None
     end: int | None = None
     audit_every: int | None = None
@@ -150,12 +155,16 @@ class Training:
 
     def _loaded(self, places: Iterable[tuple[int, int]], workers: int) -> Generator[MicroBatch, None, None]:
         """Yield the micro-batches at (step, number in the global batch), on this rank's device."""
-        dataset = MicroBatches(self.shards.split("train"), self.recipe, 0, self.cut.micro_batch)
-        loaded = load_in_order(dataset, places, workers, pin=self.device.type == "cuda")
+        arguments = (self.shards.split("train"), self.recipe, 0, self.cut.micro_batch)
+        dataset = FeatureBatches(self.features, *arguments) if self.features else MicroBatches(*arguments)
+        loaded = load_in_order(dataset, places, 0 if self.features else workers, pin=self.device.type == "cuda")
         return prefetch_to_device(loaded, self.device)
 
     def _blank_images(self) -> Tensor:
-        """Return zero images of a micro-batch's shape, float32 ``[n, 3, size, size]``, and draw masks for them."""
+        """Return zeros of the shape of a micro-batch's images or features, float32, and draw masks for them."""
+        if self.features:
+            row = self.features.rows(np.zeros(1, np.int64))["features"]
+            return torch.zeros(self.cut.micro_batch, row.shape[1], device=self.device)
         size = self.recipe.input.size
         self.model.drop_path.draw(0, torch.arange(self.cut.micro_batch, device=self.device))
         images = torch.zeros(self.cut.micro_batch, 3, size, size, device=self.device)
@@ -252,7 +261,7 @@ class Training:
             forward: returns the logits of its images, after the masks have been drawn.
         """
         self.model.drop_path.draw(batch.step, batch.positions)
-        logits = forward(self.preprocessor.images(batch))
+        logits = forward(batch.pixels if self.features else self.preprocessor.images(batch))
         labels = (batch.labels, batch.partner_labels, batch.lam)
         if self.custom_loss is None:
             return image_losses(logits, *labels, batch.weights, self.recipe.loss)

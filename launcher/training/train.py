@@ -18,6 +18,7 @@ from launcher.recipe_shards import open_shards
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.between_steps import BetweenSteps
 from launcher.training.event_log import EventLog
+from launcher.training.head_features import compute_features, trains_on_features
 from launcher.training.loop import Training
 from launcher.training.noise_meter import why_not_measured
 from launcher.training.run_description import describe_run, describe_start, initial_weights_sha256
@@ -80,6 +81,7 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
     recipe = choice.recipe
     checkpoint = find_checkpoint(accelerator, run, recipe, shards)
     step = checkpoint.step if checkpoint else 0
+    uses_features = trains_on_features(recipe, model)
     engine, cut = start_engine(recipe, model, list(shards.classes), accelerator, choice.cut, checkpoint)
 
     if engine.is_main:
@@ -93,6 +95,7 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
     log = EventLog(run.metrics, accelerator, schedule.steps_per_epoch, trackers)
     best_accuracy, best_step = _best_evaluation(engine, run)
     workers = default_workers() if options.workers is None else options.workers
+    features = compute_features(engine, shards, run.features, workers) if uses_features else None
     between_steps = BetweenSteps(
         engine=engine,
         schedule=schedule,
@@ -101,6 +104,7 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
         log=log,
         workers=workers,
         run=run,
+        features=features.val if features else None,
         best_accuracy=best_accuracy,
     )
     profile = None
@@ -111,7 +115,10 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
     audit = options.audit if accelerator.num_processes > 1 else None
     if options.audit and not audit:
         accelerator.print("note: a single process has no other one to audit it")
-    training = Training(engine, model, schedule, cut, shards, between_steps, log, workers, profile, audit_every=audit)
+    rows = features.train if features else None
+    training = Training(
+        engine, model, schedule, cut, shards, between_steps, log, workers, rows, profile, audit_every=audit
+    )
     return _run_to_end(training, step, run)
 
 

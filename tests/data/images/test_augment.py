@@ -14,7 +14,8 @@ from PIL import Image
 from timm.data.random_erasing import RandomErasing
 
 from data.batches import MicroBatch
-from data.images.augment import NO_BOX, EvalTransform, TrainTransform
+from data.images.augment import NO_BOX, TrainTransform
+from data.images.evaluation_view import EvalTransform
 from data.on_device import DevicePreprocessor
 from recipes.load import load
 

@@ -13,6 +13,7 @@ from data.on_device import DevicePreprocessor
 from data.reading.shards import ShardSet
 from data.writing.sharding import shard
 from launcher.cli.main import app
+from launcher.evaluation.feature_extractor import FeatureExtractor
 from launcher.evaluation.features import write_features
 from recipes.errors import UserError
 from tests.launcher.saved_runs import CLASSES, make_saved_run, tiny_model, write_weights
@@ -83,14 +84,42 @@ def test_a_folder_of_images_has_the_features_that_its_shards_have(run, tmp_path)
         np.testing.assert_allclose(row, by_name[Path(name).name], rtol=1e-4, atol=1e-5)
 
 
-def test_an_interrupted_command_leaves_nothing_behind(run, toy_shards, tmp_path, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_interrupted_command_goes_on_where_it_was(run, tmp_path, monkeypatch, folder):
+    """Only the parts that are missing are computed, and with other weights all of them."""
+    monkeypatch.setattr("data.feature_store._PART_BATCHES", 1)
+    photos, computed = tmp_path / "photos", []
+    for number in range(150):
+        (photos / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(photos / f"class{number % 2}" / f"{number:03}.png")
+    shard(str(photos), tmp_path / "shards", val_fraction=0.1, progress=False)
+    data = str(photos if folder else tmp_path / "shards")
+    once = FeatureExtractor.__call__
 
-    monkeypatch.setattr("launcher.evaluation.features.load_evaluation", interrupted)
+    def extract(self, pixels):
+        if len(computed) == limit:
+            raise KeyboardInterrupt
+        computed.append(len(pixels))
+        return once(self, pixels)
+
+    limit = None
+    monkeypatch.setattr(FeatureExtractor, "__call__", extract)
+    write_features(str(run.path), data, tmp_path / "whole.npz", workers=0)
+    all_batches, limit = len(computed), len(computed) + 2
     with pytest.raises(KeyboardInterrupt):
-        write_features(str(run.path), str(toy_shards(*CLASSES)), tmp_path / "out" / "a.npz", workers=0)
-    assert not (tmp_path / "out").exists()
+        write_features(str(run.path), data, tmp_path / "a.npz", workers=0)
+    assert not (tmp_path / "a.npz").exists()
+    limit = 2 * all_batches
+    write_features(str(run.path), data, tmp_path / "a.npz", workers=0)
+    assert len(computed) == limit and not list(tmp_path.glob("*.parts"))
+    ours, expected = (dict(np.load(tmp_path / name)) for name in ("a.npz", "whole.npz"))
+    assert ours.keys() == expected.keys() and all(np.array_equal(ours[key], expected[key]) for key in expected)
+    limit += 2
+    with pytest.raises(KeyboardInterrupt):
+        write_features(str(run.path), data, tmp_path / "b.npz", workers=0)
+    limit = None
+    write_features(str(run.path), data, tmp_path / "b.npz", ema=False, workers=0)
+    assert len(computed) == 3 * all_batches + 2
 
 
 def test_mistakes_are_one_sentence(run, toy_shards, tmp_path):
