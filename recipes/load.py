@@ -25,15 +25,16 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in _CATALOGUE.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def load(name_or_file: str | Path, overrides: str | list[str] | tuple[str, ...] = ()) -> Recipe:
     """Return the recipe with this catalogue name, or in this YAML file, with ``section.key=value`` overrides applied.
 
     Raises:
         UserError: there is no such recipe, or a key is unknown or has an impossible value; suggests the nearest one.
     """
-    values = _with_base(name_or_file)
+    values = _with_base(str(name_or_file))
     values.setdefault("name", Path(name_or_file).stem)
-    return _overridden(values, overrides, lambda: _batch_of_lr(name_or_file))
+    changes = [overrides] if isinstance(overrides, str) else overrides
+    return _overridden(values, changes, lambda: _batch_of_lr(str(name_or_file)))
 
 
 def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:

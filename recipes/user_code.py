@@ -57,10 +57,21 @@ class Registry(Generic[Registered]):
         self._parts: dict[str, Registered] = {}
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
-        """Return a decorator that registers a function or class under `name` and returns it unchanged."""
+        """Return a decorator that registers a function or class under `name` and returns it unchanged.
+
+        Raises:
+            UserError: by the decorator, if another function or class has the name.
+        """
 
         def decorate(part: Registered) -> Registered:
-            self._parts[name] = part  # a module that is imported again, e.g. in a notebook, replaces its own parts
+            there = self._parts.get(name)
+            # A module that is imported again, e.g. in a notebook, replaces its own parts.
+            if there is not None and _place(there) != _place(part):
+                raise UserError(
+                    f"two parts of your own code are registered as the {self.kind} {name!r}, {_place(there)} and "
+                    f"{_place(part)}: give one of them another name"
+                )
+            self._parts[name] = part
             return part
 
         return decorate
@@ -120,7 +131,8 @@ def running(what: str, passes: Callable[[Exception], bool] = lambda error: False
         if passes(error):
             raise
         first = (str(error).splitlines() or [""])[0]
-        message = f"{what} failed with {type(error).__name__}{f' ({first})' if first else ''}: correct your code"
+        advice = "install the module or correct your code" if isinstance(error, ImportError) else "correct your code"
+        message = f"{what} failed with {type(error).__name__}{f' ({first})' if first else ''}: {advice}"
         raise UserCodeError(message, "".join(traceback.format_exception(_without_ours(error)))) from None
 
 
@@ -145,6 +157,11 @@ def code_to_copy(modules: Iterable[str]) -> list[Path]:
         if path not in found and not any(path.is_relative_to(folder) for folder in installed):
             found.append(path)
     return found
+
+
+def _place(part: object) -> str:
+    """Return the dotted place of a function or class in its module."""
+    return f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', type(part).__qualname__)}"
 
 
 def _search_working_directory() -> None:

@@ -40,7 +40,7 @@ SHARD_SIZE = 256 * 2**20
 
 
 def shard(
-    source: str,
+    source: str | Path,
     folder: str | Path,
     *,
     val_fraction: float = 0.1,
@@ -80,6 +80,7 @@ def shard(
     """
     if shard_size < 1:
         raise UserError(f"a shard size of {shard_size} bytes is not valid: give e.g. {SHARD_SIZE}")
+    source = str(source)
     limit = SizeLimit(shortest_side, longest_side, quality)
     if is_url(folder):
         raise UserError(

@@ -58,7 +58,10 @@ class EvaluateOptions:
 
 
 def evaluate_weights(
-    origin: Path, recipe_name: str | None = None, overrides: Sequence[str] = (), options: EvaluateOptions | None = None
+    origin: str | Path,
+    recipe_name: str | None = None,
+    overrides: Sequence[str] = (),
+    options: EvaluateOptions | None = None,
 ) -> list[EvaluationResult]:
     """Return what a run's raw and EMA weights, or a file's, reach over a split of the shards, the EMA weights last.
 
@@ -73,7 +76,7 @@ def evaluate_weights(
     Raises:
         UserError: weights, recipe or shards are missing or do not fit each other.
     """
-    options = options or EvaluateOptions()
+    origin, options = Path(origin), options or EvaluateOptions()
     found = find_run(origin, options.step)
     run = found[0] if found else None
     if found:

@@ -1,6 +1,6 @@
 """Image files that the user names: finds them, and loads them as an evaluation views images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,14 +21,14 @@ from recipes.schema import Recipe
 BATCH_SIZE = 32
 
 
-def find_images(places: list[Path]) -> list[Path]:
+def find_images(places: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return images and the images of folders, in the order of `places`; those of a folder are sorted by name.
 
     Raises:
         UserError: a place does not exist, or is a folder without images.
     """
     found: list[Path] = []
-    for place in places:
+    for place in map(Path, [places] if isinstance(places, str | Path) else places):
         if place.is_dir():
             names = [name for name in FolderFiles(place).names if name.lower().endswith(IMAGE_ENDINGS)]
             if not names:

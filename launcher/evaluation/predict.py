@@ -39,8 +39,8 @@ class Prediction:
 
 
 def predict(
-    origin: Path,
-    places: list[Path],
+    origin: str | Path,
+    places: str | Path | Sequence[str | Path],
     recipe_name: str | None = None,
     ema: bool = True,
     workers: int | None = None,
@@ -66,7 +66,7 @@ def predict(
     Raises:
         UserError: weights or recipe are missing or do not fit each other, or there are no images.
     """
-    images = find_images(places)
+    origin, images = Path(origin), find_images(places)
     recipe, weights = open_weights(origin, recipe_name, ema, step, modules)
     classes = _class_names(origin, recipe, weights)
     model = build(recipe, len(classes))

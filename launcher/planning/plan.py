@@ -73,7 +73,13 @@ def feasible_options(
 
 
 def recommend(options: Sequence[PlanOption]) -> PlanOption:
-    """Return the simplest of the options that take at most 3% longer than the fastest."""
+    """Return the simplest of the options that take at most 3% longer than the fastest.
+
+    Raises:
+        UserError: there are no options.
+    """
+    if not options:
+        raise UserError("there is no option to recommend: `plan_options` says why nothing fits")
     fastest = min(option.step_seconds for option in options)
     return next(option for option in options if option.step_seconds <= fastest * _SPEED_TOLERANCE)
 

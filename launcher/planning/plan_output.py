@@ -69,6 +69,8 @@ def plan_options(recipe: Recipe, request: PlanRequest | None = None) -> list[Pla
 
 
 def _plan(recipe: Recipe, request: PlanRequest) -> _Plan:
+    if request.gpus < 1 or request.gpus_per_node < 1:
+        raise UserError("a plan needs at least one GPU: give gpus and gpus_per_node of 1 or more")
     gpu = gpu_named(request.gpu)
     if request.tflops:
         gpu = gpu.with_tflops(request.tflops)

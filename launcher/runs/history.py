@@ -27,10 +27,10 @@ class History:
         UserError: this is not a run directory, one of its files cannot be read, or no step is finished.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str | Path):
         run = RunDirectory(path)
-        self.recipe, self.path = run.recipe(), path
-        self.folder = path.resolve().name  # after the recipe was found, because `resolve` raises on circular links
+        self.recipe, self.path = run.recipe(), run.path
+        self.folder = self.path.resolve().name  # after the recipe was found, because `resolve` raises on circular links
         self.metadata = run.metadata()
         self.events = run.metrics.events()
         self.starts = self._of_kind("start")

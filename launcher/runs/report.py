@@ -1,5 +1,6 @@
 """`bigbatch report`: writes one self-contained page about runs, with recipes, curves, mistakes and a comparison."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ _CLASSES_SHOWN = 20
 _MATRIX_CLASSES = 20  # more do not fit the page
 
 
-def write_report(runs: list[Path], destination: Path) -> Path:
+def write_report(runs: str | Path | Sequence[str | Path], destination: str | Path) -> Path:
     """Write the page about these run directories; return its path.
 
     Raises:
@@ -34,15 +35,17 @@ def write_report(runs: list[Path], destination: Path) -> Path:
     """
     if not runs:
         raise UserError("name at least one run directory, e.g. `bigbatch report runs/demo`")
-    histories = [History(Path(run)) for run in runs]
+    paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    destination = Path(destination)
+    histories = [History(path) for path in paths]
     page = (
         _environment()
         .get_template("report.html")
         .render(
             histories=histories,
-            labels=_labels(histories, runs),
-            comparison=_comparison_charts(histories, _labels(histories, runs)) if len(runs) > 1 else [],
-            disagreements=disagreements([RunDirectory(run) for run in runs]) if len(runs) > 1 else [],
+            labels=_labels(histories, paths),
+            comparison=_comparison_charts(histories, _labels(histories, paths)) if len(paths) > 1 else [],
+            disagreements=disagreements([RunDirectory(path) for path in paths]) if len(paths) > 1 else [],
             differences=recipe_differences([history.recipe for history in histories]),
             classes_shown=_CLASSES_SHOWN,
             matrix_classes=_MATRIX_CLASSES,

@@ -27,8 +27,8 @@ class RunDirectory:
     ``checkpoints/``, ``features/``, ``tensorboard/``, ``trackers/`` and ``lock``.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: str | Path):
+        self.path = path = Path(path)
         self.recipe_file = path / "recipe.yaml"
         self.metadata_file = path / "run.json"
         self.metrics = Metrics(path / "metrics.jsonl")
@@ -204,7 +204,7 @@ class RunDirectory:
         return recorded is not None and recorded == weights_digest(origin)
 
 
-def find_run(path: Path, step: int | None = None) -> tuple[RunDirectory, int | None] | None:
+def find_run(path: str | Path, step: int | None = None) -> tuple[RunDirectory, int | None] | None:
     """Return the run that a path names and the step of its checkpoint; None if the path is a weights file.
 
     A run is named by its directory, or by a checkpoint in it, ``RUN/checkpoints/step-N``. The step is that of the
@@ -213,6 +213,7 @@ def find_run(path: Path, step: int | None = None) -> tuple[RunDirectory, int | N
     Raises:
         UserError: there is no such path, or `step` is given together with a checkpoint or a file.
     """
+    path = Path(path)
     if not path.exists():
         raise UserError(
             f"there is no run or weights file {path}: give a run directory, one of its checkpoints, or a weights file"

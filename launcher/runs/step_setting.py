@@ -19,6 +19,7 @@ class StepSetting:
         precision: of the forward pass.
         versions: of the libraries, by name.
         code: the digest of bigbatch's own code.
+        own_code: the digest of the user's code; empty if the recipe names none.
     """
 
     cut: str
@@ -27,6 +28,7 @@ class StepSetting:
     precision: str
     versions: dict[str, str] = field(default_factory=dict)
     code: str = ""
+    own_code: str = ""
 
     def rounds_as(self, other: "StepSetting") -> bool:
         """Return whether a step computed in both ways is expected to be equal bit for bit."""
@@ -39,7 +41,8 @@ class StepSetting:
 
     def _facts(self) -> dict[str, str]:
         facts = {name: getattr(self, name) for name in _ARITHMETIC} | self.versions
-        return facts | {"code": self.code} if self.code else facts
+        digests = {"code": self.code, "own code": self.own_code}
+        return facts | {name: digest for name, digest in digests.items() if digest}
 
 
 def settings_of(events: Iterable[dict]) -> dict[int, StepSetting]:
@@ -50,6 +53,7 @@ def settings_of(events: Iterable[dict]) -> dict[int, StepSetting]:
         if event["event"] == "start":
             facts = {name: event.get(name, "") for name in _ARITHMETIC}
             facts |= {"versions": event.get("versions", {}), "code": event.get("code", "")}
+            facts["own_code"] = event.get("own_code", "")
         elif event["event"] == "cut":  # a smaller micro-batch after memory ran out
             facts = {**facts, "cut": event["cut"]}
         elif event["event"] == "step" and facts:

@@ -1,6 +1,7 @@
 """Describes a run for ``run.json`` and for its start events: data set, model, schedule, versions, hardware."""
 
 import hashlib
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from models.build import build
 from models.cost import multiply_adds
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
+from recipes.user_code import code_to_copy
 from slurm.snapshot import PACKAGES
 
 _LIBRARIES = ("bigbatch", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "simplejpeg")
@@ -48,12 +50,12 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
-def _code_digest() -> str:
-    """Return a digest of bigbatch's own code, 12 hexadecimal digits, because its version does not tell edits apart."""
-    digest, root = hashlib.sha256(), Path(__file__).parents[2]
-    for package in PACKAGES:
-        for file in sorted((root / package).rglob("*.py")):
-            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+def _code_digest(paths: Iterable[Path]) -> str:
+    """Return a digest of the Python files that `paths` are or hold, 12 hexadecimal digits, wherever the paths are."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(str(file.relative_to(path.parent)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -78,11 +80,12 @@ def initial_weights_sha256(recipe: Recipe, run: RunDirectory, resumes: bool) -> 
     return run.metadata().weights_sha256 if run.metadata_file.is_file() else None
 
 
-def describe_start(accelerator: Accelerator) -> dict[str, Any]:
+def describe_start(accelerator: Accelerator, recipe: Recipe) -> dict[str, Any]:
     """Return what a start event says about the machine and the code.
 
     That is the device's name ("CPU", "NVIDIA H100 ..."), the precision of the forward pass, the versions of the
-    libraries, and a digest of bigbatch's own code.
+    libraries, and digests of bigbatch's code, whose version does not tell edits apart, and of the user's own code, if
+    the recipe names any.
     """
     device = accelerator.device
     precision = accelerator.mixed_precision
@@ -90,8 +93,25 @@ def describe_start(accelerator: Accelerator) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "precision": "float32" if precision == "no" else precision,
         "versions": library_versions(),
-        "code": _code_digest(),
-    }
+        "code": _code_digest(Path(__file__).parents[2] / package for package in PACKAGES),
+    } | ({"own_code": _code_digest(code_to_copy(recipe.code.modules))} if recipe.code.modules else {})
+
+
+def own_code_note(recipe: Recipe, run: RunDirectory, start: dict[str, Any]) -> str | None:
+    """Return a note if the user's code is another one than at the last start of the run.
+
+    Args:
+        start: what `describe_start` returned for this start.
+    """
+    if "own_code" not in start:
+        return None
+    before = [event for event in run.metrics.events() if event["event"] == "start"]
+    if not before or before[-1].get("own_code", start["own_code"]) == start["own_code"]:
+        return None
+    return (
+        f"your own code ({', '.join(recipe.code.modules)}) has changed since the last start of this run, so its steps "
+        f"may differ from here on"
+    )
 
 
 def _multiply_adds(recipe: Recipe, classes: int) -> int | None:

@@ -21,7 +21,7 @@ from launcher.training.event_log import EventLog
 from launcher.training.head_features import compute_features, trains_on_features
 from launcher.training.loop import Training
 from launcher.training.noise_meter import why_not_measured
-from launcher.training.run_description import describe_run, describe_start, initial_weights_sha256
+from launcher.training.run_description import describe_run, describe_start, initial_weights_sha256, own_code_note
 from launcher.training.start import find_checkpoint, start_engine
 from launcher.training.step_profile import StepProfile
 from launcher.training.trackers import Trackers, check_trackers
@@ -57,7 +57,7 @@ class StartOptions:
     submitted: bool = False
 
 
-def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -> bool:
+def train(recipe: Recipe, run_path: str | Path, options: StartOptions | None = None) -> bool:
     """Train the recipe in this process and its peers, or resume its run in `run_path`; return whether it is finished.
 
     Weights come from the first of these that exists: the run's newest valid checkpoint, `model.weights`, the recipe's
@@ -68,6 +68,8 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
         WrongResult: an audit has found a rank that computes wrongly.
     """
     options = options or StartOptions()
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"train takes a recipe, not {recipe!r}: load it with bigbatch.load_recipe first")
     check_code_is_found(recipe)
     check_trackers(recipe)
     shards = open_shards(recipe, options.shards_copy)
@@ -88,7 +90,10 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
         weights_sha256 = initial_weights_sha256(recipe, run, resumes=checkpoint is not None)
         run.write(recipe, describe_run(recipe, shards, schedule, model.module, weights_sha256))
         run.metrics.truncate_after(step)
-        run.metrics.append("start", step, cut=str(cut), engine=engine.title, **describe_start(accelerator))
+        start = describe_start(accelerator, recipe)
+        if note := own_code_note(recipe, run, start):
+            accelerator.print(f"note: {note}")
+        run.metrics.append("start", step, cut=str(cut), engine=engine.title, **start)
     _print_start(engine, choice, cut, schedule, step)
 
     trackers = Trackers(recipe, run, step) if engine.is_main else None
@@ -122,7 +127,7 @@ def train(recipe: Recipe, run_path: Path, options: StartOptions | None = None) -
     return _run_to_end(training, step, run)
 
 
-def _claim_run_directory(run_path: Path, recipe: Recipe, shards: ShardSet, options: StartOptions) -> RunDirectory:
+def _claim_run_directory(run_path: str | Path, recipe: Recipe, shards: ShardSet, options: StartOptions) -> RunDirectory:
     """Return the run directory, created if needed, after checking that this recipe may train in it on these shards.
 
     This happens before the processes connect, so that a refused start ends in seconds and with one sentence.

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,14 @@ def test_mistakes_are_sentences_and_errors_of_the_code_have_its_traceback(here, 
     with pytest.raises(UserCodeError, match=r"importing bad_code failed with KeyError \('key'\)") as raised:
         import_modules(["bad_code"])
     assert "bad_code.py" in raised.value.traceback and "user_code.py" not in raised.value.traceback
+    for text, said in (
+        ("import not_there_at_all\n", "No module named 'not_there_at_all'): install the module"),
+        ("def broken(:\n", "importing bad_code failed with SyntaxError"),
+    ):
+        (here / "bad_code.py").write_text(text)
+        importlib.invalidate_caches()
+        with pytest.raises(UserCodeError, match=re.escape(said)):
+            import_modules(["bad_code"])
     train = ["train", "demo", "--data", str(digits), *SHORT, "model.name=test_convnext", "--workers"]
     assert bigbatch(monkeypatch, *train, "0", "code.loss=foca", "--import", "my_code") == 2
     assert "did you mean 'focal'?" in capsys.readouterr().err
@@ -155,6 +164,29 @@ def test_mistakes_are_sentences_and_errors_of_the_code_have_its_traceback(here, 
     error = capsys.readouterr().err
     assert "transform dividing failed with ZeroDivisionError" in error or "RuntimeError" in error
     assert "in dividing" in error and "data/loader.py" not in error
+
+
+def test_two_parts_of_one_name_are_refused_but_a_module_may_be_imported_again(here):
+    import_modules(["my_code"])
+    del sys.modules["my_code"]
+    import_modules(["my_code"])
+    (here / "bad_code.py").write_text(
+        "import bigbatch\n@bigbatch.register_loss('focal')\ndef other(logits, targets):\n    return logits.sum(1)\n"
+    )
+    with pytest.raises(UserError, match="as the loss 'focal', my_code.focal and bad_code.other: give one of them"):
+        import_modules(["bad_code"])
+
+
+def test_a_start_with_changed_code_says_so(here, digits, monkeypatch, capfd):
+    train = ["train", "demo", "--data", str(digits), *SHORT, "model.name=test_convnext", "model.layer_scale=null"]
+    train += ["schedule.epochs=1", "--run-dir", "run", "--workers", "0", "code.transform=salt", "--import", "my_code"]
+    said = []
+    for change in ("", "", "# another line\n"):
+        with (here / "my_code.py").open("a") as file:
+            file.write(change)
+        assert bigbatch(monkeypatch, *train) == 0
+        said.append("your own code (my_code) has changed since the last start" in capfd.readouterr().out)
+    assert said == [False, False, True]
 
 
 def test_soft_targets_are_those_of_timm():
