@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageOps
 
 from data.images.augment import TrainTransform
-from data.images.evaluation_view import EvalTransform
 from data.images.decode import Crop, EncodedImage, decode
+from data.images.evaluation_view import EvalTransform
 from data.images.inspection import inspect
 from data.images.size_limit import SizeLimit
 from recipes.load import load
