@@ -92,6 +92,10 @@ class Source(ABC):
     def digest(self) -> str:
         return self.listing.digest()
 
+    def prepare(self) -> None:
+        """Do what reading needs, once, before worker processes are started that share the result."""
+        return None
+
     @abstractmethod
     def read(self, i: int) -> bytes:
         """Return the encoded image of row `i` of the listing.

@@ -98,5 +98,8 @@ class MappedSource(Source):
         names = Names(old.names[row] for row in self._rows.tolist())
         self.listing = Listing(old.splits[self._rows], labels[self._rows], old.sizes[self._rows], names, classes, notes)
 
+    def prepare(self) -> None:
+        self._source.prepare()
+
     def read(self, i: int) -> bytes:
         return self._source.read(int(self._rows[i]))

@@ -166,6 +166,8 @@ def _index(
 def _write(context: WriterContext, shard_size: int, workers: int | None, progress: bool) -> dict[str, Any]:
     plans = plan_shards(context.source.listing, shard_size)
     to_do = [plan for plan in plans if recorded(context, plan.file) is None]
+    if to_do:
+        context.source.prepare()
     parts = [part for plan in to_do for part in parts_of(plan, context.source.listing.sizes)]
     total, what = sum(len(plan.samples) for plan in to_do), f"sharding {context.source.name}"
     for _ in for_each(write_part_or_shard, parts, context, workers, what, total, "images", progress):

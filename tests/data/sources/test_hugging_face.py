@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,43 @@ def test_one_split_and_one_file_alone_are_data_sets_too(tmp_path):
     write_parquet(tmp_path / "photos.parquet", "a", ["x", "y"] * 4, {}, pyarrow.string())
     found = open_source(str(tmp_path / "photos.parquet"), 0)
     assert found.listing.classes == ["x", "y"] and counts(found) == [8, 0, 0]
+
+
+def test_listing_reads_no_images_and_reading_takes_the_memory_of_a_few_rows(tmp_path, monkeypatch):
+    """Else a data set of 10 GB would take 10 GB of memory, and a complete one would be copied again for nothing."""
+    images = [{"bytes": bytes([i]) * 200_000, "path": f"{i}.jpg"} for i in range(100)]
+    found = table("a", [0, 1] * 50).set_column(0, "image", pyarrow.array(images, IMAGE))
+    pyarrow.parquet.write_table(found, tmp_path / "train.parquet", row_group_size=5, compression="none")
+    del images, found
+    pool = pyarrow.proxy_memory_pool(pyarrow.default_memory_pool())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    before = pyarrow.default_memory_pool()
+    pyarrow.set_memory_pool(pool)
+    try:
+        opened = open_source(str(tmp_path / "train.parquet"), 0.1)
+        assert pool.max_memory() < 100_000
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        opened.prepare()
+    finally:
+        pyarrow.set_memory_pool(before)
+    assert 200_000 < pool.max_memory() < 8_000_000, "the file has 20 MB, and 16 images have 3.2 MB"
+    assert [opened.read(i)[:1] for i in (0, 57, 99)] == [bytes([i]) for i in (0, 57, 99)]
+
+
+def test_a_full_disk_for_temporary_files_is_one_sentence(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "train.parquet", "a", [0, 1])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="cannot be copied into the folder for temporary files .*TMPDIR"):
+        shard(str(tmp_path / "train.parquet"), tmp_path / "out", progress=False)
+
+
+def test_a_class_map_renames_the_classes(tmp_path):
+    write_parquet(tmp_path / "train.parquet", "a", [0, 1] * 4)
+    (tmp_path / "map.json").write_text('{"cat": "felis", "dog": "canis"}')
+    found = shard(
+        str(tmp_path / "train.parquet"), tmp_path / "out", class_map=tmp_path / "map.json", workers=2, progress=False
+    )
+    assert found.classes == ("felis", "canis") and sum(map(len, found.splits.values())) == 8
 
 
 def test_files_that_are_no_split_are_named_and_counted(tmp_path):
