@@ -16,7 +16,7 @@ from data.sources.hugging_face import hugging_face
 from data.sources.imagenet import TRAIN_TAR, imagenet
 from data.sources.imagenet_22k import class_tars, imagenet_22k
 from data.sources.imagenet_kaggle import imagenet_kaggle
-from data.sources.nested_archives import nested_archives, require_classes_in_parts
+from data.sources.nested_archives import nested_archives, require_no_shards
 from data.sources.opening import open_files, without_ending
 from data.sources.table_labels import offered_table, table_labels
 from data.sources.torchvision_sets import PREFIX, TorchvisionSet
@@ -129,7 +129,7 @@ def _files(path: Path, val_fraction: float, class_map: Path | None) -> Source:
     if found := kaggle_download(files, name, val_fraction):
         return found
     if nested := nested_archives(files):
-        require_classes_in_parts(nested)
+        require_no_shards(nested)
         files = nested
     return (
         cifar10(files, name, val_fraction)

@@ -10,10 +10,12 @@ These layouts are recognised, below any number of folders that hold everything::
 An ambiguous tree is refused, because training would run without an error on a wrong interpretation.
 """
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,9 @@ _IMAGE_FOLDERS = {"images", "image", "img", "imgs", "jpegimages", "photos", "rgb
 _ANNOTATION_FOLDERS = {"annotations", "annotation", "masks", "mask", "labels", "label", "trimaps", "segmentation"} | {
     *("segmentations", "groundtruth", "gt", "depth", "seg", "bboxes", "annots")
 }
+
+
+_FOLDERS_OF_PAIRS = 4  # with more top folders, these are classes
 
 
 @dataclass
@@ -72,6 +77,7 @@ def read_tree(paths: Sequence[str], place: str, named: Collection[str]) -> Class
         if _are_splits_in_classes(paths, subfolders):
             return _class_first(paths)
         _refuse_unclear(subfolders, split_of, place)
+        _refuse_pairs(paths, sorted(subfolders), place)
     return _plain(paths)
 
 
@@ -184,6 +190,35 @@ def _plain(paths: Sequence[str]) -> ClassTree:
     return tree
 
 
+def _words(folder: str) -> set[str]:
+    """Return the words of a name such as ``SegmentationClass`` or ``gt_masks``, in lower case."""
+    return set(re.findall("[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", folder).lower()))
+
+
+def _annotated(place: str, listed: str) -> UserError:
+    return UserError(
+        f"{place} has the folders {listed}, which look like images beside their annotations and not like classes: "
+        f"sort the images into one folder per class, or give a table of their labels with --labels"
+    )
+
+
+def _refuse_pairs(paths: Sequence[str], tops: list[str], place: str) -> None:
+    """Raise a `UserError` if two folders hold the same names in different formats, such as photos and their masks."""
+    if not 2 <= len(tops) <= _FOLDERS_OF_PAIRS:
+        return
+    stems: dict[str, set[str]] = defaultdict(set)
+    endings: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        top, slash, below = path.partition("/")
+        if slash:
+            stem, _, ending = below.rpartition(".")
+            stems[top].add(stem)
+            endings[top].add(ending.lower())
+    for one, other in combinations(tops, 2):
+        if len(stems[one]) > 1 and stems[one] == stems[other] and not endings[one] & endings[other]:
+            raise _annotated(place, f"{one} and {other} with files of the same names in different formats")
+
+
 def _refuse_unclear(subfolders: dict[str, set[str]], split_of: dict[str, int | None], place: str) -> None:
     tops = sorted(subfolders)
     listed = ", ".join(tops[:4]) + (", …" if len(tops) > 4 else "")
@@ -192,12 +227,10 @@ def _refuse_unclear(subfolders: dict[str, set[str]], split_of: dict[str, int | N
             f"{place} has the folders {listed}, which look like splits but hold no class folders: "
             f"sort the images into one folder per class, or give a table of their labels with --labels"
         )
-    words = {top.lower() for top in tops}
-    if words & _ANNOTATION_FOLDERS and (words & _IMAGE_FOLDERS or words <= _ANNOTATION_FOLDERS):
-        raise UserError(
-            f"{place} has the folders {listed}, which look like images beside their annotations and not like classes: "
-            f"sort the images into one folder per class, or give a table of their labels with --labels"
-        )
+    names = {top.lower() for top in tops}
+    annotations = any(_words(top) & _ANNOTATION_FOLDERS for top in tops)
+    if (annotations and names & _IMAGE_FOLDERS) or (names and names <= _ANNOTATION_FOLDERS):
+        raise _annotated(place, listed)
     tops_of = Counter(name for names in subfolders.values() for name in names)
     shared = [name for name, count in tops_of.items() if count >= 2]
     looks_like_split = [top for top, split in split_of.items() if split is not None and len(subfolders[top]) >= 2]

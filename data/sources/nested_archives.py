@@ -75,12 +75,21 @@ def nested_archives(files: Files) -> NestedFiles | None:
     return NestedFiles(files, {folder: _opened(files, name) for folder, name in zip(folders, names)}, others)
 
 
-def require_classes_in_parts(files: NestedFiles) -> None:
-    """Check that archives with consecutive numbers, such as ``part-000.zip`` and ``part-001.zip``, hold class folders.
+def require_no_shards(files: NestedFiles) -> None:
+    """Check that the archives are no shards or parts of one data set, each of which would become a class.
 
     Raises:
-        UserError: their images are all in one folder, so that every archive would become a class.
+        UserError: they hold labels of WebDataset samples, or have consecutive numbers, such as ``part-000.zip`` and
+            ``part-001.zip``, and no class folders inside.
     """
+    if any(name.endswith(".cls") for name in files.names) and any(
+        name.lower().endswith(IMAGE_ENDINGS) for name in files.names
+    ):
+        raise UserError(
+            f"the archives in {files.place} hold .cls files like WebDataset shards, but are not read as such: "
+            f"the files of a sample need one name (0001.jpg, 0001.cls), and shards in folders need a pattern, e.g. "
+            f"'{files.place}/*/*.tar'"
+        )
     parts = [_NUMBERED.fullmatch(folder) for folder in files.archives]
     numbers = sorted(int(part[2]) for part in parts if part)
     prefixes = {part[1] if part else None for part in parts}

@@ -1,4 +1,4 @@
-"""Labels from tables: images in any folders, and CSV, TSV, JSON lines or parquet files that name the class of each.
+"""Labels from tables: images in any folders, and tables (`data.sources.tables`) that name the class of each.
 
 These are the layouts of Kaggle's competitions (``train.csv`` beside ``train/``) and of image folders with a
 ``metadata.csv``.

@@ -1,4 +1,4 @@
-"""Reads tables: CSV from a spreadsheet or a script, TSV, JSON lines, parquet."""
+"""Reads tables: CSV from a spreadsheet or a script, TSV, JSON, JSON lines, parquet, lists of images and labels."""
 
 import csv
 import io
@@ -6,10 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from recipes.errors import UserError
 
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _DELIMITERS = ",;\t|"
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
@@ -51,6 +53,12 @@ def read_table(name: str, contents: bytes) -> Table:
         table = _parquet(name, contents)
     elif ending in (".jsonl", ".ndjson"):
         table = _json_lines(name, text_of(name, contents))
+    elif ending == ".json":
+        table = _json(name, text_of(name, contents))
+    elif ending in _SPREADSHEETS:
+        raise UserError(f"{name} is a spreadsheet, which is not read: save it as CSV")
+    elif ending == ".txt" and not set(_DELIMITERS) & set(text_of(name, contents).split("\n", 1)[0]):
+        table = _lines(name, text_of(name, contents))
     else:
         table = _separated(name, text_of(name, contents), "\t" if ending == ".tsv" else None)
     if not table.rows:
@@ -98,6 +106,27 @@ def _separated(name: str, text: str, delimiter: str | None) -> Table:
     return Table(name, filled[0][:width], rows)
 
 
+def _lines(name: str, text: str) -> Table:
+    """Return a table without a header: each line is an image, which may have spaces in its name, and a label."""
+    rows = [line.rsplit(None, 1) for line in text.splitlines() if line.strip()]
+    if short := [row for row in rows if len(row) < 2]:
+        raise UserError(f"{name} has the line {short[0][0]!r} without a label: write an image and a label in each line")
+    return Table(name, ["image", "label"], rows)
+
+
+def _json(name: str, text: str) -> Table:
+    """Return the table in a JSON object ``{"image": "label"}``, or in a list of objects with equal keys."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{name} is not valid JSON ({error}): write it again") from None
+    if isinstance(found, dict) and all(isinstance(label, (str, int)) for label in found.values()):
+        return Table(name, ["image", "label"], [[image, str(label)] for image, label in found.items()])
+    if isinstance(found, list) and all(isinstance(row, dict) for row in found):
+        return _of_objects(name, found)
+    raise UserError(f'{name} is neither of the form {{"image": "label"}} nor a list of such objects: give a CSV')
+
+
 def _json_lines(name: str, text: str) -> Table:
     found = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -109,6 +138,10 @@ def _json_lines(name: str, text: str) -> Table:
             if not isinstance(row, dict):
                 raise UserError(f"line {number} of {name} is not a JSON object: write one object per image and line")
             found.append(row)
+    return _of_objects(name, found)
+
+
+def _of_objects(name: str, found: list[dict[str, Any]]) -> Table:
     columns = list(dict.fromkeys(key for row in found for key in row))
     rows = [["" if row.get(key) is None else str(row[key]) for key in columns] for row in found]
     return Table(name, columns, rows)

@@ -87,6 +87,9 @@ def webdataset_shards(source: str, class_map: Path | None) -> WebDatasetShards |
     if path.is_dir() and (others := Counter(_other_ending(file) for file in path.iterdir() if _is_other(file))):
         listed = ", ".join(f"{count:,} {ending or 'without an ending'}" for ending, count in others.most_common())
         notes.append(f"ignored {others.total():,} files beside the shards: {listed}")
+    if path.is_dir() and (unused := _unused_tars(path, set(paths))):
+        example = printable(str(unused[0].relative_to(path)))
+        notes.append(f"ignored {len(unused):,} tars in folders whose names say no split, e.g. {example}")
     name = (top if "{" in path.name or "*" in path.name else path).resolve().name
     return WebDatasetShards(name, tuple(shard.resolve() for shard in paths), tuple(splits), class_map, tuple(notes))
 
@@ -107,6 +110,10 @@ def _listed(path: Path) -> tuple[Path, list[Path]]:
     inner = [folder for folder in path.iterdir() if split_of_name(folder.name) is not None and folder.is_dir()]
     found = [file for folder in (path, *inner) for file in folder.iterdir()]
     return path, sorted(file for file in found if is_tar_name(file) and _is_plain(file))
+
+
+def _unused_tars(folder: Path, used: set[Path]) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if is_tar_name(path) and _is_plain(path) and path not in used)
 
 
 def _expanded(pattern: Path) -> tuple[Path, list[Path]]:

@@ -156,6 +156,8 @@ def _classes(shards: WebDatasetShards, records: list[dict[str, Any]]) -> tuple[d
     """Return the class number of each label text that is kept, and the names of the classes."""
     texts = {text for record in records for text in record["labels"]}
     samples = sum(len(record["names"]) for record in records)
+    if shards.class_map is None:
+        _refuse_mixed_labels(shards.name, [record["labels"] for record in records if record["labels"]])
     if all(text.isdecimal() for text in texts):
         highest = max(map(int, texts), default=-1)
         if highest > _HIGHEST_NUMBER:
@@ -176,6 +178,29 @@ def _classes(shards: WebDatasetShards, records: list[dict[str, Any]]) -> tuple[d
         )
     require_classes(classes, shards.name)
     return number_of, classes
+
+
+def _refuse_mixed_labels(name: str, labels: Sequence[Sequence[str]]) -> None:
+    """Raise a `UserError` if the labels of the shards are of two kinds, or if some are negative numbers.
+
+    Args:
+        name: of the data set.
+        labels: the labels of each shard.
+    """
+    numbers = [of_shard for of_shard in labels if all(text.isdecimal() for text in of_shard)]
+    names = [of_shard for of_shard in labels if not any(text.isdecimal() for text in of_shard)]
+    if numbers and names:
+        raise UserError(
+            f"some shards of {name} have numbers as labels, e.g. {numbers[0][0]}, and some have names, e.g. "
+            f"{names[0][0]!r}: name the class of each with --class-map"
+        )
+    texts = [text for of_shard in labels for text in of_shard]
+    negative = [text for text in texts if text.startswith("-") and text[1:].isdecimal()]
+    if negative and all(text.removeprefix("-").isdecimal() for text in texts):
+        raise UserError(
+            f"{name} has the label {negative[0]}, which mostly means that an image has no label: name the classes that "
+            f"are meant with --class-map, which leaves out the others"
+        )
 
 
 def _rows(work: Path, number: int, record: dict[str, Any], number_of: dict[str, int]) -> NDArray[np.void]:

@@ -35,7 +35,7 @@ def shard(
     ] = None,
     labels: Annotated[
         list[Path] | None,
-        typer.Option(help="A table of labels: CSV, TSV, JSON lines or parquet. May be repeated.", show_default=False),
+        typer.Option(help="A table of labels: CSV, TSV, JSON, parquet or a list. May be repeated.", show_default=False),
     ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="The table's column of image names, if the guess is wrong.", show_default=False)

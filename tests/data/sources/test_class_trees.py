@@ -126,6 +126,27 @@ def test_splits_without_a_common_class_are_refused(tmp_path, other, spelt):
     assert open_source(str(tmp_path / "tree"), 0, class_map).listing.classes == ["cat", "dog"]
 
 
+@pytest.mark.parametrize(
+    ("photos", "others", "ending"),
+    [
+        ("JPEGImages", "SegmentationClass", "png"),
+        ("images", "gt_masks", "jpg"),
+        ("input", "target", "png"),
+    ],
+)
+def test_photos_beside_their_masks_are_not_two_classes(tmp_path, photos, others, ending):
+    """By the names of the folders, or because the files have the same names in different formats."""
+    write(tmp_path / "tree", *(f"{photos}/{i}.jpg" for i in range(3)), *(f"{others}/{i}.{ending}" for i in range(3)))
+    with pytest.raises(UserError, match="look like images beside their annotations and not like classes"):
+        open_source(str(tmp_path / "tree"), 0)
+
+
+def test_masks_may_be_what_is_classified(tmp_path):
+    """As in data sets of faces with and without a mask."""
+    write(tmp_path / "tree", *(f"{name}_mask/{i}.jpg" for name in ("with", "without") for i in range(3)))
+    assert open_source(str(tmp_path / "tree"), 0).listing.classes == ["with_mask", "without_mask"]
+
+
 def test_folders_inside_of_classes_are_said_to_be_no_classes(tmp_path):
     paths = [f"{folder}/{i}.jpg" for folder in ("animals/cat", "animals/dog", "plants/oak", "plants/ash") for i in "01"]
     found = open_source(str(write(tmp_path / "tree", *paths)), 0)

@@ -171,6 +171,41 @@ def test_shards_without_any_label_are_refused_and_not_read_as_a_class_per_tar(tm
         shard(str(tmp_path / "theirs"), tmp_path / "out", progress=False)
 
 
+def test_shards_in_folders_that_are_no_splits_are_refused_or_counted(tmp_path, capsys):
+    """Else each folder would be a class. A pattern says that they are meant."""
+    for folder in ("a", "b"):
+        write_tar(tmp_path / f"theirs/{folder}/0.tar", plain)
+    with pytest.raises(UserError, match=r"hold .cls files like WebDataset shards.* need a pattern, e.g."):
+        open_source(str(tmp_path / "theirs"), 0)
+    found = shard(str(tmp_path / "theirs/*/*.tar"), tmp_path / "out", val_fraction=0, progress=False)
+    assert found.classes == ("0", "1") and len(found.split("train")) == 2 * EACH
+    for folder in ("train", "val"):
+        write_tar(tmp_path / f"theirs/{folder}/0.tar", plain)
+    shard(str(tmp_path / "theirs"), tmp_path / "named")
+    assert "ignored 2 tars in folders whose names say no split, e.g. a/0.tar" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([("0", "1"), ("cat", "dog")], "some shards .* numbers as labels, e.g. 0, and some have names"),
+     ([("-1", "0"), ("1", "0")], "has the label -1, which mostly means")],
+)  # fmt: skip
+def test_labels_of_two_kinds_are_refused(tmp_path, labels, message):
+    for number, of_shard in enumerate(labels):
+
+        def sample(i: int, of_shard=of_shard) -> dict[str, bytes]:
+            return {f"{i}.jpg": encoded(str(i)), f"{i}.cls": of_shard[i % 2].encode()}
+
+        write_tar(tmp_path / f"theirs/{number}.tar", sample)
+    with pytest.raises(UserError, match=message):
+        shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0, progress=False)
+    (tmp_path / "map.json").write_text('{"0": "cat", "1": "dog", "cat": "cat", "dog": "dog"}')
+    found = shard(
+        str(tmp_path / "theirs"), tmp_path / "o", val_fraction=0, class_map=tmp_path / "map.json", progress=False
+    )
+    assert set(found.classes) == {"cat", "dog"}
+
+
 @pytest.mark.parametrize("ending", ["gz", "zst"])
 def test_a_damaged_compressed_shard_is_named(tmp_path, ending):
     path = write_tar(tmp_path / f"theirs/train-0.tar.{ending}", plain, "w:gz" if ending == "gz" else "w")

@@ -129,6 +129,37 @@ def test_tables_as_spreadsheets_and_scripts_write_them(tmp_path, name, contents,
     assert labelled(found) == {"0.jpg": ("train", "x"), "1.jpg": ("train", "y"), "2.jpg": ("train", "x")}
 
 
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("val.txt", "im/my photo 0.jpg 0\nim/my photo 1.jpg 1\nim/my photo 2.jpg 0\nim/my photo 3.jpg 1\n"),
+        ("t.json", json.dumps({f"my photo {i}.jpg": i % 2 for i in range(4)})),
+        ("t.json", json.dumps([{"file_name": f"my photo {i}.jpg", "label": i % 2} for i in range(4)])),
+    ],
+)
+def test_lists_and_json(tmp_path, name, contents):
+    images = write_images(tmp_path / "images", [f"im/my photo {i}.jpg" for i in range(4)])
+    (images / name).write_text(contents)
+    found = with_table(images, name, fraction=0)
+    assert found.listing.labels.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("t.xlsx", b"PK\3\4", "is a spreadsheet, which is not read: save it as CSV"),
+        ("t.json", b"{", "is not valid JSON"),
+        ("t.json", b'{"a": [1]}', "is neither of the form"),
+        ("t.txt", b"0.jpg\n1.jpg\n", "has the line '0.jpg' without a label"),
+    ],
+)
+def test_a_file_that_is_no_table_is_one_sentence(tmp_path, name, contents, message):
+    images = write_images(tmp_path / "images", ["0.jpg", "1.jpg"])
+    (images / name).write_bytes(contents)
+    with pytest.raises(UserError, match=message):
+        with_table(images, name)
+
+
 def test_a_table_without_a_header_loses_no_row(tmp_path):
     images = write_images(tmp_path / "images", [f"im/{i}.jpg" for i in range(6)])
     (images / "labels.csv").write_text("".join(f"C:\\data\\im\\{i}.jpg,{'ab'[i % 2]}\r\n" for i in range(6)))
