@@ -41,10 +41,11 @@ class CodeSettings(Section):
     @classmethod
     def _dotted_names(cls, modules: tuple[str, ...]) -> tuple[str, ...]:
         for module in modules:
-            if not all(part.isidentifier() for part in module.split(".")):
+            if module.endswith(".py") or not _is_dotted_name(module):
+                likely = ".".join(filter(_is_dotted_name, Path(module.removesuffix(".py")).parts))
                 raise ValueError(
                     f"code.modules names {module!r}, which is not the name of a Python module: write "
-                    f"my_package.my_module for the file my_package/my_module.py"
+                    f"{likely or 'my_package.my_module'}"
                 )
         return modules
 
@@ -176,11 +177,22 @@ def _exists(name: str) -> bool:
     parents = name.split(".")[:-1]
     for depth in range(1, len(parents) + 1):
         parent = ".".join(parents[:depth])
-        if importlib.util.find_spec(parent) is None:
+        if not _is_found(parent):
             return False
         with running(f"importing {parent}"):
             importlib.import_module(parent)
-    return importlib.util.find_spec(name) is not None
+    return _is_found(name)
+
+
+def _is_found(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the parent is a module and no package
+        return False
+
+
+def _is_dotted_name(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
 
 
 def _without_ours(error: Exception) -> Exception:

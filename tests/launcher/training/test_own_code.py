@@ -140,6 +140,15 @@ def test_what_is_not_exact_is_refused(here, digits):
 def test_mistakes_are_sentences_and_errors_of_the_code_have_its_traceback(here, monkeypatch, capsys, digits):
     with pytest.raises(UserError, match="module nowhere of your own code is not found"):
         import_modules(["nowhere"])
+    with pytest.raises(UserError, match=r"module my_code.inner of your own code is not found"):
+        import_modules(["my_code.inner"])
+    for path, name in (
+        ("my_code.py", "my_code"),
+        ("./pack/inner.py", "pack.inner"),
+        ("my-code", "my_package.my_module"),
+    ):
+        with pytest.raises(UserError, match=rf"not the name of a Python module: write {name}$"):
+            load("demo", [f"code.modules=[{path}]"])
     (here / "bad_code.py").write_text("def broken():\n    return {}['key']\n\nbroken()\n")
     with pytest.raises(UserCodeError, match=r"importing bad_code failed with KeyError \('key'\)") as raised:
         import_modules(["bad_code"])
