@@ -74,7 +74,8 @@ def read_manifest(folder: LocalFolder | RemoteFolder) -> Manifest:
         if folder.root.is_file():
             raise UserError(f"{root} is a file, not a folder of shards: make one with `bigbatch shard {root} FOLDER`")
         raise UserError(
-            f"there is no folder {root}: make it with `bigbatch shard SOURCE {root}`, or say with --data where the shards are"
+            f"there is no folder {root}: make it with `bigbatch shard SOURCE {root}`, or use --data to say "
+            f"where the shards are"
         )
     try:
         contents = json.loads(folder.read_whole(MANIFEST))
