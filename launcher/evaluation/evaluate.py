@@ -111,6 +111,11 @@ def evaluate_weights(
 def _split(shards: ShardSet, name: str) -> Split:
     if name == _VAL and _VAL not in shards.splits and _TEST in shards.splits:
         raise UserError(f"{shards.root} has no validation split, but a test split: add --split {_TEST}")
+    if name == _VAL and _VAL not in shards.splits:
+        raise UserError(
+            f"{shards.root} has no validation split: evaluate the training images with --split train, or shard again "
+            f"with --val-fraction"
+        )
     split = shards.split(name)
     if not len(split):
         raise UserError(f"split {name!r} of {shards.root} has no images: choose another --split")

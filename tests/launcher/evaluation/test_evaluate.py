@@ -96,6 +96,15 @@ def test_a_run_is_evaluated_at_another_size_than_it_was_trained_at(run, tmp_path
         evaluate(run, "model.name=test_vit", "input.eval_size=48")
 
 
+def test_without_a_validation_split_the_way_to_one_is_said(run, toy_shards, tmp_path):
+    shards = shutil.copytree(toy_shards(*CLASSES), tmp_path / "shards")
+    manifest = json.loads((shards / "manifest.json").read_text())
+    del manifest["splits"]["val"]
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="no validation split: .*--split train, or shard again with --val-fraction"):
+        evaluate(run, f"data.path={shards}")
+
+
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(run):
     with pytest.raises(UserError, match="no split 'test', only 'train', 'val'"):
         evaluate(run, split_name="test")
