@@ -91,6 +91,8 @@ def shard(
     dest = Path(folder).expanduser()
     try:
         opened = open_source(source, val_fraction, class_map, workers, progress, labels, modules)
+        if isinstance(opened, WebDatasetShards):
+            _require_no_changes(opened, limit, upright)
         options: dict[str, Any] = {"val_fraction": val_fraction, "shard_size": shard_size, "limit": asdict(limit)}
         if upright:  # only then, so that data sets of before this option are still known as complete
             options["upright"] = True
@@ -104,7 +106,7 @@ def shard(
             if _is_finished(dest, identity):  # by the command whose lock this one has just waited for
                 return ShardSet.open(dest)
             if isinstance(opened, WebDatasetShards):
-                contents, notes = _index(opened, limit, upright, dest, work, val_fraction, workers, progress)
+                contents, notes = reference(opened, dest, work, val_fraction, workers, progress)
             else:
                 notes = []
                 contents = _write(WriterContext(opened, limit, dest, work, upright), shard_size, workers, progress)
@@ -146,21 +148,17 @@ def _is_finished(dest: Path, identity: dict[str, Any]) -> bool:
     return True
 
 
-def _index(
-    shards: WebDatasetShards,
-    limit: SizeLimit,
-    upright: bool,
-    dest: Path,
-    work: Path,
-    val_fraction: float,
-    workers: int | None,
-    progress: bool,
-) -> tuple[dict[str, Any], list[str]]:
+def _require_no_changes(shards: WebDatasetShards, limit: SizeLimit, upright: bool) -> None:
+    """Check that no image of these shards has to be changed: they are indexed where they are.
+
+    Raises:
+        UserError: an option asks for changes.
+    """
     if limit.shortest_side or limit.longest_side or upright:
         raise UserError(
-            f"{shards.name} is WebDataset shards, which are not rewritten: leave out size limits and --upright"
+            f"{shards.name} is WebDataset shards, which are not rewritten: leave out size limits and --upright; "
+            f"to train on upright images, set input.upright=true"
         )
-    return reference(shards, dest, work, val_fraction, workers, progress)
 
 
 def _write(context: WriterContext, shard_size: int, workers: int | None, progress: bool) -> dict[str, Any]:

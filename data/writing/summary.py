@@ -7,6 +7,7 @@ from pathlib import Path
 from data.names import printable
 from data.reading.class_counts import class_notes
 from data.reading.manifest import MANIFEST, Manifest
+from data.sources.webdataset_shards import WebDatasetShards
 
 _ALL = 10  # up to this number, every class is listed
 _KINDS = {"it has no label": "images without a label", "it has no image": "samples without an image"}
@@ -43,7 +44,8 @@ def summary(dest: Path, manifest: Manifest, kind: str, notes: Sequence[str]) -> 
         if manifest.get("source", {}).get("options", {}).get("upright"):
             yield f"turned {rotated:,} images upright, as their EXIF orientation says"
         else:
-            yield f"{rotated:,} images have an EXIF rotation, which is ignored, as in torchvision: --upright turns them"
+            turns = "input.upright=true" if kind == WebDatasetShards.kind else "--upright"
+            yield f"{rotated:,} images have an EXIF rotation, which is ignored, as in torchvision: {turns} turns them"
     if shrunk := manifest.get("shrunk"):
         yield f"made {shrunk:,} images smaller"
     yield from notes

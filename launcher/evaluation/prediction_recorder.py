@@ -53,8 +53,13 @@ class PredictionRecorder:
         """The probability of that class, float32 ``[n]``."""
         return np.concatenate(self._probabilities)
 
-    def compared_with(self, split: Split) -> dict[str, Any]:
-        """Return counts and the mistakes of highest probability, as fields of `launcher.runs.mistakes.Mistakes`."""
+    def compared_with(self, split: Split, upright: bool = False) -> dict[str, Any]:
+        """Return counts and the mistakes of highest probability, as fields of `launcher.runs.mistakes.Mistakes`.
+
+        Args:
+            split: the images.
+            upright: show them as their EXIF orientation says.
+        """
         guesses, probabilities = self.guesses, self.probabilities
         labels = np.asarray(split.labels)
         wrong = np.flatnonzero(guesses != labels)
@@ -72,7 +77,7 @@ class PredictionRecorder:
                     "label": int(labels[sample]),
                     "guess": int(guesses[sample]),
                     "probability": round(float(probabilities[sample]), 4),
-                    "picture": thumbnail(split.read(sample)),
+                    "picture": thumbnail(split.read(sample), upright),
                 }
                 for sample in surest.tolist()
             ],
@@ -101,7 +106,7 @@ def keep_predictions(
         probabilities=recorder.probabilities,
     )
     mistakes = Mistakes.model_validate(
-        recorder.compared_with(split)
+        recorder.compared_with(split, run.recipe().input.upright)
         | {"weights": weights, "step": step, "classes": list(shards.classes)}
         | {"dataset": shards.name, "digest": shards.digest, "split": split.name}
     )

@@ -59,8 +59,8 @@ def disagreements(runs: Sequence[RunDirectory]) -> list[Disagreements | None]:
         kept = common_predictions(runs, "val")
     except UserError:  # not all were evaluated on the same images, which a report does not need
         return [None] * len(runs)
-    found = _split_of(runs[0], kept[0])
-    return [None, *(_between(kept[0], other, *found) for other in kept[1:])]
+    found, upright = _split_of(runs[0], kept[0]), runs[0].recipe().input.upright
+    return [None, *(_between(kept[0], other, *found, upright) for other in kept[1:])]
 
 
 def _split_of(run: RunDirectory, predictions: Predictions) -> tuple[list[str], Split | None]:
@@ -75,30 +75,37 @@ def _split_of(run: RunDirectory, predictions: Predictions) -> tuple[list[str], S
     return list(shards.classes), shards.splits[predictions.split]
 
 
-def _between(first: Predictions, second: Predictions, classes: list[str], split: Split | None) -> Disagreements:
+def _between(
+    first: Predictions, second: Predictions, classes: list[str], split: Split | None, upright: bool
+) -> Disagreements:
     lost, won = np.flatnonzero(first.right & ~second.right), np.flatnonzero(second.right & ~first.right)
     return Disagreements(
         paired_difference(len(lost), len(won), len(first.labels)),
         len(first.labels),
-        _disputed(lost, second, classes, split),
-        _disputed(won, first, classes, split),
+        _disputed(lost, second, classes, split, upright),
+        _disputed(won, first, classes, split, upright),
     )
 
 
-def _disputed(images: np.ndarray, wrong: Predictions, classes: list[str], split: Split | None) -> list[DisputedImage]:
+def _disputed(
+    images: np.ndarray, wrong: Predictions, classes: list[str], split: Split | None, upright: bool
+) -> list[DisputedImage]:
     """Return the images on which `wrong` is surest, with their pictures; none without the split."""
     if split is None:
         return []
     surest = images[np.argsort(-wrong.probabilities[images], kind="stable")][:_SHOWN]
-    return [disputed_image(image, wrong, classes, split) for image in surest.tolist()]
+    return [disputed_image(image, wrong, classes, split, upright) for image in surest.tolist()]
 
 
-def disputed_image(image: int, wrong: Predictions, classes: list[str], split: Split) -> DisputedImage:
-    """Return an image of the split that `wrong` predicts as another class than its label, with its picture."""
+def disputed_image(image: int, wrong: Predictions, classes: list[str], split: Split, upright: bool) -> DisputedImage:
+    """Return an image of the split that `wrong` predicts as another class than its label, with its picture.
+
+    The picture is turned as its EXIF orientation says if `upright`.
+    """
     return DisputedImage(
         split.sample_name(image),
         classes[wrong.labels[image]],
         classes[wrong.guesses[image]],
         float(wrong.probabilities[image]),
-        thumbnail(split.read(image)),
+        thumbnail(split.read(image), upright),
     )

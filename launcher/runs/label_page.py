@@ -45,7 +45,8 @@ def write_label_page(run: RunDirectory, predictions: Predictions, shards: ShardS
     folder.mkdir(exist_ok=True)
     page = folder / f"{predictions.digest[:16]}-{predictions.split}.html"
     table = page.with_suffix(".csv")
-    shown = [disputed_image(image, predictions, classes, split) for image in suspects[:_SHOWN].tolist()]
+    upright = run.recipe().input.upright
+    shown = [disputed_image(image, predictions, classes, split, upright) for image in suspects[:_SHOWN].tolist()]
     write_atomically(table, _table(suspects[:_LISTED].tolist(), predictions, classes, split).encode())
     write_atomically(page, _page(predictions, suspects, shown, table.name).encode())
     return page, len(suspects)

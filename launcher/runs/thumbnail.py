@@ -10,9 +10,9 @@ from data.images.decode import decode
 _SIZE = 128  # longer side in pixels
 
 
-def thumbnail(image: bytes) -> str:
-    """Return a small JPEG of an encoded image, in base64."""
-    small = decode(image)
+def thumbnail(image: bytes, upright: bool) -> str:
+    """Return a small JPEG of an encoded image, in base64, turned as its EXIF orientation says if `upright`."""
+    small = decode(image, upright)
     small.thumbnail((_SIZE, _SIZE), Image.Resampling.BICUBIC)
     stored = io.BytesIO()
     small.save(stored, "JPEG", quality=85)

@@ -1,5 +1,6 @@
 """`input.upright`: a run sees images as their EXIF orientation says, as if they had been stored upright."""
 
+import base64
 import io
 
 import numpy as np
@@ -12,6 +13,7 @@ from data.images.decode import Crop, EncodedImage, decode
 from data.images.evaluation_view import EvalTransform
 from data.images.inspection import inspect
 from data.images.size_limit import SizeLimit
+from launcher.runs.thumbnail import thumbnail
 from recipes.load import load
 from tests.data.pictures import encoded
 
@@ -66,6 +68,13 @@ def test_training_and_evaluation_see_the_turned_image(crop):
         )
     assert torch.equal(EvalTransform(upright)(data), EvalTransform(plain)(turned(data)))
     assert not torch.equal(EvalTransform(upright)(data), EvalTransform(plain)(data))
+
+
+def test_the_pictures_of_a_report_are_turned_too():
+    pictures = [
+        Image.open(io.BytesIO(base64.b64decode(thumbnail(oriented(6, "PNG"), upright)))) for upright in (True, False)
+    ]
+    assert [picture.size for picture in pictures] == [(88, 120), (120, 88)]
 
 
 def test_the_default_leaves_the_identity_of_runs_as_it_was():

@@ -2,15 +2,18 @@
 
 import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from data.batches import EvalBatches
 from data.images.inspection import Unreadable, inspect
 from data.images.size_limit import SizeLimit
 from data.writing.sharding import shard
 from recipes.errors import UserError
+from recipes.load import load
 from tests.data.pictures import encoded, write_tree
 
 
@@ -55,6 +58,26 @@ def test_the_summary_says_what_became_of_exif_rotations(tmp_path, capsys):
     with pytest.raises(UserError, match="other options"):
         shard(str(tmp_path / "tree"), tmp_path / "as it is", upright=True)
     assert "upright" not in json.loads((tmp_path / "as it is/manifest.json").read_text())["source"]["options"]
+
+
+def test_shards_of_others_are_turned_by_the_recipes_key(tmp_path, capsys):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for i in range(4):
+            for name, data in ((f"{i}.jpg", rotated(str(i))), (f"{i}.cls", str(i % 2).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(UserError, match="not rewritten: leave out .* --upright; .* set input.upright=true"):
+        shard(str(tmp_path / "0.tar"), tmp_path / "out", upright=True)
+    found = shard(str(tmp_path / "0.tar"), tmp_path / "out", val_fraction=0)
+    assert "4 images have an EXIF rotation, .*: input.upright=true turns them" in capsys.readouterr().err.replace(
+        "which is ignored, as in torchvision", ".*"
+    )
+    recipe = load("demo", ["input.size=16", "input.upright=true", "augment.randaugment=null"])
+    upright, _ = EvalBatches(found.split("train"), recipe, 0, 1, 1)[0]
+    plain, _ = EvalBatches(found.split("train"), recipe.variant(input={"upright": False}), 0, 1, 1)[0]
+    # The centre crop of a lying image holds the same pixels, turned by a quarter, up to rounding of the filter.
+    assert (upright[0].int() - plain[0].rot90(-1, (1, 2)).int()).abs().max() <= 2
 
 
 def test_a_jpeg_above_the_limit_of_pillow_is_made_smaller_if_asked(monkeypatch):
