@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -49,7 +50,11 @@ def reference(
     for _ in for_each(_index_shard, to_do, (shards, dest, work), workers, what, len(to_do), "shards", progress):
         pass
     records = [json.loads((work / f"{number}.json").read_text()) for number in range(len(shards.paths))]
-    number_of, classes = _classes(shards, records)
+    try:
+        number_of, classes = _classes(shards, records)
+    except UserError:
+        _forget(shards, dest, work)
+        raise
     rows = [_rows(work, number, record, number_of) for number, record in enumerate(records)]
     splits_of, notes = _splits(shards, records, rows, val_fraction)
     notes += _unused(records, rows)
@@ -131,6 +136,14 @@ def _index_shard(worker: Worker, number: int) -> None:
         work / f"{number}.json", json.dumps({**record, "skipped": skipped, "odd": odd, "unused": unused}).encode()
     )
     worker.advance()
+
+
+def _forget(shards: WebDatasetShards, dest: Path, work: Path) -> None:
+    """Remove what was written: the next command may have a class map, and its work would be taken for another's."""
+    for number, path in enumerate(shards.paths):
+        if is_compressed(path):
+            (dest / _file(shards.paths, number)).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _file(paths: Sequence[Path], number: int) -> str:

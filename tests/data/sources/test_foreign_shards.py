@@ -196,12 +196,12 @@ def test_labels_of_two_kinds_are_refused(tmp_path, labels, message):
         def sample(i: int, of_shard=of_shard) -> dict[str, bytes]:
             return {f"{i}.jpg": encoded(str(i)), f"{i}.cls": of_shard[i % 2].encode()}
 
-        write_tar(tmp_path / f"theirs/{number}.tar", sample)
+        write_tar(tmp_path / f"theirs/{number}.tar.gz", sample, "w:gz")
     with pytest.raises(UserError, match=message):
         shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0, progress=False)
     (tmp_path / "map.json").write_text('{"0": "cat", "1": "dog", "cat": "cat", "dog": "dog"}')
     found = shard(
-        str(tmp_path / "theirs"), tmp_path / "o", val_fraction=0, class_map=tmp_path / "map.json", progress=False
+        str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0, class_map=tmp_path / "map.json", progress=False
     )
     assert set(found.classes) == {"cat", "dog"}
 
