@@ -123,6 +123,14 @@ def test_three_ranks_share_the_work_and_resume_a_run_of_one(recipe, whole, tmp_p
     assert_same_curve(tmp_path / "mixed", whole, STEPS)
 
 
+@pytest.mark.slow
+def test_under_zero_it_is_the_same_run(recipe, whole, tmp_path):
+    train_group(2, recipe("engine.zero=2"), tmp_path / "zero", micro_batch=32)
+    assert features(tmp_path / "zero") == features(whole)
+    assert_same_curve(tmp_path / "zero", whole, STEPS)
+    assert_same_state(tmp_path / "zero", whole)
+
+
 def test_under_bf16_it_is_as_close_as_rounding_allows(recipe, tmp_path, monkeypatch):
     bf16 = recipe("engine.precision=bf16")
     ours = run_of(bf16, tmp_path / "features")
