@@ -84,15 +84,15 @@ class StatisticsBatchNorm(_BatchNorm):
 def attach(model: nn.Module, statistics_size: int) -> "RunningStatistics | None":
     """Replace the BatchNorm layers of `model`; return the object that updates their running statistics.
 
-    Layers in evaluation mode are frozen (`models.frozen`). They keep their running statistics and are not replaced.
+    Layers in evaluation mode keep their running statistics and are not replaced (`models.frozen`).
 
     Returns:
-        None for a model whose BatchNorm layers, if any, are all frozen.
+        None for a model whose BatchNorm layers, if any, are all in evaluation mode.
 
     Raises:
         UserError: the model has layers with batch statistics that cannot be replaced, or `statistics_size` is below 2.
     """
-    places = [(name, module) for name, module in model.named_modules() if _has_batch_statistics(module)]
+    places = [(name, module) for name, module in model.named_modules() if has_batch_statistics(module)]
     if places and statistics_size < 2:
         raise UserError(
             f"BatchNorm needs at least 2 images for its statistics, and the recipe gives it {statistics_size}: "
@@ -120,7 +120,7 @@ def attach(model: nn.Module, statistics_size: int) -> "RunningStatistics | None"
     return RunningStatistics(layers)
 
 
-def _has_batch_statistics(module: nn.Module) -> bool:
+def has_batch_statistics(module: nn.Module) -> bool:
     """Return whether a layer will compute statistics over the images of a micro-batch.
 
     Such a layer keeps running statistics for evaluation, whatever its class, e.g. timm's EvoNorm2dB0 and InplaceAbn.

@@ -23,7 +23,7 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
     """Return the recipe's model with `classes` outputs, on the CPU (or the default device, e.g. meta), float32.
 
     The initial weights are a pure function of the recipe's seed and of each parameter's name. What the recipe does not
-    train is frozen.
+    train is frozen, and so are the statistics of BatchNorm under `model.norm_eval`.
 
     Raises:
         UserError: timm has no model of that name, or the model does not support the recipe's layer scale, stochastic
@@ -39,7 +39,7 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
         model = _create(recipe, classes)
     if wanted.init_std is not None:
         _truncated_normal(model, wanted.init_std, recipe.seed)
-    freeze(model, wanted.train)
+    freeze(model, wanted.train, wanted.norm_eval)
     return model
 
 

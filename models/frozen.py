@@ -1,5 +1,7 @@
 """Trains a part of a model and freezes the rest: the classifier alone (a linear probe), or the last blocks.
 
+It can also freeze the statistics of BatchNorm alone, while everything trains. mmdetection calls that `norm_eval`.
+
 A frozen parameter needs no gradient and no optimizer state. A frozen layer computes as in evaluation, as is usual for
 a probe: BatchNorm uses its running statistics and leaves them alone, and dropout and stochastic depth are off. So
 `models.batch_norm` and `models.stochastic_depth` leave layers in evaluation mode as they are.
@@ -11,27 +13,32 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from models.batch_norm import has_batch_statistics
 from recipes.errors import UserError
 
 _LAST = "last:"
 
 
-def freeze(model: nn.Module, train: str) -> None:
+def freeze(model: nn.Module, train: str, norm_eval: bool = False) -> None:
     """Freeze all parameters of `model` but those that `train` names, in place.
 
     Args:
         train: "all", "head" for the classifier, or "last:N" for the classifier and the N groups of layers before it.
             The groups are timm's: residual blocks in most models, with the norm after the last one.
+        norm_eval: also keep the BatchNorm layers that train in evaluation mode, so that they use their running
+            statistics and leave them alone. Their scale and shift train.
 
     Raises:
         UserError: the model has no classifier, fewer groups than N, or no groups at all.
     """
-    if train == "all":
-        return
-    trained = _classifier_parameters(model) if train == "head" else _last_groups(model, int(train[len(_LAST) :]))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    _keep_in_evaluation(model, _frozen_modules(model))
+    layers = [module for module in model.modules() if has_batch_statistics(module)] if norm_eval else []
+    if train != "all":
+        trained = _classifier_parameters(model) if train == "head" else _last_groups(model, int(train[len(_LAST) :]))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        layers += _frozen_modules(model)
+    if layers:
+        _keep_in_evaluation(model, layers)
 
 
 def classifier_layers(model: nn.Module) -> list[nn.Module]:
@@ -111,12 +118,12 @@ def _frozen_modules(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _keep_in_evaluation(model: nn.Module, frozen: list[nn.Module]) -> None:
+def _keep_in_evaluation(model: nn.Module, layers: list[nn.Module]) -> None:
     """Let `model.train()` leave these layers in evaluation mode."""
 
     def train(mode: bool = True) -> nn.Module:
         type(model).train(model, mode)
-        for module in frozen:
+        for module in layers:
             module.eval()
         return model
 

@@ -23,7 +23,8 @@ class PreparedModel:
     Attributes:
         module: the network, float32.
         drop_path: draws the masks of stochastic depth and dropout before each forward pass.
-        bn_stats: updates BatchNorm's running statistics once per optimizer step; None for a model without BatchNorm.
+        bn_stats: updates BatchNorm's running statistics once per optimizer step; None for a model without BatchNorm
+            or with all its BatchNorm layers in evaluation mode.
     """
 
     module: nn.Module

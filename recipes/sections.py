@@ -66,6 +66,12 @@ class ModelSettings(Section):
         description="what trains: all; head: the classifier alone; last:N: also the last N blocks. The rest is frozen "
         "and computes as in evaluation",
     )
+    norm_eval: bool = added_in(
+        "0.2",
+        False,
+        description="keep BatchNorm layers in evaluation mode, with the running statistics of the initial weights; "
+        "their scale and shift train like other parameters",
+    )
 
     @field_validator("train")
     @classmethod
@@ -73,6 +79,15 @@ class ModelSettings(Section):
         if not re.fullmatch(r"all|head|last:[1-9][0-9]*", part):
             raise ValueError(f"model.train={part!r} is not valid: use all, head or last:N, e.g. last:2")
         return part
+
+    @model_validator(mode="after")
+    def _has_running_statistics(self) -> Self:
+        if self.norm_eval and self.weights is None:
+            raise ValueError(
+                "model.norm_eval=true keeps the BatchNorm statistics of the initial weights, and a run from scratch "
+                "has none: set model.weights or model.norm_eval=false"
+            )
+        return self
 
 
 class DataSettings(Section):

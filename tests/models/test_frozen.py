@@ -68,6 +68,34 @@ def test_frozen_batch_norm_needs_no_statistics_batch():
     assert len(blocks.bn_stats.layers) == 3 and len(blocks.drop_path.branches) == 1
 
 
+def test_batch_norm_in_evaluation_mode_keeps_its_statistics_while_its_scale_and_shift_train():
+    """`model.norm_eval`: also after `train()` of a wrapper, for layers that a freeze leaves to train."""
+    for train in ("all", "last:1"):
+        model = timm.create_model("test_resnet", num_classes=10, drop_path_rate=0.5)
+        freeze(model, train, norm_eval=True)
+        nn.Sequential(model).train()
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert model.training and model.layer4.training and model.layer4[0].drop_path.training
+        assert norms and not any(norm.training for norm in norms)
+        before = {name: value.clone() for name, value in model.named_buffers()}
+        model(torch.randn(4, 3, 64, 64)).sum().backward()
+        assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+        assert all(norm.weight.grad is not None for norm in model.layer4.modules() if norm in norms)
+        assert trained(model) == trained(frozen("test_resnet", train))
+
+
+def test_batch_norm_in_evaluation_mode_needs_no_statistics_batch():
+    changes = ["model.name=test_resnet", "model.layer_scale=null", "batch.global=8", "batch.slices=8"]
+    prepared = prepare_model(load("demo", [*changes, "model.norm_eval=true", "model.weights=timm"]), 10)
+    assert not prepared.has_batch_norm
+
+
+def test_statistics_of_a_run_from_scratch_cannot_be_kept():
+    with pytest.raises(UserError, match="set model.weights or model.norm_eval=false") as caught:
+        load("demo", ["model.norm_eval=true"])
+    assert "\n" not in str(caught.value)
+
+
 def test_the_optimizer_has_trained_parameters_only_and_layer_decay_counts_from_the_same_end():
     recipe = load("demo", ["model.train=last:1", "model.name=test_convnext", "optimizer.layer_decay=0.5"])
     model = frozen("test_convnext", "last:1")

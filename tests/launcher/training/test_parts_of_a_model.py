@@ -1,10 +1,12 @@
 """A run that trains a part of a model is as exact, resumable and portable as any other."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from launcher.checkpoints import checkpoint
 from launcher.cut import cut_batch
@@ -51,6 +53,29 @@ def test_frozen_layers_stay_and_the_curve_does_not_depend_on_the_cut(recipe, tmp
     for ema in (False, True):
         weights = run_weights(RunDirectory(whole), ema=ema).tensors
         timm.create_model(PARTS[part], num_classes=10).load_state_dict(weights, strict=True)
+
+
+def test_with_batch_norm_in_evaluation_mode_the_curve_does_not_depend_on_the_cut(recipe, tmp_path):
+    """`model.norm_eval`: any micro-batch, the statistics of the given weights in the result, and a bit-equal resume."""
+    given = timm.create_model("test_resnet", num_classes=10)
+    for name, buffer in given.named_buffers():
+        if name.endswith("running_var"):
+            buffer.copy_(torch.linspace(0.5, 2, len(buffer)))
+    save_file(given.state_dict(), tmp_path / "given.safetensors")
+    keys = (f"model.weights={tmp_path / 'given.safetensors'}", "model.norm_eval=true", "run.save_every=4")
+    chosen = recipe("last:1", "model.train=all", *keys)
+    whole = run_of(chosen, tmp_path / "whole", micro_batch=128)
+    parts = run_of(chosen, tmp_path / "parts", micro_batch=24)
+    assert_same_curve(parts, whole, STEPS)
+    assert_same_state(parts, whole)
+    for ema in (False, True):
+        weights = run_weights(RunDirectory(whole), ema=ema).tensors
+        for name, value in given.state_dict().items():
+            assert torch.equal(weights[name], value) == ("running" in name or "tracked" in name), name
+    before = losses(parts)
+    shutil.rmtree(checkpoint.checkpoint_path(parts / "checkpoints", STEPS))
+    run_of(chosen, parts, micro_batch=24)  # resumes from step 8
+    assert losses(parts) == before
 
 
 @pytest.mark.slow
