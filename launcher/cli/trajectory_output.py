@@ -19,10 +19,10 @@ def print_replayed(found: "Replayed") -> None:
     origin = f"the checkpoint of step {found.begin}" if found.begin else "the start of the run"
     print(f"{found.run}: steps {found.begin + 1} to {found.end} recomputed from {origin}, compared {how}")
     print(f"  {found.setting.cut}, {found.setting.engine}, {found.setting.device}, {found.setting.precision}")
-    compared = ", ".join(map(str, found.checkpoints))
-    weights = f"and the checkpoints of steps {compared}" if compared else "; no checkpoint lies in these steps"
     if found.difference is None:
-        print(f"equal: inputs, learning rate, loss and gradient norm of every step{' ' * bool(compared)}{weights}")
+        print(f"equal in every step: {', '.join(found.layers)}")
+        compared = ", ".join(f"step {step}" for step in found.checkpoints)
+        print(f"equal checkpoints: {compared}" if compared else "no checkpoint lies in these steps")
     else:
         print(f"first difference: {_sentence(found.difference, 'recorded', 'recomputed')}")
     for name, then, now in found.changed:
@@ -39,7 +39,7 @@ def print_run_difference(found: "RunDifference") -> None:
     if found.rounding:
         print("differences that rounding explains are left out, because cut or machine differ")
     if found.first is None:
-        print(f"equal: all {found.steps:,} steps that both have recorded")
+        print(f"equal: all {found.steps:,} steps that both have recorded, in {', '.join(found.layers)}")
         return
     print(f"first difference: {_sentence(found.first, *found.runs)}")
     if found.may_be_the_update:

@@ -159,7 +159,8 @@ def _write(parent: RunDirectory, new: Path, recipe: Recipe, metadata: RunMetadat
             new.rmdir()
         rename_durably(unfinished, new)
     except (OSError, DamagedCheckpoint) as error:
-        raise UserError(f"the branch {new} cannot be made ({error}): the parent is untouched, try again") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"the branch {new} cannot be made ({reason}): the parent is untouched, try again") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
 
+from data.reading.storage import is_url
 from launcher.checkpoints.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
@@ -28,7 +29,7 @@ from launcher.planning.auto_engine import choose_engine_here
 from launcher.recipe_shards import open_shards
 from launcher.runs.metrics import Metrics
 from launcher.runs.run_directory import RunDirectory
-from launcher.runs.step_layers import LayerDifference, first_difference, rounding_of
+from launcher.runs.step_layers import LayerDifference, common_layers, first_difference, rounding_of
 from launcher.runs.step_setting import StepSetting
 from launcher.training.event_log import EventLog
 from launcher.training.head_features import compute_features, trains_on_features
@@ -54,6 +55,7 @@ class Replayed:
         end: the last step that was recomputed; after Ctrl-C it is earlier than the last step of the plan.
         setting: how the steps were recomputed.
         exact: whether bits were compared; otherwise differences that rounding explains do not count.
+        layers: the parts of each step that were compared; version 0.1.0 recorded few.
         checkpoints: the steps whose checkpoints were compared.
         difference: the first one; None if everything is equal.
         changed: name, value then and value now of each fact about machine, cut, libraries and code that differs.
@@ -64,6 +66,7 @@ class Replayed:
     end: int
     setting: StepSetting
     exact: bool
+    layers: list[str]
     checkpoints: list[int]
     difference: LayerDifference | None
     changed: list[tuple[str, Any, Any]] = field(default_factory=list)
@@ -84,6 +87,9 @@ def replay(plan: ReplayPlan, cut_here: bool, workers: int | None = None) -> Repl
         UserError: shards, weights or the checkpoint are missing, or the steps cannot be cut in that way.
     """
     check_code_is_found(plan.recipe)
+    path = plan.recipe.data.path
+    if path and not is_url(path) and not Path(path).exists():
+        raise UserError(f"the shards of {plan.run.path} are not in {path}: say with --data where they are now")
     shards = open_shards(plan.recipe)
     if plan.run.metadata().dataset.digest != shards.digest:
         raise UserError(f"{shards.root} holds other shards than those of {plan.run.path}: give these with --data")
@@ -113,13 +119,14 @@ def replay(plan: ReplayPlan, cut_here: bool, workers: int | None = None) -> Repl
     found = [first_difference(plan.recorded[step], event, loss_rounding) for step, event in events.items()]
     found += [LayerDifference(step, "update (weights)", None, asdict(one)) for step, one in checks.found.items()]
     # Only the main process has the events of the steps.
-    differences = broadcast_object_list([[one for one in found if one]])[0]
+    layers = common_layers(*next(((plan.recorded[step], event) for step, event in events.items()), ({}, {})))
+    differences, layers = broadcast_object_list([[one for one in found if one], layers])
     engine.close()
     accelerator.end_training()
     # `min` keeps the first of equal steps, so a step's own record comes before its checkpoint.
     first = min(differences, key=lambda one: one.step, default=None)
     changed = plan.setting.differences(setting)
-    return Replayed(str(plan.run.path), plan.begin, end, setting, exact, checks.compared, first, changed)
+    return Replayed(str(plan.run.path), plan.begin, end, setting, exact, layers, checks.compared, first, changed)
 
 
 class CheckpointChecks:

@@ -78,6 +78,8 @@ def plan_replay(run: RunDirectory, step: int, steps: int, data: str | None = Non
         recipe = recipe.variant(data={"path": data})
     recorded = {event["step"]: event for event in events if event["event"] == "step"}
     last = max(recorded, default=0)
+    if not recorded:
+        raise UserError(f"{run.path} has recorded no steps yet: let it train first")
     if not 1 <= step <= last:
         raise UserError(f"{run.path} has no record of step {step}: give one from 1 to {last}")
     if recipe.branch and step <= recipe.branch.step:

@@ -9,7 +9,7 @@ from launcher.checkpoints.checkpoint import Checkpoint, DamagedCheckpoint, open_
 from launcher.checkpoints.state_difference import TensorDifference, checkpoint_differences
 from launcher.runs.recipe_differences import recipe_differences
 from launcher.runs.run_directory import RunDirectory
-from launcher.runs.step_layers import LayerDifference, first_difference, rounding_of
+from launcher.runs.step_layers import LayerDifference, common_layers, first_difference, rounding_of
 from launcher.runs.step_setting import StepSetting, settings_of
 from recipes.errors import UserError
 
@@ -25,6 +25,7 @@ class RunDifference:
         setting: facts about cut, machine, libraries and code with both values, at the first step that diverges, or else
             at the last common one.
         steps: number of steps that both have recorded.
+        layers: the parts of a step that both have recorded; version 0.1.0 recorded few.
         rounding: whether both were cut or computed in different ways, so that differences in rounding do not count.
         first: the first step, and the first part of it, that differs; None if all common steps are equal.
         after: the step of the last checkpoint before `first` that both runs have with equal weights; None if they have
@@ -36,6 +37,7 @@ class RunDifference:
     data: list[tuple[str, Any, Any]]
     setting: list[tuple[str, Any, Any]]
     steps: int
+    layers: list[str]
     rounding: bool
     first: LayerDifference | None
     after: int | None
@@ -80,6 +82,7 @@ def compare_trajectories(one: RunDirectory, other: RunDirectory) -> RunDifferenc
         [(name, facts[0][name], facts[1][name]) for name in facts[0] if facts[0][name] != facts[1][name]],
         _setting_differences(settings, shown),
         len(common),
+        common_layers(first[common[-1]], second[common[-1]]),
         rounding,
         found,
         0 if found and found.step == 1 else states.last_equal,

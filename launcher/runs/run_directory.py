@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import socket
 from pathlib import Path
 from typing import Any, TextIO
@@ -57,7 +58,8 @@ class RunDirectory:
             key, its_value, our_value = difference
             raise UserError(
                 f"{self.path} holds a run of another recipe ({key} is {its_value} there and {our_value} here): "
-                f"choose another --run-dir"
+                f"choose another --run-dir, or continue that run with other keys by `bigbatch branch "
+                f"{shlex.quote(str(self.path))} NEW KEY=VALUE`"
             )
         # A trajectory does not tell one weights file from another.
         if not self._began_with(recipe.model.weights):

@@ -63,6 +63,12 @@ def first_difference(one: dict, other: dict, rounding: float = 0.0) -> LayerDiff
     return None
 
 
+def common_layers(one: dict, other: dict) -> list[str]:
+    """Return the titles of the layers that both step events record, in their order."""
+    theirs = dict(_layers(other))
+    return [_TITLES[layer] for layer, _ in _layers(one) if layer in theirs]
+
+
 def _layers(event: dict) -> Iterator[tuple[str, Any]]:
     """Yield each recorded layer and its value; versions before 0.2.0 recorded the learning rate and the loss only."""
     if "inputs" in event:

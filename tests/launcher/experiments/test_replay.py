@@ -158,6 +158,10 @@ def test_what_cannot_be_replayed_is_said(killed, tmp_path):
 def test_shards_that_moved_are_given_anew_and_other_ones_are_refused(killed, digits, toy_shards, tmp_path, bigbatch):
     moved = Path(shutil.copytree(digits, tmp_path / "moved"))
     assert replay(bigbatch, killed, 1, "--data", str(moved))[0] == 0
+    recipe, run = RunDirectory(killed).recipe(), RunDirectory(Path(shutil.copytree(killed, tmp_path / "run")))
+    run.write(recipe.variant(data={"path": str(tmp_path / "gone")}), run.metadata())
+    code, _, error = bigbatch("replay", run.path, "--step", 1)
+    assert code == 2 and f"are not in {tmp_path / 'gone'}: say with --data where they are now" in error
     code, _, error = bigbatch("replay", killed, "--step", 1, "--data", toy_shards(*"abcdefghij"))
     assert code == 2 and "holds other shards than those of" in error and "give these with --data" in error
 
@@ -167,6 +171,19 @@ def test_an_edited_recipe_is_no_recipe_of_the_run(killed, tmp_path):
     run.write(run.recipe().variant(optimizer={"lr": 1.0}), run.metadata())
     with pytest.raises(UserError, match="recipe.yaml was changed since the run trained"):
         plan_replay(run, 1, 1)
+
+
+def test_a_run_of_a_version_that_recorded_less_is_compared_in_what_it_recorded(killed, tmp_path, bigbatch):
+    run = Path(shutil.copytree(killed, tmp_path / "run"))
+    kept = {"event", "step", "time", "cut", "engine", "device", "precision", "loss", "lr"}
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps({name: event[name] for name in event if name in kept}) for event in events]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    code, shown, _ = bigbatch("replay", run, "--step", 5, "--workers", 0)
+    assert code == 0 and "equal in every step: learning rate, forward (loss)\n" in shown
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="has recorded no steps yet"):
+        plan_replay(RunDirectory(run), 1, 1)
 
 
 def test_ctrl_c_stops_after_the_step_and_what_was_recomputed_is_compared(killed, bigbatch, monkeypatch):
