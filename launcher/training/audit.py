@@ -178,7 +178,8 @@ class Audit:
         named = " and ".join(f"rank {rank} on {self.nodes[rank]}" for rank in ranks)
         what = suspects.wrong[ranks[0]]
         if suspects.is_certain:
-            found = f"{named} computed another {what} in step {step} than the ranks that repeated it"
+            did = "read other inputs" if what == "inputs" else f"computed another {what}"
+            found = f"{named} {did} in step {step} than the other ranks that did the same part of it"
         else:
             found = f"{named} disagree about the {what} of step {step}, and no majority says which of them is wrong"
         if self.last_equal is None:

@@ -57,6 +57,11 @@ def test_a_dry_run_does_not_speak_of_slurm(local, digits):
     assert not any(word in shown for word in ("partition", "requeue", "SBATCH"))
 
 
+def test_a_dry_run_says_what_an_audit_costs(local, digits):
+    options = ("--cluster", "local", "--gpus-per-node", 2, "--audit", 5, "--data", digits, "--dry-run")
+    assert "# audit      every 5 steps, which takes about 20.0% more time" in local("submit", "demo", *SHORT, *options)
+
+
 @pytest.fixture
 def local(command):
     """Run the command, successfully; return what it printed."""

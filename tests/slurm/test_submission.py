@@ -43,6 +43,8 @@ REFUSALS = {  # arguments, what the sentence must say
     "a range of nodes over the limit": (["demo", *SHORT, "--nodes", "1-3", "--partition", "short"], "may have 2 nodes, not 3: lower --nodes"),
     "a GPU type that is not there": (["demo", *SHORT, "--gpu-type", "b300"], "its types of GPUs are not named"),
     "two partitions that are both too short": (["demo", *SHORT, "--time", "11", "--partition", "short,short"], "over the limit"),
+    "an audit by a single process": (["demo", *SHORT, "--audit", "5"], "this job has only one: leave --audit out"),
+    "an audit without all weights": (["demo", *SHORT, "engine.zero=3", "--nodes", "2", "--audit", "5"], "ZeRO-3 shards them"),
     "too few nodes besides the excluded ones": (["demo", *SHORT, "--nodes", "3", "--cluster", "fewer"], "which the profile excludes and the job asks for 3"),
 }  # fmt: skip
 
