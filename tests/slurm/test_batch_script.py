@@ -43,11 +43,11 @@ def test_srun_gets_all_numbers_and_the_options_of_the_profile():
 
 def test_a_container_of_pyxis_wraps_the_ranks_and_not_the_script():
     profile = Cluster(
-        python="python3", srun={"container-image": "nvcr.io#nvidia/pytorch:25.01", "container-mounts": "/home,/data"}
+        python="python3", srun={"container-image": "/images/bigbatch.sqsh", "container-mounts": "/home,/data"}
     )
     script = batch_script(Resources(), profile, "x")
     words = srun_line(script)
-    assert {"--container-image=nvcr.io#nvidia/pytorch:25.01", "--container-mounts=/home,/data"} <= set(words)
+    assert {"--container-image=/images/bigbatch.sqsh", "--container-mounts=/home,/data"} <= set(words)
     assert "--container-workdir=$PWD" in words and words[-5:-3] == ["python3", "-u"]
     assert f"python={sys.executable}\n" in script  # decides at the end, on the node
 
