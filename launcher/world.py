@@ -59,6 +59,16 @@ def this_process(environment: Mapping[str, str] = os.environ) -> World:
     return World(rank, size, local_rank, local_size, is_launched=True)
 
 
+def print_on_main(line: str) -> None:
+    """Print a line to standard output on rank 0 only.
+
+    `Accelerator.print` prints once per node. Where each process sees one GPU, it even prints on every rank, because
+    LOCAL_RANK is then the index of that GPU (`launcher.engines.connection.use_gpu_of_rank`).
+    """
+    if this_process().is_main:
+        print(line)
+
+
 def _number(environment: Mapping[str, str], name: str, default: int | None) -> int:
     """Return the variable as a number; `default` where it is not set, unless that is None."""
     text = environment.get(name)

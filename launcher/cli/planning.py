@@ -28,8 +28,8 @@ def plan(
     gpu: Annotated[
         str,
         typer.Option(
-            help="Kind of GPU: v100, t4, a10, l4, l40s, a100, a100-80, h100, h200, b200, rtx3090, rtx4090, rtx5090, "
-            "or one that was calibrated."
+            help="Kind of GPU: v100, v100-32, t4, a10, l4, l40s, a100, a100-80, h100, h200, b200, rtx3090, rtx4090, "
+            "rtx5090, or one that was calibrated. The driver's name works too, e.g. A100-SXM4-80GB."
         ),
     ] = "a100",
     cpus_per_gpu: Annotated[

@@ -4,6 +4,10 @@ import os
 
 import torch
 
+from recipes.errors import UserError
+
+_NOT_DETERMINISTIC = " does not have a deterministic implementation"  # torch says this of an operation
+
 
 def set_arithmetic(deterministic: bool = False) -> None:
     """Let cuDNN choose the fastest kernels, or let everything be deterministic; float32 is never rounded to TF32.
@@ -23,3 +27,17 @@ def set_arithmetic(deterministic: bool = False) -> None:
         torch.use_deterministic_algorithms(True)
         # Filling new buffers helps to find reads of uninitialized memory, but changes no result and costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # not in torch's stubs
+
+
+def check_kernel_exists(error: RuntimeError) -> None:
+    """Explain the error of an operation that torch has no deterministic kernel for; return at any other error.
+
+    Raises:
+        UserError: it is such an error.
+    """
+    operation, found, _ = str(error).partition(_NOT_DETERMINISTIC)
+    if found:
+        raise UserError(
+            f"engine.deterministic=true, but torch has no deterministic kernel for {operation}, which the model needs: "
+            f"add engine.deterministic=false"
+        ) from None

@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
 from launcher.engines.base import WEIGHTS, Engine, optimizer_kinds, swapped_in
-from launcher.engines.optimizer import EMA, make_optimizer, set_lr, set_update_count
+from launcher.engines.optimizer import EMA, adam_step, make_optimizer, set_lr, set_update_count
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
@@ -139,7 +139,7 @@ class DataParallel(Engine):
         }
 
     def _load_optimizer_state(self, saved: CheckpointReader) -> None:
-        device, kinds = self.accelerator.device, optimizer_kinds(saved)
+        kinds = optimizer_kinds(saved)
         for parameter, name in self.names.items():
             if not parameter.requires_grad:
                 continue
@@ -149,7 +149,7 @@ class DataParallel(Engine):
             }
             if "exp_avg" in state or self.recipe.code.optimizer:
                 # The step is not saved: it equals the number of updates.
-                state["step"] = torch.tensor(float(self.updates), device=device)
+                state["step"] = adam_step(self.optimizer, self.updates, parameter.device)
             self.optimizer.state[parameter].clear()
             self.optimizer.state[parameter].update(state)
         set_update_count(self.optimizer.optimizer, self.updates)

@@ -82,6 +82,17 @@ def set_update_count(optimizer: Optimizer, updates: int) -> None:
         counters.set(optimizer, updates)
 
 
+def adam_step(optimizer: Optimizer, updates: int, device: torch.device) -> torch.Tensor:
+    """Return Adam's number of updates, a float32 scalar where torch expects it.
+
+    That is `device` for a fused or capturable optimizer. Others read the number in every update, which would make the
+    host wait for a GPU, so they keep it on the CPU.
+    """
+    group = optimizer.param_groups[0]
+    on_device = group.get("fused") or group.get("capturable")
+    return torch.tensor(float(updates), device=device if on_device else "cpu")
+
+
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set every group's learning rate: `lr` times its `lr_scale`, which layer-wise decay makes smaller than one."""
     for group in optimizer.param_groups:

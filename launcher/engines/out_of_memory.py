@@ -13,6 +13,8 @@ _SAID = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "Failed to CUDA calloc",
+    # torch tries one algorithm of cuDNN after another, and says this also if the memory was too short for each of them.
+    "unable to find an engine to execute this computation",
 )
 
 

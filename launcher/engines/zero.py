@@ -32,7 +32,8 @@ from launcher.engines.deepspeed_internals import (
 )
 from launcher.engines.disk_offload import load_file_operator
 from launcher.engines.loss_scale import LossScale
-from launcher.engines.optimizer import EMA, make_optimizer, set_lr
+from launcher.engines.optimizer import EMA, adam_step, make_optimizer, set_lr
+from launcher.world import print_on_main
 from recipes.schema import Recipe
 
 if not torch.cuda.is_available():
@@ -53,7 +54,7 @@ class Zero(Engine):
     def __init__(self, recipe: Recipe, model: nn.Module, accelerator: Accelerator, cut: Cut):
         super().__init__(recipe, model, accelerator)
         if recipe.engine.offload == "nvme":
-            load_file_operator(accelerator.print)
+            load_file_operator(print_on_main)
         _join_deepspeed(accelerator)
         self.title = f"ZeRO-{recipe.engine.zero}{_OFFLOADED[recipe.engine.offload]}"
         self.optimizer = make_optimizer(self.module, recipe)
@@ -137,7 +138,7 @@ class Zero(Engine):
                         value[found.offset : found.offset + found.length] = elements
                 if "exp_avg" in state:
                     # Adam's step is not saved: it equals the number of updates.
-                    state["step"] = torch.tensor(float(self.updates), device=flat.device)
+                    state["step"] = adam_step(self.optimizer, self.updates, flat.device)
                 self.optimizer.state[flat] = state
         if self.loss_scale and "loss_scale" in saved.scalars:
             self.loss_scale.load(saved.scalars)

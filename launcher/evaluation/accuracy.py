@@ -107,5 +107,6 @@ def _counts(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     guesses = logits.topk(min(5, logits.shape[1])).indices
     right = guesses == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    counts = [labels.new_tensor(len(labels)), right[:, 0].sum(), right.sum(), loss]
+    # `new_full` counts on the device; a copy from the host would wait for the device.
+    counts = [labels.new_full((), len(labels)), right[:, 0].sum(), right.sum(), loss]
     return torch.stack([count.double() for count in counts])

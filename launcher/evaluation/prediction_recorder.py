@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -28,30 +29,33 @@ class PredictionRecorder:
     """
 
     def __init__(self) -> None:
-        self._classes: list[np.ndarray] = []
-        self._probabilities: list[np.ndarray] = []
+        self._classes: list[Tensor] = []
+        self._probabilities: list[Tensor] = []
 
     def __call__(self, logits: Tensor) -> None:
         """Add a batch: float ``[n, classes]``."""
+        # They stay on the device until the end: reading them here would make the host wait for every batch.
         best = logits.softmax(dim=1).max(dim=1)
-        self._classes.append(best.indices.cpu().numpy())
-        self._probabilities.append(best.values.float().cpu().numpy())
+        self._classes.append(best.indices)
+        self._probabilities.append(best.values.float())
 
     def gather(self, accelerator: Accelerator) -> None:
         """Collect the predictions of all ranks on each of them; a rank has a contiguous part of the split."""
         if accelerator.num_processes > 1:
-            self._classes = gather_object([np.concatenate(self._classes)] if self._classes else [])
-            self._probabilities = gather_object([np.concatenate(self._probabilities)] if self._probabilities else [])
+            self._classes, self._probabilities = (
+                gather_object([torch.cat(parts).cpu()] if parts else [])
+                for parts in (self._classes, self._probabilities)
+            )
 
     @property
     def guesses(self) -> np.ndarray:
         """The likeliest class of every image, int64 ``[n]``."""
-        return np.concatenate(self._classes)
+        return _to_numpy(self._classes)
 
     @property
     def probabilities(self) -> np.ndarray:
         """The probability of that class, float32 ``[n]``."""
-        return np.concatenate(self._probabilities)
+        return _to_numpy(self._probabilities)
 
     def compared_with(self, split: Split, upright: bool = False) -> dict[str, Any]:
         """Return counts and the mistakes of highest probability, as fields of `launcher.runs.mistakes.Mistakes`.
@@ -82,6 +86,11 @@ class PredictionRecorder:
                 for sample in surest.tolist()
             ],
         }
+
+
+def _to_numpy(parts: list[Tensor]) -> np.ndarray:
+    found: np.ndarray = torch.cat(parts).cpu().numpy()
+    return found
 
 
 def keep_predictions(

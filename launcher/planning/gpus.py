@@ -78,6 +78,7 @@ def _card(
 # NVIDIA's data sheets, SXM where there is one; memory in GiB as the driver counts it, rounded.
 GPUS = {
     "v100": _card("v100", 16, 900, 15.7, 125, 100, has_bf16=False),
+    "v100-32": _card("v100", 32, 900, 15.7, 125, 100, has_bf16=False),
     "t4": _card("t4", 15, 320, 8.1, 65, 8, has_bf16=False),
     "a10": _card("a10", 22.5, 600, 31.2, 125, 15),
     "l4": _card("l4", 22.5, 300, 30.3, 121, 15),
@@ -96,10 +97,15 @@ GPUS = {
 def gpu_named(name: str) -> Gpu:
     """Return a GPU of the table or one that was calibrated; "cpu" works too once it was calibrated.
 
+    Args:
+        name: a key of the table, or the card's name as the driver or a shop writes it, e.g. "NVIDIA A100-SXM4-80GB".
+
     Raises:
         UserError: the name is unknown.
     """
     devices = load_speeds().devices
+    if name not in GPUS and name not in devices:
+        name = _key_of(name)
     gpu = GPUS.get(name)
     if gpu is None and name not in devices:
         known = ", ".join(dict.fromkeys([*GPUS, *devices]))
@@ -115,10 +121,17 @@ def gpu_named(name: str) -> Gpu:
     return replace(gpu, rates=gpu.rates | (devices[gpu.kind].rates if gpu.kind in devices else {}))
 
 
+def _key_of(name: str) -> str:
+    """Return the key of a card's name in the table; for a card outside the table, `kind_of` its name."""
+    kind, memory = kind_of(name), re.search(r"(\d+) ?g", name.lower())
+    with_memory = f"{kind}-{memory[1]}" if memory else kind
+    return with_memory if with_memory in GPUS else kind or name
+
+
 def kind_of(device_name: str) -> str:
     """Return the kind of a GPU from its driver's name, e.g. "h100"; outside the table it is that name as one word."""
     name = device_name.lower()
-    words = re.split(r"[^a-z0-9]+", re.sub(r"\brtx (\d)", r"rtx\1", name))
+    words = re.split(r"[^a-z0-9]+", re.sub(r"\brtx[ -](\d)", r"rtx\1", name))
     if "laptop" not in words:  # a laptop's chip bears the name of a faster one
         for gpu in GPUS.values():
             if gpu.kind in words:

@@ -22,9 +22,11 @@ from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
 from launcher.cut import Cut, smaller_cut
+from launcher.engines.arithmetic import check_kernel_exists
 from launcher.engines.out_of_memory import is_out_of_memory
 from launcher.planning.memory_model import predict_states
 from launcher.planning.model_profile import parameter_sizes
+from launcher.world import print_on_main
 from models.stochastic_depth import StochasticDepth
 from recipes.errors import UserError
 from recipes.schema import Recipe
@@ -36,11 +38,16 @@ class OutOfMemory(Exception):
 
 @contextmanager
 def oom_on_any_rank(accelerator: Accelerator) -> Iterator[None]:
-    """Surround work without communication: if any rank runs out of memory in it, all raise `OutOfMemory` at its end."""
+    """Surround work without communication: if any rank runs out of memory in it, all raise `OutOfMemory` at its end.
+
+    Raises:
+        UserError: the model needs an operation without a deterministic kernel, and `engine.deterministic` is true.
+    """
     ran_out = False
     try:
         yield
     except RuntimeError as error:
+        check_kernel_exists(error)
         if not is_out_of_memory(error):
             raise
         ran_out = True
@@ -78,7 +85,7 @@ def fit_micro_batch(
             return cut
         except OutOfMemory:
             pass  # shrink outside `except`: inside, the traceback would keep the activations of the failed pass alive
-        cut = shrink_after_oom(recipe, cut, statistics_size, "before the first step", accelerator.print)
+        cut = shrink_after_oom(recipe, cut, statistics_size, "before the first step", print_on_main)
 
 
 def shrink_after_oom(recipe: Recipe, cut: Cut, statistics_size: int, when: str, say: Callable[[str], None]) -> Cut:

@@ -15,6 +15,7 @@ from launcher.engines.data_parallel import DataParallel
 from launcher.evaluation.initial_weights import TIMM, load_initial_weights
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.fit_micro_batch import fit_micro_batch
+from launcher.world import print_on_main
 from models.build import checkpoint_activations, compile_blocks, scale_head
 from models.prepared import PreparedModel
 from models.pretrained import cached_timm_file
@@ -35,7 +36,7 @@ def find_checkpoint(accelerator: Accelerator, run: RunDirectory, recipe: Recipe,
     found, problem = None, None
     if accelerator.is_main_process:
         try:
-            found = _newest_of(accelerator, run, recipe, shards)
+            found = _newest_of(run, recipe, shards)
         except UserError as error:
             problem = str(error)
     found, problem = broadcast_object_list([found, problem])
@@ -44,12 +45,12 @@ def find_checkpoint(accelerator: Accelerator, run: RunDirectory, recipe: Recipe,
     return found
 
 
-def _newest_of(accelerator: Accelerator, run: RunDirectory, recipe: Recipe, shards: ShardSet) -> Checkpoint | None:
+def _newest_of(run: RunDirectory, recipe: Recipe, shards: ShardSet) -> Checkpoint | None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = latest_valid(run.checkpoints)
     for warning in caught:
-        accelerator.print(f"warning: {warning.message}")
+        print_on_main(f"warning: {warning.message}")
     if found:
         _check_belongs_to(found, run, recipe, shards)
     elif recipe.branch:
@@ -58,11 +59,11 @@ def _newest_of(accelerator: Accelerator, run: RunDirectory, recipe: Recipe, shar
             f"`bigbatch branch {recipe.branch.run} NEW --at-step {recipe.branch.step}`"
         )
     else:
-        _check_nothing_is_lost(accelerator, run)
+        _check_nothing_is_lost(run)
     return found
 
 
-def _check_nothing_is_lost(accelerator: Accelerator, run: RunDirectory) -> None:
+def _check_nothing_is_lost(run: RunDirectory) -> None:
     """Refuse to start a run from step 0 if its checkpoints are gone. A run that was never saved starts over.
 
     The event of a save is written when the save begins, so a single one may belong to a save that was killed. A second
@@ -82,7 +83,7 @@ def _check_nothing_is_lost(accelerator: Accelerator, run: RunDirectory) -> None:
         )
     steps = max((event["step"] for event in events), default=0)
     if steps:
-        accelerator.print(f"the {steps} steps in {run.path} were never saved: training starts over at step 0")
+        print_on_main(f"the {steps} steps in {run.path} were never saved: training starts over at step 0")
 
 
 def _check_belongs_to(checkpoint: Checkpoint, run: RunDirectory, recipe: Recipe, shards: ShardSet) -> None:
@@ -165,8 +166,8 @@ def make_engine(recipe: Recipe, model: nn.Module, accelerator: Accelerator, cut:
 def _load_given_weights(model: nn.Module, recipe: Recipe, classes: list[str], accelerator: Accelerator) -> None:
     if recipe.model.weights == TIMM:
         _download_by_turns(recipe.model.name, accelerator)
-    for note in load_initial_weights(model, recipe, classes, accelerator.print):
-        accelerator.print(f"weights: {note}")
+    for note in load_initial_weights(model, recipe, classes, print_on_main):
+        print_on_main(f"weights: {note}")
     if recipe.model.head_init_scale is not None:
         scale_head(model, recipe.model.head_init_scale)
 

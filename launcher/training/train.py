@@ -27,7 +27,7 @@ from launcher.training.step_profile import StepProfile
 from launcher.training.trackers import Trackers, check_trackers
 from launcher.training.user_code_checks import check_code_is_found
 from launcher.workers import default_workers
-from launcher.world import this_process
+from launcher.world import print_on_main, this_process
 from models.prepared import prepare_model
 from recipes.errors import UserCodeError, UserError
 from recipes.schedule import StepSchedule
@@ -92,7 +92,7 @@ def train(recipe: Recipe, run_path: str | Path, options: StartOptions | None = N
         run.metrics.truncate_after(step)
         start = describe_start(accelerator, recipe)
         if note := own_code_note(recipe, run, start):
-            accelerator.print(f"note: {note}")
+            print_on_main(f"note: {note}")
         run.metrics.append("start", step, cut=str(cut), engine=engine.title, **start)
     _print_start(engine, choice, cut, schedule, step)
 
@@ -114,12 +114,12 @@ def train(recipe: Recipe, run_path: str | Path, options: StartOptions | None = N
     )
     profile = None
     if options.profile and engine.is_main:
-        profile = StepProfile(run.path / "profile", options.profile, cut, accelerator.device, accelerator.print)
+        profile = StepProfile(run.path / "profile", options.profile, cut, accelerator.device, print_on_main)
     if note := why_not_measured(recipe, cut, model.has_batch_norm):
-        accelerator.print(f"note: {note}")
+        print_on_main(f"note: {note}")
     audit = options.audit if accelerator.num_processes > 1 else None
     if options.audit and not audit:
-        accelerator.print("note: a single process has no other one to audit it")
+        print_on_main("note: a single process has no other one to audit it")
     rows = features.train if features else None
     training = Training(
         engine, model, schedule, cut, shards, between_steps, log, workers, rows, profile, audit_every=audit
@@ -141,7 +141,7 @@ def _claim_run_directory(run_path: str | Path, recipe: Recipe, shards: ShardSet,
 
 
 def _print_start(engine: Engine, choice: EngineChoice, cut: Cut, schedule: StepSchedule, step: int) -> None:
-    say, recipe = engine.accelerator.print, engine.recipe
+    say, recipe = print_on_main, engine.recipe
     say(f"{recipe.name}: {recipe.model.name}, {schedule.total_steps:,} steps of {cut}, {engine.title}")
     if choice.reason:
         say(f"cut: {choice.reason}")
@@ -188,7 +188,7 @@ def _make_writer(
 def _run_to_end(training: Training, step: int, run: RunDirectory) -> bool:
     """Train from `step`, say how it ended, and close the engine; return whether the schedule is finished."""
     engine, total = training.engine, training.schedule.total_steps
-    say = engine.accelerator.print
+    say = print_on_main
     engine.module.train()
     started = time.monotonic()
     try:

@@ -1,25 +1,32 @@
-"""Where a training step waits for the GPU: the lines that torch reports in `torch.cuda.set_sync_debug_mode("warn")`.
+"""Where the host waits for the GPU: the lines that torch reports in `torch.cuda.set_sync_debug_mode("warn")`.
 
     python -m tests.benchmarks.gpu_waits [--small]
 
-Expected is one wait a step, for the loss, after the update was queued (`launcher.training.loop`).
+Expected is one wait in a training step, for the loss, after the update was queued (`launcher.training.loop`). In an
+evaluation, a few are expected at its beginning and its end, and none in its batches.
 """
 
 import argparse
+import math
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from data.reading.shards import ShardSet
+from launcher.engines.base import make_accelerator
+from launcher.evaluation.accuracy import evaluate
+from launcher.evaluation.prediction_recorder import PredictionRecorder
 from recipes.load import load
-from tests.benchmarks.gpu_contenders import Setting, ours
+from tests.benchmarks.gpu_contenders import Setting, make_timm_model, ours
 from tests.benchmarks.gpu_step import LARGE, SMALL, changes_to, made_up_images, needs_a_gpu
 from tests.benchmarks.rows import add_rows_option, write_row
 
-_RECIPE, _STEPS = "convnext_tiny_in1k", 4
+_RECIPE, _STEPS, _BATCHES = "convnext_tiny_in1k", 4, 10
 
 
 def main() -> None:
@@ -32,21 +39,33 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         shards = ShardSet.open(made_up_images(Path(scratch), *((40, 48) if chosen.small else (600, 375))))
         setting = Setting(load(_RECIPE, changes), changes, shards, device, 0, Path(scratch))
+        recipe = setting.recipe
         with ours(setting) as step:
             for _ in range(3):  # kernels are chosen, and the optimizer's state is made
                 step()
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                torch.cuda.set_sync_debug_mode("warn")
-                for _ in range(_STEPS):
-                    step()
-                torch.cuda.set_sync_debug_mode("default")
-    found = Counter(f"{each.filename}:{each.lineno}" for each in caught if "synchronizing" in str(each.message))
-    print(f"{sum(found.values()) / _STEPS:g} waits a step")
-    write_row(chosen.rows, {"line": "all", "waits a step": sum(found.values()) / _STEPS})
-    for line, count in found.most_common():
-        print(f"{count / _STEPS:g} a step at {line}")
-        write_row(chosen.rows, {"line": line, "waits a step": count / _STEPS})
+            report("a training step", _STEPS, waits(step, _STEPS), chosen.rows)
+            model, recorder, train = make_timm_model(setting), PredictionRecorder(), shards.split("train")
+            size = math.ceil(len(train) / _BATCHES)
+            evaluation = partial(evaluate, model, train, recipe, make_accelerator(recipe), size, 0, recorder)
+            report("a batch of an evaluation", _BATCHES, waits(evaluation, 1), chosen.rows)
+
+
+def waits(work: Callable[[], object], times: int) -> Counter[str]:
+    """Return how often the host waits in this many calls of `work`, by line of code."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        for _ in range(times):
+            work()
+        torch.cuda.set_sync_debug_mode("default")
+    return Counter(f"{each.filename}:{each.lineno}" for each in caught if "synchronizing" in str(each.message))
+
+
+def report(what: str, count: int, found: Counter[str], rows: Path | None) -> None:
+    """Print and write the waits of `count` steps or batches together, and those of each line."""
+    for line, times in [("all", found.total()), *found.most_common()]:
+        print(f"{times / count:g} in {what} at {line}")
+        write_row(rows, {"in": what, "line": line, "waits": times / count})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 
 from tests.benchmarks import on_a_gpu
 from tests.benchmarks.on_a_gpu import Stage
+from tests.benchmarks.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,5 +41,8 @@ def test_stages_run_with_the_stand_in_for_cuda_and_fill_the_tables(tmp_path, mon
     assert code == 0, [file.read_text()[-2000:] for file in tmp_path.glob("*.txt")]
     on_a_gpu.main(["--folder", str(tmp_path), "--tables"])
     found = capsys.readouterr().out
+    waits = {(row["in"], row["line"]): row["waits"] for row in read_rows(tmp_path / "waits.jsonl")}
+    assert waits["a training step", "all"] == 1, "only the loss is read, after the update has been queued"
+    assert waits["a batch of an evaluation", "all"] < 1, "nothing is read before the end of the evaluation"
     assert "| channels | side | format | ms | bandwidth, GB/s |" in found and "| 768 | 7 | NHWC |" in found
     assert "| convnext_tiny_in1k | 64 |" in found and "steps-tiny: not measured" in found

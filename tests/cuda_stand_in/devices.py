@@ -4,6 +4,8 @@ A tensor carries the device that it stands for. Results of an operation stand fo
 that this mode does not see, e.g. the gradients that autograd makes, stand for no device, and mix with any.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -14,6 +16,9 @@ from tests.cuda_stand_in import torch_cuda
 _STANDS_FOR = "_stands_for"  # attribute of a tensor: "cuda" or "cpu"
 _DEVICE, _GRAD, _IS_CUDA = Tensor.device.__get__, Tensor.grad.__get__, Tensor.is_cuda.__get__
 _SET_DATA = Tensor.data.__set__
+# Operations that read a number, or whose result's shape depends on numbers.
+_READS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "masked_select", "unique", "equal"}
+_FROM_NUMBERS = {"tensor", "new_tensor", "as_tensor"}  # make a tensor on the CPU and copy it
 # Operations that take tensors of both devices.
 _BETWEEN_DEVICES = {"copy_", "_foreach_copy_", "to", "__setitem__", "__getitem__", "__set__", "type_as", "is_set_to"}
 
@@ -29,6 +34,9 @@ class Devices(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         name = getattr(function, "__name__", "")
+        if torch_cuda.sync_debug_mode == "warn" and _waits(name, args, kwargs):
+            # At the line that calls the operation, as torch does.
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
         if function == _DEVICE:
             real = function(*args)
             is_cuda = real.type == "cpu" and stands_for(args[0]) == "cuda"
@@ -79,6 +87,22 @@ class Devices(TorchFunctionMode):
                     _mark(leaf, device)
                     leaf.__dict__.update({"_pinned": True} if pinned else {})
         return result
+
+
+def _waits(name: str, args: tuple, kwargs: dict) -> bool:
+    """Return whether an operation of Python makes the host wait for a GPU; operations of libraries are not seen."""
+    given = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
+    on_gpu = [stands_for(tensor) == "cuda" for tensor in given]
+    if name in _FROM_NUMBERS:
+        return any(on_gpu) or str(kwargs.get("device", "")).startswith("cuda")
+    if name in ("to", "cpu", "cuda", "copy_") and not kwargs.get("non_blocking") and True not in args[1:]:
+        source, target = (args[1], args[0]) if name == "copy_" else (args[0], None)
+        device = stands_for(target) if name == "copy_" else _without_device(args, kwargs)[2] if name == "to" else name
+        return {stands_for(source), device} == {"cuda", "cpu"}
+    if name in ("__getitem__", "__setitem__"):  # a mask has to be counted; an index on the CPU has to be copied
+        index = [leaf for leaf in tree_iter(args[1]) if isinstance(leaf, Tensor) and leaf.dim()]
+        return on_gpu[0] and any(leaf.dtype == torch.bool or stands_for(leaf) != "cuda" for leaf in index)
+    return name in _READS and any(on_gpu)
 
 
 def _converted(tensor: Tensor, result: Tensor, device: str | None) -> Tensor:

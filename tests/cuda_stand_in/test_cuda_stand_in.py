@@ -60,13 +60,17 @@ def test_one_gpu_trains_as_a_cpu_with_pinned_memory_and_a_profile(digits, on_a_c
     assert "of the time" in (tmp_path / "run" / "profile" / "profile.txt").read_text()
 
 
-def test_a_job_checks_its_nodes_over_gloo_and_trains_over_nccl(digits, on_a_cpu, tmp_path, capfd):  # noqa: F811
+def test_a_job_checks_its_nodes_over_gloo_and_trains_over_nccl(digits, on_a_cpu, tmp_path, capfd, monkeypatch):  # noqa: F811
+    """Each process sees only its own GPU, as under `srun --gpus-per-task=1`. Lines are still printed once."""
+    monkeypatch.setenv("STAND_IN_GPUS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     run = tmp_path / "run"
     job = RunDirectory(run / "job").recipe_file  # as `bigbatch submit` leaves it
     job.parent.mkdir(parents=True)
     job.write_text(yaml.safe_dump(load("demo", [*CHANGES, f"data.path={digits}"]).to_dict()))
     assert run_processes("launcher.job", [str(run), "--micro-batch", "64", "--workers", "0"], 2) == 0
     output = capfd.readouterr()
+    assert output.out.count(f"{STEPS} steps of 256 = 2 processes") == output.out.count("finished: ") == 1
     assert "preflight: 2 processes" in output.out and "all-reduce" in output.out and "Warning" not in output.err
     check_device(run)
     assert_same_curve(run, on_a_cpu, steps=STEPS)
@@ -74,8 +78,12 @@ def test_a_job_checks_its_nodes_over_gloo_and_trains_over_nccl(digits, on_a_cpu,
 
 @pytest.mark.parametrize(
     "ranks, engine",
-    [(1, ["engine.zero=1"]), (2, ["engine.zero=2"]), (2, ["engine.zero=3", "engine.offload=cpu"])],
-    ids=["1", "2", "3 with offload"],
+    [
+        (1, ["engine.zero=1"]),
+        (2, ["engine.zero=2", "engine.checkpoint_activations=true"]),
+        (2, ["engine.zero=3", "engine.offload=cpu"]),
+    ],
+    ids=["1", "2 with checkpointing", "3 with offload"],
 )
 def test_every_stage_of_zero_trains_as_a_cpu(digits, on_a_cpu, tmp_path, ranks, engine):  # noqa: F811
     train(digits, tmp_path / "run", ranks, "--micro-batch", "64", "--workers", "0", *engine)

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import torch
 from torch import distributed
 from torch.profiler import ProfilerActivity
+from torch.utils import checkpoint
 
 COUNT = int(os.environ.get("STAND_IN_GPUS", "1"))
 MEMORY = 16 * 2**30
 LARGEST = int(os.environ.get("STAND_IN_LARGEST", MEMORY))  # bytes of the largest tensor that can be allocated
 NAME, CAPABILITY = "NVIDIA A100-SXM4-40GB", (8, 0)
 current = 0  # the device that this process has set
+sync_debug_mode: int | str = "default"  # as `torch.cuda.set_sync_debug_mode` has set it
 
 _nccl: dict = {}  # group: whether it stands for one of NCCL; None is the default group
 
@@ -82,6 +84,11 @@ def _set_device(device) -> None:
     current = existing(device).index
 
 
+def _set_sync_debug_mode(mode) -> None:
+    global sync_debug_mode
+    sync_debug_mode = mode
+
+
 @contextmanager
 def _in_device(device):
     before = current
@@ -147,7 +154,7 @@ def replace_cuda() -> None:
         "get_device_capability": _checked(CAPABILITY),
         "is_bf16_supported": lambda including_emulation=True: True,
         "mem_get_info": _checked((MEMORY, MEMORY)),
-        "set_sync_debug_mode": lambda mode: None,
+        "set_sync_debug_mode": _set_sync_debug_mode,
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,
         "get_rng_state": lambda device="cuda": torch.get_rng_state(),
@@ -172,6 +179,7 @@ def replace_cuda() -> None:
     for name, answer in accelerator.items():
         setattr(torch.accelerator, name, answer)
     _replace_autocast()
+    _replace_checkpointing()
     _replace_profiler()
     _replace_nccl()
 
@@ -192,6 +200,17 @@ def _replace_autocast() -> None:
         kind.__init__ = on_cpu(kind.__init__)
     for name in ("is_autocast_enabled", "get_autocast_dtype"):
         setattr(torch, name, on_cpu(getattr(torch, name)))
+
+
+def _replace_checkpointing() -> None:
+    """Let checkpointed activations be compared by shape and dtype, and not by device.
+
+    torch notes a tensor's device where autograd saves it, inside an operation. There the stand-in does not see it yet.
+    """
+    checkpoint._allowed_determinism_checks_to_fns["default"] = lambda tensor: {
+        "shape": tensor.shape,
+        "dtype": tensor.dtype,
+    }
 
 
 def _replace_profiler() -> None:

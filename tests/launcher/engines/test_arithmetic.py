@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from launcher.engines.arithmetic import set_arithmetic
+from launcher.training.fit_micro_batch import oom_on_any_rank
+from recipes.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +28,11 @@ def test_float32_is_never_rounded_and_kernels_are_timed_unless_they_must_repeat(
     assert not torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
     assert torch.backends.cudnn.benchmark is not deterministic
     assert torch.are_deterministic_algorithms_enabled() is deterministic
+
+
+def test_a_model_without_deterministic_kernels_is_refused_in_a_sentence():
+    """On a GPU, e.g. the backward pass of adaptive pooling; on a CPU, `put_` is such an operation."""
+    torch.use_deterministic_algorithms(True)
+    with pytest.raises(UserError, match="no deterministic kernel for put_, which .* add engine.deterministic=false"):
+        with oom_on_any_rank(Accelerator(cpu=True)):
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))

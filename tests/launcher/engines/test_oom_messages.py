@@ -12,6 +12,7 @@ from launcher.engines.out_of_memory import is_out_of_memory
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
         "Triton Error [CUDA]: out of memory",
         "NCCL error: unhandled cuda error ... Failed to CUDA calloc async 2097152 bytes",
         "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from launcher.planning import calibration
-from launcher.planning.gpus import gpu_named, kind_of
+from launcher.planning.gpus import GPUS, gpu_named, kind_of
 from launcher.planning.model_profile import profile_model
 from launcher.planning.speeds import Device, Rates, Speeds, images_per_core, save_speeds, speeds_file
 from launcher.planning.time_model import update_seconds
@@ -80,6 +80,22 @@ def test_measured_rates_take_the_tables_place_for_every_memory_of_that_chip(monk
 )
 def test_a_driver_name_is_the_card_that_it_says_and_no_other(device, kind):
     assert kind_of(device) == kind
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+        ("H100", "h100"),
+        ("rtx 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 3090", "rtx3090"),
+        ("Tesla V100-SXM2-32GB", "v100-32"),
+    ],
+)
+def test_a_card_is_planned_for_by_its_key_and_by_the_names_that_people_know(name, key, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert gpu_named(name) == gpu_named(key) == GPUS[key]
 
 
 def test_speeds_of_version_0_1_are_named_and_not_used(bigbatch):
