@@ -22,6 +22,8 @@ def set_arithmetic(deterministic: bool = False) -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = not deterministic
+    if torch.are_deterministic_algorithms_enabled() and not deterministic:  # an earlier run of this process
+        torch.use_deterministic_algorithms(False)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -32,6 +32,7 @@ from launcher.training.event_log import EventLog
 from launcher.training.loop import Training
 from launcher.training.progress import RunProgress
 from launcher.training.start import make_engine
+from launcher.world import this_process
 from models.build import compile_blocks
 from models.prepared import prepare_model
 from recipes.load import load
@@ -55,11 +56,12 @@ class Setting:
 
     @property
     def size(self) -> int:
-        return self.recipe.batch.global_
+        """Images of this rank in a step."""
+        return self.recipe.batch.global_ // this_process().size
 
     def batches(self) -> list[MicroBatch]:
         """A few micro-batches on the device."""
-        dataset = MicroBatches(self.shards.split("train"), self.recipe, 0, self.size)
+        dataset = MicroBatches(self.shards.split("train"), self.recipe, this_process().rank * self.size, self.size)
         return [dataset[(step, 0)].to(self.device) for step in range(4)]
 
     @property
@@ -79,7 +81,7 @@ def ours(setting: Setting, *changes: str, real_loader: bool = False) -> Iterator
     prepared = prepare_model(recipe, setting.classes)
     if recipe.engine.compile:
         compile_blocks(prepared.module)
-    cut = Cut(setting.size, 1, setting.size, 1)
+    cut = Cut(recipe.batch.global_, accelerator.num_processes, setting.size, 1)
     engine = make_engine(recipe, prepared.module, accelerator, cut)
     schedule = StepSchedule(recipe, len(setting.shards.split("train")))
     run = RunDirectory(setting.folder)
@@ -101,7 +103,8 @@ def ours(setting: Setting, *changes: str, real_loader: bool = False) -> Iterator
     finally:
         engine.close()
         # DeepSpeed sets it, and because of it the Accelerate of the next contender would look for other processes.
-        os.environ.pop("LOCAL_RANK", None)
+        if not this_process().is_launched:
+            os.environ.pop("LOCAL_RANK", None)
         accelerator.state._reset_state(reset_partial_state=True)
 
 

@@ -31,6 +31,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from torch import distributed
 
 from data.reading.shards import ShardSet
 from data.writing.sharding import shard
@@ -66,7 +67,10 @@ def measure(step: Step, images: int, device: torch.device, seconds: float) -> di
     started = time.perf_counter()
     step()
     wait(device)
-    steps = max(1, int(seconds / BLOCKS / (time.perf_counter() - started)))
+    took = torch.tensor(time.perf_counter() - started, device=device)
+    if distributed.is_initialized():
+        distributed.broadcast(took, 0)  # all ranks take the same number of steps
+    steps = max(1, int(seconds / BLOCKS / took.item()))
     rates = []
     for _ in range(BLOCKS):
         started = time.perf_counter()
@@ -106,18 +110,21 @@ def matrix_rate(device: torch.device, side: int) -> float:
     return best
 
 
+def made_up_photograph(generator: np.random.Generator, side: int) -> Image.Image:
+    """Return smooth shapes and grain, `side` pixels high, whose size as JPEG and decoding time are realistic."""
+    shapes = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    smooth = shapes.resize((side * 4 // 3, side), Image.Resampling.BICUBIC)
+    grain = generator.normal(0, 8, (side, side * 4 // 3, 3))
+    return Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8))
+
+
 def made_up_images(folder: Path, count: int, side: int) -> Path:
-    """Write shards of made-up images: smooth shapes and grain, so that their size and decoding time are realistic."""
+    """Write shards of `made_up_photograph`s and return their folder."""
     generator = np.random.default_rng(0)
     for number in range(count):
-        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
-            (side * 4 // 3, side), Image.Resampling.BICUBIC
-        )
-        grain = generator.normal(0, 8, (side, side * 4 // 3, 3))
-        pixels = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
         path = folder / "pictures" / f"class {number % 4}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, quality=92)
+        made_up_photograph(generator, side).save(path, quality=92)
     shard(str(folder / "pictures"), folder / "shards", progress=False)
     return folder / "shards"
 

@@ -4,15 +4,16 @@
     .venv/bin/python -m tests.benchmarks.on_a_gpu                     # every stage that has not succeeded yet
     .venv/bin/python -m tests.benchmarks.on_a_gpu --minutes 10        # starts no stage that would end later
     .venv/bin/python -m tests.benchmarks.on_a_gpu --only steps-tiny   # this stage alone, again if need be
+    .venv/bin/python -m tests.benchmarks.on_a_gpu --shards shards     # also accuracy, on the data sets that are there
     .venv/bin/python -m tests.benchmarks.on_a_gpu --tables            # the tables of what was measured, as Markdown
 
 Each stage runs in processes of its own, and writes what it prints to FOLDER/STAGE.txt and its figures to
 FOLDER/STAGE.jsonl, row by row. So a stage that is killed loses one row. A stage that fails or takes too long does not
-keep the next ones from running, and is tried again by the next start.
+keep the next ones from running, and is tried again by the next start. A training that was stopped resumes.
 
-Only files of this repository are needed. Where torch is installed already and nothing can be downloaded, bring wheels
-of the other packages of pyproject.toml. `--small` runs the stages at sizes for a CPU; the test suite does, with the
-stand-in for CUDA.
+Only files of this repository are needed, and for accuracy shards. docs/measurements/gpu-performance.md says how to run
+this where nothing can be downloaded and nothing is kept. `--small` runs the stages at sizes for a CPU; the test suite
+does, with the stand-in for CUDA.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from pathlib import Path
 from tests.benchmarks.rows import read_rows
 
 _MODULE = "tests.benchmarks."
+_ACCURACY = {"cifar10": "convnet_cifar10", "cats-dogs": "convnext_atto_cats_dogs"}  # folder of the shards: recipe
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Stage:
     Attributes:
         seconds: the time limit of all commands together.
         environment: variables for all commands, besides those of this process.
+        needs: a folder without which the stage is not started; None: it needs none.
         rows: whether the commands take the option `--rows FILE`, to which they append a row for each figure.
     """
 
@@ -44,11 +47,18 @@ class Stage:
     seconds: int
     commands: list[list[str]]
     rows: bool = True
+    needs: Path | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def stages(folder: Path, small: bool) -> Iterator[Stage]:
-    """Yield the stages, the most telling first."""
+def stages(folder: Path, small: bool, data: Path) -> Iterator[Stage]:
+    """Yield the stages, the most telling first.
+
+    Args:
+        folder: for results and runs.
+        small: sizes for a CPU.
+        data: holds the shards for the stages that measure accuracy.
+    """
     size = ["--small"] if small else []
     digits = str(folder / "digits")
     short = ["--data", digits, "schedule.epochs=2", "schedule.warmup_epochs=0", "batch.global=256"]
@@ -74,6 +84,11 @@ def stages(folder: Path, small: bool) -> Iterator[Stage]:
     calibrate = ["launcher", "plan", "convnext_tiny_in1k", "--calibrate"]
     yield Stage("calibrate", 120, [calibrate], rows=False)
     yield Stage("ema", 60, [[f"{_MODULE}average_of_weights"]], rows=False)
+    yield Stage("several", 180, [[f"{_MODULE}gpu_several", *size]])
+    yield Stage("decode", 60, [[f"{_MODULE}gpu_decode", *size]])
+    for name, recipe in _ACCURACY.items():
+        trained = ["--data", str(data / name), "--run-dir", str(folder / f"run-{name}")]
+        yield Stage(f"accuracy-{name}", 300, [["launcher", "train", recipe, *trained]], rows=False, needs=data / name)
     segments = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     yield Stage("memory-segments", 90, memory, environment=segments)
     yield steps("steps-base", "convnext_base_in1k")
@@ -115,7 +130,7 @@ def run(stage: Stage, folder: Path) -> bool:
 def tables(folder: Path) -> str:
     """Return the rows of all stages as Markdown tables, and the names of those without any."""
     parts = []
-    for stage in stages(folder, small=False):
+    for stage in stages(folder, small=False, data=Path()):
         if rows := read_rows(folder / f"{stage.name}.jsonl"):
             columns = list(dict.fromkeys(column for row in rows for column in row))
             lines = [
@@ -136,9 +151,11 @@ def _shown(value: object) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/on-a-gpu"), help="where the results are kept")
-    names = [stage.name for stage in stages(Path(), small=False)]
+    names = [stage.name for stage in stages(Path(), small=False, data=Path())]
     parser.add_argument("--only", nargs="+", choices=names, help="these stages, also if they have succeeded before")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="time in which the last stage has to end")
+    data = "folder with the shards of CIFAR-10 in cifar10 and of cats and dogs in cats-dogs"
+    parser.add_argument("--shards", type=Path, default=Path("shards"), help=data)
     parser.add_argument("--small", action="store_true", help="tiny models and images")
     parser.add_argument(
         "--tables", action="store_true", help="print the tables of what was measured, and measure nothing"
@@ -150,8 +167,11 @@ def main(arguments: list[str] | None = None) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     ends, failed = time.monotonic() + 60 * chosen.minutes, []
-    for stage in stages(folder, chosen.small):
+    for stage in stages(folder, chosen.small, chosen.shards.resolve()):
         if stage.name not in chosen.only if chosen.only else (folder / f"{stage.name}.done").exists():
+            continue
+        if stage.needs and not stage.needs.exists():
+            print(f"{stage.name}: not started, there is no {stage.needs}", flush=True)
             continue
         if time.monotonic() + stage.seconds > ends:
             print(f"{stage.name}: not started, it may take {stage.seconds} s", flush=True)

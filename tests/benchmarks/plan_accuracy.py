@@ -1,9 +1,9 @@
-"""The plan beside training speeds that others measured on a real GPU: time, and which micro-batch fits.
+"""The plan beside training speeds that others measured on real GPUs: time, and which micro-batch fits.
 
     python -m tests.benchmarks.plan_accuracy [--fit] [MODEL ...]
 
-The file `published_training_rtx3090.csv` beside this one names the source. `--fit` finds the two constants of
-`launcher.planning.gpus` on the first nine models of the file, with least absolute error of the logarithm; all others
+The files `published_training_*.csv` beside this one name their sources. `--fit` finds the two constants of
+`launcher.planning.gpus` on the first nine models of an RTX 3090, with least absolute error of the logarithm; all others
 were never used for fitting. Models that bigbatch refuses are left out and named. It traces every model on the CPU,
 which takes minutes; traces are cached as those of `bigbatch plan`.
 """
@@ -27,7 +27,8 @@ from recipes.errors import UserError
 from recipes.load import load
 from recipes.schema import Recipe
 
-PUBLISHED = Path(__file__).parent / "published_training_rtx3090.csv"
+_FOLDER = Path(__file__).parent
+PUBLISHED, OTHER_CARDS = _FOLDER / "published_training_rtx3090.csv", _FOLDER / "published_training_nvidia.csv"
 FITTED = 9  # models of the file that the constants were fitted on
 CARD, PRECISION = "rtx3090", "fp16"
 TFLOPS, GB_PER_SECOND = 71.0, 936.0  # of the card's data sheet
@@ -40,6 +41,7 @@ class Published:
     Attributes:
         fits: the micro-batch that ran.
         failed: the next larger one that was tried; None if there was none.
+        card: as `bigbatch plan --gpu` names it.
     """
 
     model: str
@@ -47,11 +49,13 @@ class Published:
     images_per_second: float
     fits: int
     failed: int | None
+    card: str = CARD
+    precision: str = PRECISION
 
 
-def published() -> list[Published]:
-    """Return the rows of the file in its order."""
-    with PUBLISHED.open() as file:
+def published(path: Path = PUBLISHED) -> list[Published]:
+    """Return the rows of a file in its order."""
+    with path.open() as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
         return [
             Published(
@@ -60,6 +64,8 @@ def published() -> list[Published]:
                 float(row["images_per_second"]),
                 int(row["fits"]),
                 int(row["failed"]) if row["failed"] else None,
+                row.get("card", CARD),
+                row.get("precision", PRECISION),
             )
             for row in rows
         ]
@@ -73,7 +79,7 @@ def recipe_of(row: Published) -> Recipe:
             [
                 f"model.name={row.model}",
                 f"input.size={row.size}",
-                f"engine.precision={PRECISION}",
+                f"engine.precision={row.precision}",
                 "model.head_init_scale=1.0",
                 "ema.decay=null",
                 "batch.statistics=32",
@@ -106,20 +112,42 @@ def fit(rows: list[tuple[Published, Recipe, ModelProfile]]) -> tuple[float, floa
     return min(itertools.product(steps, steps), key=error)
 
 
+def profiled(rows: list[Published], models: list[str]) -> list[tuple[int, Published, Recipe, ModelProfile]]:
+    """Return number, recipe and trace of each row, or of those of the given models; name the models left out."""
+    found = []
+    for number, row in enumerate(rows):
+        if models and row.model not in models:
+            continue
+        recipe = recipe_of(row)
+        try:
+            found.append((number, row, recipe, profile_model(recipe, row.precision)))
+        except UserError as error:
+            print(f"left out: {row.model}, {error}")
+    return found
+
+
+def print_other_cards(models: list[str]) -> None:
+    """Print the table of cards that the constants were not fitted on."""
+    print("| card | precision | model | published images/s | predicted | ratio |")
+    print("|---|---|---|---|---|---|")
+    errors = []
+    for _, row, recipe, profile in profiled(published(OTHER_CARDS), models):
+        speed = predicted_speed(row, recipe, profile, GPUS[row.card].rates[row.precision])
+        ratio = speed / row.images_per_second
+        errors.append(max(ratio, 1 / ratio) - 1)
+        print(
+            f"| {row.card} | {row.precision} | {row.model} | {row.images_per_second:,.0f} | {speed:,.0f} | {ratio:.2f} |"
+        )
+    if errors:
+        print(f"{len(errors)} figures, median error {statistics.median(errors):.0%}, largest {max(errors):.0%}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*")
     parser.add_argument("--fit", action="store_true")
     arguments = parser.parse_args()
-    rows = []
-    for number, row in enumerate(published()):
-        if arguments.models and row.model not in arguments.models:
-            continue
-        recipe = recipe_of(row)
-        try:
-            rows.append((number, row, recipe, profile_model(recipe, PRECISION)))
-        except UserError as error:
-            print(f"left out: {row.model}, {error}")
+    rows = profiled(published(), arguments.models)
     rates = GPUS[CARD].rates[PRECISION]
     if arguments.fit:
         shares = fit([found[1:] for found in rows if found[0] < FITTED])
@@ -148,6 +176,7 @@ def main() -> None:
                 f"median error {statistics.median(errors):.0%}, largest {max(errors):.0%}"
             )
     print(f"24 GiB lie between what fitted and what failed for {sum(brackets)} of {len(brackets)} models")
+    print_other_cards(arguments.models)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,15 @@ def measure(folder: Path, *arguments: str) -> int:
 
 
 def test_a_stage_that_takes_too_long_does_not_stop_the_next_and_is_tried_again(tmp_path, monkeypatch, capsys):
-    def stages(folder, small):
+    def stages(folder, small, data):
         for name, code in (("slow", "import time; time.sleep(60)"), ("quick", "pass")):
             yield Stage(name, 1, [["timeit", "-n1", "-r1", code]], rows=False)
+        yield Stage("without data", 1, [["timeit"]], rows=False, needs=tmp_path / "shards")
 
     monkeypatch.setattr(on_a_gpu, "stages", stages)
     assert measure(tmp_path) == 1
     assert "slow: failed (stopped after 1 s)" in (printed := capsys.readouterr().out) and "quick: done" in printed
+    assert "without data: not started, there is no" in printed
     assert measure(tmp_path) == 1
     assert "slow: failed" in (printed := capsys.readouterr().out) and "quick" not in printed
     assert measure(tmp_path, "--only", "quick", "--minutes", "0.01") == 0
@@ -37,7 +39,7 @@ def test_stages_run_with_the_stand_in_for_cuda_and_fill_the_tables(tmp_path, mon
     """The shortest ones; `test_gpu_step` runs the contenders, and tests/cuda_stand_in the trainings."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests" / "cuda_stand_in")]))
     monkeypatch.setenv("STAND_IN_GPUS", "1")
-    code = measure(tmp_path, "--small", "--only", "waits", "depthwise", "memory")
+    code = measure(tmp_path, "--small", "--only", "waits", "depthwise", "memory", "decode")
     assert code == 0, [file.read_text()[-2000:] for file in tmp_path.glob("*.txt")]
     on_a_gpu.main(["--folder", str(tmp_path), "--tables"])
     found = capsys.readouterr().out

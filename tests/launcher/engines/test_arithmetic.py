@@ -24,6 +24,7 @@ def test_float32_is_never_rounded_and_kernels_are_timed_unless_they_must_repeat(
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("high")
+    torch.use_deterministic_algorithms(not deterministic)  # as an earlier run of this process may have set it
     set_arithmetic(deterministic)
     assert not torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
     assert torch.backends.cudnn.benchmark is not deterministic
