@@ -39,7 +39,7 @@ def test_stages_run_with_the_stand_in_for_cuda_and_fill_the_tables(tmp_path, mon
     """The shortest ones; `test_gpu_step` runs the contenders, and tests/cuda_stand_in the trainings."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests" / "cuda_stand_in")]))
     monkeypatch.setenv("STAND_IN_GPUS", "1")
-    code = measure(tmp_path, "--small", "--only", "waits", "depthwise", "memory", "decode")
+    code = measure(tmp_path, "--small", "--only", "waits", "depthwise", "memory")
     assert code == 0, [file.read_text()[-2000:] for file in tmp_path.glob("*.txt")]
     on_a_gpu.main(["--folder", str(tmp_path), "--tables"])
     found = capsys.readouterr().out
