@@ -25,6 +25,7 @@ from launcher.training.progress import RunProgress
 from launcher.training.start import start_engine
 from launcher.training.user_code_checks import check_code_is_found
 from launcher.workers import default_workers
+from launcher.world import print_on_main
 from models.prepared import prepare_model
 from recipes.errors import UserError
 from recipes.learning_rate import peak_lr
@@ -107,9 +108,7 @@ def lr_range_test(recipe: Recipe, options: LrRange | None = None) -> LrRangeTest
     choice = choose_engine_here(recipe, len(shards.classes), accelerator, options.micro_batch, model.has_batch_norm)
     engine, cut = start_engine(choice.recipe, model, list(shards.classes), accelerator, choice.cut, checkpoint=None)
     setting = f"{cut}, {engine.title}"
-    accelerator.print(
-        f"{recipe.name}: learning rates from {start:.3g} to {end:.3g} in {options.steps} steps of {setting}"
-    )
+    print_on_main(f"{recipe.name}: learning rates from {start:.3g} to {end:.3g} in {options.steps} steps of {setting}")
     losses = _Losses(accelerator)
     workers = default_workers() if options.workers is None else options.workers
     engine.module.train()

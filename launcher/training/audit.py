@@ -26,7 +26,7 @@ from launcher.engines.gradient_digest import GradientDigest
 from launcher.runs.step_layers import rounding_of
 from launcher.training.audit_verdict import Opinion, ShareResult, Suspects, disagreement, find_suspects
 from launcher.training.fit_micro_batch import OutOfMemory, oom_on_any_rank
-from launcher.world import World, this_process
+from launcher.world import World, print_on_main, this_process
 from models.prepared import PreparedModel
 from recipes.errors import UserError
 
@@ -113,7 +113,7 @@ class Audit:
         if not disagreement(opinions, self.rounding):
             if self.last_equal is None:
                 how = "within rounding" if self.rounding else "bit for bit"
-                self.engine.accelerator.print(f"audit: all ranks agree {how}; another one every {self.every} steps")
+                print_on_main(f"audit: all ranks agree {how}; another one every {self.every} steps")
             self.last_equal = step + 1
             return
         for shift in self.shifts[1:]:

@@ -1,4 +1,4 @@
-"""Decoding JPEG photographs on the GPU, an experiment: nvJPEG through torchvision, and nvImageCodec, beside one CPU core.
+"""Decoding JPEGs on the GPU, an experiment: nvJPEG through torchvision, and nvImageCodec, beside one CPU core.
 
     python -m tests.benchmarks.gpu_decode [--small]
 

@@ -136,7 +136,8 @@ def print_other_cards(models: list[str]) -> None:
         ratio = speed / row.images_per_second
         errors.append(max(ratio, 1 / ratio) - 1)
         print(
-            f"| {row.card} | {row.precision} | {row.model} | {row.images_per_second:,.0f} | {speed:,.0f} | {ratio:.2f} |"
+            f"| {row.card} | {row.precision} | {row.model} | {row.images_per_second:,.0f} | {speed:,.0f} "
+            f"| {ratio:.2f} |"
         )
     if errors:
         print(f"{len(errors)} figures, median error {statistics.median(errors):.0%}, largest {max(errors):.0%}")

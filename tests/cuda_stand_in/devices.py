@@ -17,7 +17,18 @@ _STANDS_FOR = "_stands_for"  # attribute of a tensor: "cuda" or "cpu"
 _DEVICE, _GRAD, _IS_CUDA = Tensor.device.__get__, Tensor.grad.__get__, Tensor.is_cuda.__get__
 _SET_DATA = Tensor.data.__set__
 # Operations that read a number, or whose result's shape depends on numbers.
-_READS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "masked_select", "unique", "equal"}
+_READS = {
+    "item",
+    "tolist",
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__index__",
+    "nonzero",
+    "masked_select",
+    "unique",
+    "equal",
+}
 _FROM_NUMBERS = {"tensor", "new_tensor", "as_tensor"}  # make a tensor on the CPU and copy it
 # Operations that take tensors of both devices.
 _BETWEEN_DEVICES = {"copy_", "_foreach_copy_", "to", "__setitem__", "__getitem__", "__set__", "type_as", "is_set_to"}

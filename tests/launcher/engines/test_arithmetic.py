@@ -34,6 +34,6 @@ def test_float32_is_never_rounded_and_kernels_are_timed_unless_they_must_repeat(
 def test_a_model_without_deterministic_kernels_is_refused_in_a_sentence():
     """On a GPU, e.g. the backward pass of adaptive pooling; on a CPU, `put_` is such an operation."""
     torch.use_deterministic_algorithms(True)
-    with pytest.raises(UserError, match="no deterministic kernel for put_, which .* add engine.deterministic=false"):
-        with oom_on_any_rank(Accelerator(cpu=True)):
-            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    said = "no deterministic kernel for put_, which .* add engine.deterministic=false"
+    with pytest.raises(UserError, match=said), oom_on_any_rank(Accelerator(cpu=True)):
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
