@@ -20,6 +20,7 @@ from data.progress import say
 from data.reading.shards import ShardSet
 from launcher.engines.base import Engine
 from launcher.evaluation.feature_extractor import FeatureExtractor, fill_parts
+from launcher.world import print_on_main
 from models.frozen import accept_features
 from models.prepared import PreparedModel
 from recipes.errors import UserError
@@ -82,7 +83,7 @@ def _fill(
     missing = broadcast_object_list([store.missing() if engine.is_main else None])[0]
     if not missing:
         return
-    accelerator.print(f"computing the features of {store.count:,} {split} images once: {store.folder}")
+    print_on_main(f"computing the features of {store.count:,} {split} images once: {store.folder}")
     own = missing[accelerator.process_index :: accelerator.num_processes]
     problem = None
     try:
