@@ -84,7 +84,7 @@ def test_a_run_resumes_with_the_same_bits_and_has_one_curve_at_any_cut(name, sma
     assert_same_curve(tmp_path / "cut", tmp_path / "whole", 22)
 
 
-RESUMED = ["adabelief", "adan", "adopt", "lamb", "lion", "madgrad", "nadamw", "radam", "rmsproptf", "sgdw"]
+RESUMED = ["adabelief", "adan", "adopt", "lamb", "lars", "lion", "madgrad", "nadamw", "rmsproptf", "sgdw"]
 
 
 def made_engine(name: str, saved: CheckpointReader | None = None) -> tuple[DataParallel, PreparedModel]:
