@@ -43,7 +43,7 @@ def conclusions(test: "LrRangeTest") -> list[str]:
     found, own = curve.suggestion(), f"the recipe's peak is {show_lr(peak_lr(recipe))}"
     if found is None:
         return [*said, f"no suggestion, because the loss did not fall over enough steps; {own}"]
-    reason = f"a tenth of {show_lr(found.lowest)}, where the moving average of the loss is lowest"
+    reason = f"a third of {show_lr(found.lowest)}, where the moving average of the loss is lowest"
     said.append(f"suggested peak: {show_lr(found.lr)}, {reason}; {own}")
     said.append(f"the loss falls fastest at {show_lr(found.steepest)}")
     if not found.is_lowest_inside:

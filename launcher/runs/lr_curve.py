@@ -2,7 +2,8 @@
 
 The test is that of Smith, 2017 (arXiv 1506.01186): the learning rate rises from step to step, and the loss falls faster
 and faster, until it rises. fastai and Lightning read it in two ways that both stay below that point: the learning rate
-where the loss falls fastest, and a tenth of that with the lowest loss.
+where the loss falls fastest, and a tenth of that with the lowest loss. Both were far too low for AdamW with a warm-up
+(docs/batch-size.md), so this takes a third of the latter.
 """
 
 import math
@@ -12,8 +13,9 @@ from itertools import accumulate
 
 _DECAY = 0.9  # of the moving average
 _DIVERGED = 4.0  # times the lowest loss, as in fastai and Lightning
-_SAFETY = 10.0
+_BELOW_LOWEST = 3.0  # how much lower than the learning rate with the lowest loss the suggestion is
 _HALF_WINDOW = 5  # steps on each side, over which a slope is measured
+_SKIPPED = 10  # first steps, at least a tenth of all, in which the average has too few values to be compared
 _FEWEST = 20  # steps without which there is no suggestion
 
 
@@ -34,7 +36,7 @@ class LrSuggestion:
     @property
     def lr(self) -> float:
         """The suggested peak learning rate."""
-        return self.lowest / _SAFETY
+        return self.lowest / _BELOW_LOWEST
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ class LrCurve:
         """Return what the curve says; None for fewer than 20 steps, or if the loss only rises."""
         if len(self.lrs) < _FEWEST:
             return None
-        low = min(range(len(self.lrs)), key=self.smoothed.__getitem__)
-        window = range(_HALF_WINDOW, low - _HALF_WINDOW + 1)
+        first = max(_SKIPPED, len(self.lrs) // 10)
+        low = min(range(first, len(self.lrs)), key=self.smoothed.__getitem__)
+        window = range(first, low - _HALF_WINDOW + 1)
         slopes = {at: self.smoothed[at + _HALF_WINDOW] - self.smoothed[at - _HALF_WINDOW] for at in window}
         steepest = min(slopes, key=slopes.__getitem__, default=None)
         if steepest is None or slopes[steepest] >= 0:

@@ -25,16 +25,22 @@ def test_the_average_of_a_constant_loss_is_that_loss_from_the_first_step_on():
 
 
 @pytest.mark.parametrize("lowest", [1e-3, 1e-2, 1e-1])
-def test_the_suggestion_is_a_tenth_of_the_learning_rate_with_the_lowest_loss(lowest):
+def test_the_suggestion_is_a_third_of_the_learning_rate_with_the_lowest_loss(lowest):
     """The moving average lags, so it finds the lowest loss a little late: by less than a factor of three."""
     found = valley(lowest).suggestion()
-    assert lowest <= found.lowest < 3 * lowest and found.lr == found.lowest / 10
+    assert lowest <= found.lowest < 3 * lowest and found.lr == found.lowest / 3
     assert found.steepest < found.lowest and found.is_lowest_inside
 
 
 def test_a_loss_that_only_falls_has_its_lowest_value_at_the_end():
     found = LrCurve(LRS, [2 - step / 100 for step in range(100)]).suggestion()
     assert found.lowest == LRS[-1] and not found.is_lowest_inside
+
+
+def test_a_low_loss_of_the_first_steps_is_chance():
+    curve = valley(1e-2)
+    lucky = LrCurve(LRS, [0.5, *curve.losses[1:]])
+    assert lucky.smoothed[0] == min(lucky.smoothed) and lucky.suggestion().lowest == curve.suggestion().lowest
 
 
 def test_a_loss_that_only_rises_or_too_few_steps_give_no_suggestion():
