@@ -48,13 +48,14 @@ def test_two_processes_with_small_micro_batches_give_the_losses_of_one(digits, l
 def test_it_shows_the_suggestion_and_leaves_nothing_but_the_page(digits, tmp_path, bigbatch, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["lr", "demo", *SMALL, "--data", digits, "--steps", 40, "--workers", 0, "--out", "lr.html"]
-    code, shown, error = bigbatch(*command, "optimizer.lr_at_batch=256")
+    learns = ["model.layer_scale=null", "mix.mixup=0", "mix.cutmix=0", "--from", 1e-4, "--to", 3e-2]
+    code, shown, error = bigbatch(*command, *learns, "optimizer.lr_at_batch=256")
     assert code == 0, error
     assert "suggested peak" in shown and "to take it, add optimizer.lr=" in shown
     assert "the recipe's peak is" in shown and "falls fastest" in shown
     assert [path.name for path in tmp_path.iterdir()] == ["lr.html"]
     page = (tmp_path / "lr.html").read_text()
-    assert page.startswith("<!doctype html>") and "suggested peak" in page and "<svg" in page
+    assert page.startswith("<!doctype html>") and "Suggested peak" in page and "<svg" in page
 
 
 def test_a_loss_that_diverges_ends_the_test(digits, bigbatch):
