@@ -21,7 +21,7 @@ check: .venv/ready-to-develop
 	$(BIN)/codespell
 
 test: .venv/ready-to-develop slurm
-	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder
 
 # Installed where that is possible, as root on Debian; elsewhere the tests that need it skip and say so.
 slurm:

@@ -2,12 +2,15 @@
 
 import difflib
 from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import timm
 import torch
 from timm.layers import DropPath
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 # Importing these modules registers their networks with timm.
 from models import cifar_convnet, cifar_resnet, convnext_isotropic, roadmap  # noqa: F401
@@ -36,11 +39,31 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
         raise UserError(f"model.name={wanted.name!r} is not a timm model; did you mean {near[0]!r}?")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_key(recipe.seed, "init"))
-        model = _create(recipe, classes)
+        with _WithoutValues() if torch.get_default_device().type == "meta" else nullcontext():
+            model = _create(recipe, classes)
     if wanted.init_std is not None:
         _truncated_normal(model, wanted.init_std, recipe.seed)
     freeze(model, wanted.train, wanted.norm_eval)
     return model
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Skips what fills a tensor in place, because a tensor on the meta device has no values.
+
+    Torch takes milliseconds for such an operation there, so that a small model would take longer to build than on the
+    CPU.
+    """
+
+    _FILLING = {
+        getattr(torch.Tensor, name)
+        for name in ("uniform_", "normal_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_")
+    }
+
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return the first argument of an operation that fills it; do every other operation."""
+        return args[0] if function in self._FILLING else function(*args, **(kwargs or {}))
 
 
 def checkpoint_activations(model: nn.Module) -> None:

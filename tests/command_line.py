@@ -1,13 +1,15 @@
-"""The `bigbatch` command in tests: in this process, and as a program for shell scripts."""
+"""The `bigbatch` command in tests: in this process, in one of its own, and as a program for shell scripts."""
 
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from launcher.cli.main import main
+from tests.preloaded import training_server
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,10 +22,17 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return ended.value.code or 0
 
 
-def environment_with_program(folder: Path, command: str, changes: list[str]) -> dict[str, str]:
+def run_program(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess:
+    """Run the command in a preloaded process; return its exit code and what it printed."""
+    command = [training_server().python, "-m", "launcher", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def environment_with_program(folder: Path, python: Path | str, command: str, changes: list[str]) -> dict[str, str]:
     """Make a program `bigbatch` in `folder` that runs this code; return an environment whose PATH begins with it.
 
     Args:
+        python: what runs it.
         command: words that follow `bigbatch`, e.g. "train demo", to which the program adds `changes`.
         changes: overrides that make the training of an example small.
     """
@@ -31,7 +40,7 @@ def environment_with_program(folder: Path, command: str, changes: list[str]) -> 
     folder.mkdir()
     program.write_text(
         f'#!/bin/sh\ncase "$1 $2" in "{command}") set -- "$@" {shlex.join(changes)} ;; esac\n'
-        f'exec {shlex.quote(sys.executable)} -P -m launcher "$@"\n'
+        f'exec {shlex.quote(str(python))} -P -m launcher "$@"\n'
     )
     program.chmod(0o755)
     found = {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

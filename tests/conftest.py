@@ -21,11 +21,15 @@ def _group(nodeid: str) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a SLURM cluster, and run tests/slurm first, the longest group of a parallel run."""
+    """Mark the tests that need a SLURM cluster, and let a parallel run begin with tests/slurm, its longest group.
+
+    Files with slow tests come next, so that no process is left with one of them when the others have nothing to do.
+    """
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("slurm")
-    items.sort(key=lambda item: _group(item.nodeid) != SLURM)
+    slow = {_group(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (_group(item.nodeid) != SLURM, _group(item.nodeid) not in slow))
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist asks

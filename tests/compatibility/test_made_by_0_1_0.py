@@ -1,16 +1,15 @@
 """This version reads what 0.1.0 wrote: a run resumes, shards and weights are usable, and a job's records are shown."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+
+from tests.command_line import run_program
 
 ARTEFACTS = Path(__file__).parent / "made_by_0_1_0"
 
@@ -23,19 +22,7 @@ def old(tmp_path) -> Path:
 
 def bigbatch(folder: Path, *arguments: str) -> str:
     """Run a command in a folder and return what it printed."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path[1:2]]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "launcher", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = run_program(*arguments, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

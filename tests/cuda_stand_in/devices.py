@@ -128,7 +128,7 @@ def _converted(tensor: Tensor, result: Tensor, device: str | None) -> Tensor:
 def _mark(tensor: Tensor | None, device: str | None) -> Tensor | None:
     if tensor is None:
         return None
-    if device == "cuda" and tensor.numel() * tensor.element_size() > torch_cuda.LARGEST:
+    if device == "cuda" and tensor.numel() * tensor.element_size() > torch_cuda.largest_tensor():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than the stand-in allows.")
     if device is None:
         tensor.__dict__.pop(_STANDS_FOR, None)

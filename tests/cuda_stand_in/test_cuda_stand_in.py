@@ -1,5 +1,6 @@
 """The branches for GPUs run, and train as a CPU does: `sitecustomize` says how that is possible without a GPU."""
 
+import functools
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from recipes.load import load
 from tests.launcher.comparison import assert_same_curve, losses
 from tests.launcher.conftest import SMALL, digits, fresh_accelerate_state  # noqa: F401 - fixtures
 from tests.launcher.process_group import train_group
+from tests.preloaded import MODULES, Server
 
 STAND_IN = Path(__file__).parent
 ROOT = STAND_IN.parents[1]
@@ -40,6 +42,12 @@ def two_gpus(monkeypatch):
     # An earlier test that imported DeepSpeed into this process has told it that there is no GPU.
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_PROCID", "DS_ACCELERATOR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "executable", str(stand_in_server().python))
+
+
+@functools.cache
+def stand_in_server() -> Server:
+    return Server(MODULES, PYTHONPATH=os.environ["PYTHONPATH"], STAND_IN_GPUS="2")
 
 
 def train(digits: Path, run: Path, ranks: int, *arguments: str) -> None:  # noqa: F811
@@ -100,11 +108,13 @@ def test_ranks_that_run_out_of_memory_halve_the_micro_batch(digits, tmp_path, mo
 
 
 def test_calibration_measures_a_gpu_in_each_precision(tmp_path):
-    small = "import launcher.planning.calibration as c; c._SECONDS = 0.1; c._PLAIN_SIZES = {'cuda': (64, 1024)}"
-    code = f"{small}; from launcher.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "plan", "demo", "--calibrate", "model.name=test_convnext"]
+    (tmp_path / "small.py").write_text(
+        "import launcher.planning.calibration as c; c._SECONDS = 0.1; c._PLAIN_SIZES = {'cuda': (64, 1024)}\n"
+        "from launcher.cli.main import main; main()\n"
+    )
+    command = [sys.executable, "-m", "small", "plan", "demo", "--calibrate", "model.name=test_convnext"]
     environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path)}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     for precision in ("float32", "bf16", "fp16"):
         assert f"NVIDIA A100-SXM4-40GB, {precision}: " in found.stdout

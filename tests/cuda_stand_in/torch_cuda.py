@@ -12,12 +12,16 @@ from torch.utils import checkpoint
 
 COUNT = int(os.environ.get("STAND_IN_GPUS", "1"))
 MEMORY = 16 * 2**30
-LARGEST = int(os.environ.get("STAND_IN_LARGEST", MEMORY))  # bytes of the largest tensor that can be allocated
 NAME, CAPABILITY = "NVIDIA A100-SXM4-40GB", (8, 0)
 current = 0  # the device that this process has set
 sync_debug_mode: int | str = "default"  # as `torch.cuda.set_sync_debug_mode` has set it
 
 _nccl: dict = {}  # group: whether it stands for one of NCCL; None is the default group
+
+
+def largest_tensor() -> int:
+    """Return the bytes of the largest tensor that can be allocated."""
+    return int(os.environ.get("STAND_IN_LARGEST", MEMORY))
 
 
 class Stream:

@@ -2,7 +2,8 @@
 
 A block's info string says how it is tested. ``bash run`` runs line by line inside this process, ``bash run slow`` in a
 shell whose `bigbatch` is this code. Both start in an empty folder with images in `photos/`. The demo is trained for
-one epoch instead of 14. The commands must print the lines of a block ``text output``, except for the numbers in them.
+one epoch instead of 14, in a shell with a tiny model. The commands must print the lines of a block ``text output``,
+except for the numbers in them.
 """
 
 import re
@@ -19,6 +20,7 @@ from recipes.load import load
 from slurm.cluster import load_cluster
 from tests.command_line import environment_with_program, run_command
 from tests.docs.pages import PAGES, ROOT, blocks, inline_code, name
+from tests.preloaded import training_server
 
 PROGRAM = get_command(app)
 COMMANDS = PROGRAM.commands
@@ -160,7 +162,8 @@ def test_short_blocks_run(page, sandbox, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", to_run(slow=True), ids=name)
 def test_long_blocks_run(page, sandbox):
-    environment = environment_with_program(sandbox / "bin", "train demo", SMALL_DEMO)
+    changes = [*SMALL_DEMO, "model.name=test_convnext"]
+    environment = environment_with_program(sandbox / "bin", training_server().python, "train demo", changes)
     printed = ""
     for block in blocks(page, "bash"):
         if "run" in block.info and "slow" in block.info:

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from data.writing.sharding import shard
 from recipes.load import load
 from tests.command_line import run_command
 from tests.launcher.saved_runs import ToyShards
+from tests.preloaded import training_server
 
 
 @pytest.fixture(scope="session")
@@ -77,23 +77,12 @@ def small_recipe(digits):
 
 
 def start_training(
-    digits: Path, run: Path, *arguments: str, launcher=("-m", "launcher", "train"), **options
+    digits: Path, run: Path, *arguments: str, launcher=("-m", "launcher", "train"), python: str = "", **options
 ) -> subprocess.Popen:
-    """Start a training of the small recipe as a user would, in a process of its own."""
+    """Start a training of the small recipe as a user would, in a preloaded process if no `python` is given."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        *launcher,
-        "demo",
-        *SMALL,
-        "--data",
-        str(digits),
-        "--run-dir",
-        str(run),
-        "--workers",
-        "1",
-        *arguments,
-    ]
+    given = ["--data", str(digits), "--run-dir", str(run), "--workers", "1", *arguments]
+    command = [python or training_server().python, *launcher, "demo", *SMALL, *given]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )

@@ -4,21 +4,16 @@ So a test can have hundreds of them. What runs in them is `launcher.training.tra
 launcher sets. `bigbatch train`, torchrun and accelerate themselves are tested in `test_trajectory`.
 """
 
-import multiprocessing
 import os
+import pickle
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from recipes.schema import Recipe
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_LAZY = [
-    "torch.utils.tensorboard",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-]  # which a start imports, and with the second torch's compiler
-_CONTEXT.set_forkserver_preload(["launcher.training.train", "launcher.engines.zero", "launcher.runs.report", *_LAZY])
+from tests.preloaded import training_server
 
 
 class Group:
@@ -31,27 +26,36 @@ class Group:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        function = target or _train
+        # A benchmark that runs as a program is not `__main__` in the processes.
+        module = sys.modules["__main__"].__spec__.name if function.__module__ == "__main__" else function.__module__
         self.processes = []
         for rank in range(world_size):
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            if world_size == 1:
-                environment = {}
-            arguments = (environment, self.log, target or _train, recipe, run, options)
-            self.processes.append(_CONTEXT.Process(target=_process, args=arguments))
-        for process in self.processes:
-            process.start()
+            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+            ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            variables = {"OMP_NUM_THREADS": 1, "PYTHONUNBUFFERED": 1, **(ranks if world_size > 1 else {})}
+            environment = os.environ | {name: str(value) for name, value in variables.items()}
+            with tempfile.TemporaryFile() as call, self.log.open("ab") as log:
+                pickle.dump((module, function.__name__, (recipe, run), options), call)
+                call.seek(0)
+                streams = (call.fileno(), log.fileno(), log.fileno())
+                command = ["-P", "-m", "tests.preloaded.call"]
+                self.processes.append(training_server().start(*command, environment=environment, streams=streams))
+
+    def is_running(self) -> bool:
+        """Return whether any process runs."""
+        return any(process.poll() is None for process in self.processes)
 
     def wait(self, seconds: float = 240) -> int:
         """Return the first exit code that is not 0 (negative: a signal); when one process fails, kill the others."""
         deadline = time.monotonic() + seconds
-        while any(process.is_alive() for process in self.processes):
-            failed = [process.exitcode for process in self.processes if process.exitcode]
+        while self.is_running():
+            failed = [process.returncode for process in self.processes if process.returncode]
             if failed or time.monotonic() > deadline:
                 self.kill()
                 assert failed, f"not finished after {seconds} s:\n{self.log.read_text()}"
             time.sleep(0.01)
-        return next((process.exitcode for process in self.processes if process.exitcode), 0)
+        return next((process.returncode for process in self.processes if process.returncode), 0)
 
     def finish(self, seconds: float = 240) -> None:
         """Wait; any failure fails the test with what the processes printed."""
@@ -63,24 +67,12 @@ class Group:
         for process in chosen:
             process.kill()
         for process in chosen:
-            process.join()
+            process.wait()
 
 
 def train_group(world_size: int, recipe: Recipe, run: Path, **options) -> None:
     """Train to the end. Images are loaded in the same process unless `workers` is given."""
     Group(world_size, recipe, run, **options).finish()
-
-
-def _process(environment: dict, log: Path, target, recipe: Recipe, run: Path, options: dict) -> None:
-    import torch
-
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1), os.dup2(descriptor, 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    torch.set_num_threads(1)
-    target(recipe, run, **options)
 
 
 def train_until(recipe: Recipe, run: Path, step: int, **options) -> None:

@@ -40,7 +40,7 @@ def steps(run: Path) -> list[int]:
 def training(digits, tmp_path):
     """A training of two ranks with a loader process each, some steps after its start; the test ends it."""
     run = tmp_path / "run"
-    process = start_training(digits, run, *LONG)
+    process = start_training(digits, run, *LONG, python=sys.executable)
     wait_until(lambda: len(steps(run)) > 3, 240)
     yield process, run
     for left in processes_of(run):

@@ -22,6 +22,7 @@ from data.writing.sharding import shard
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
 from recipes.load import load
+from tests.command_line import run_program
 from tests.data.object_store import Line, object_store, upload
 from tests.data.pictures import encoded
 
@@ -279,8 +280,7 @@ def test_a_run_trains_from_the_store_as_from_the_folder(line, local, tmp_path):
         run = tmp_path / f"run{len(losses)}"
         line.cuts = 3 if extra else 0
         options = ["--data", where, "--run-dir", str(run), "--workers", "1"]
-        command = [sys.executable, "-m", "launcher", "train", "demo", *changes, *extra, *options]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = run_program("train", "demo", *changes, *extra, *options)
         assert done.returncode == 0, done.stdout + done.stderr
         losses.append([event["loss"] for event in RunDirectory(run).metrics.events() if event["event"] == "step"])
     assert line.cuts == 0 and len(losses[0]) == 6

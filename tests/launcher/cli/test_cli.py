@@ -20,6 +20,7 @@ from launcher.processes import option_arguments
 from launcher.runs.history import History
 from launcher.runs.run_directory import RunDirectory
 from launcher.runs.runs_table import run_statuses
+from tests.command_line import run_program
 from tests.launcher.conftest import SMALL
 
 
@@ -27,17 +28,8 @@ from tests.launcher.conftest import SMALL
 def run_directory(digits, tmp_path_factory) -> Path:
     """A finished run of two epochs."""
     run = tmp_path_factory.mktemp("runs") / "demo"
-    command = [
-        sys.executable,
-        "-m",
-        "launcher",
-        "train",
-        "demo",
-        *SMALL,
-        "schedule.epochs=2",
-        "schedule.warmup_epochs=0",
-    ]
-    subprocess.run([*command, "--data", digits, "--run-dir", run, "--workers", "0"], check=True, capture_output=True)
+    changes = [*SMALL, "schedule.epochs=2", "schedule.warmup_epochs=0"]
+    run_program("train", "demo", *changes, "--data", digits, "--run-dir", run, "--workers", "0").check_returncode()
     return run
 
 
@@ -222,9 +214,7 @@ def test_the_examples_of_the_help_run(digits, tmp_path):
             example += ["model.name=test_convnext", "schedule.epochs=3"]  # the example, small
         if name == "lr":
             example += ["model.name=test_convnext", "--steps", "20"]
-        done = subprocess.run(
-            [sys.executable, "-m", "launcher", *example], cwd=tmp_path, capture_output=True, text=True, timeout=300
-        )
+        done = run_program(*example, folder=tmp_path)
         assert done.returncode == 0, (name, done.stdout, done.stderr)
 
 

@@ -1,9 +1,7 @@
 """ZeRO at every stage is the same run as plain data parallelism: curve, weights, moments, average, evaluation."""
 
-import os
 import socket
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,10 +17,10 @@ from recipes.schema import Recipe
 from tests.launcher.comparison import assert_same_curve, assert_same_state, losses
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import Group, train_group, train_until
+from tests.preloaded import training_server
 
 pytestmark = pytest.mark.slow
 
-BIN = Path(sys.executable).parent
 STEPS = [
     "schedule.epochs=2",
     "schedule.warmup_epochs=1",
@@ -204,25 +202,12 @@ def test_a_gradient_that_overflows_is_dropped_by_all_processes_and_the_count_is_
 @pytest.mark.parametrize(
     "launcher, changes",
     [
-        ([BIN / "bigbatch", "train", "--procs", "2"], ["engine.zero=2"]),
-        ([BIN / "torchrun", "--standalone", "--nproc-per-node", "2", "-m", "launcher.train"], ["engine.zero=2"]),
+        ("launcher train --procs 2", ["engine.zero=2"]),
+        ("torch.distributed.run --standalone --nproc-per-node 2 -m launcher.train", ["engine.zero=2"]),
+        ("deepspeed.launcher.runner --num_gpus 2 --master_port PORT --module launcher.train", ["engine.zero=2"]),
         (
-            [BIN / "deepspeed", "--num_gpus", "2", "--master_port", "PORT", "--module", "launcher.train"],
-            ["engine.zero=2"],
-        ),
-        (
-            [
-                BIN / "accelerate",
-                "launch",
-                "--use_deepspeed",
-                "--zero_stage",
-                "2",
-                "--num_processes",
-                "2",
-                "--main_process_port",
-                "PORT",
-            ]
-            + ["-m", "launcher.train"],
+            "accelerate.commands.launch --use_deepspeed --zero_stage 2 --num_processes 2 --main_process_port PORT "
+            "-m launcher.train",
             [],
         ),
     ],
@@ -232,25 +217,10 @@ def test_every_launcher_starts_the_same_zero(digits, tmp_path, train_once, launc
     short = ["schedule.epochs=1", "schedule.warmup_epochs=0"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        command = [str(probe.getsockname()[1]) if part == "PORT" else part for part in launcher]
-    arguments = [
-        "demo",
-        *SMALL,
-        *STEPS,
-        *short,
-        *changes,
-        "--data",
-        digits,
-        "--run-dir",
-        tmp_path / "run",
-        "--workers",
-        "0",
-        "--micro-batch",
-        "32",
-    ]
-    done = subprocess.run(
-        [*command, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+        command = launcher.replace("PORT", str(probe.getsockname()[1])).split()
+    options = ["--data", digits, "--run-dir", tmp_path / "run", "--workers", "0", "--micro-batch", "32"]
+    arguments = ["-m", *command, "demo", *SMALL, *STEPS, *short, *changes, *options]
+    done = subprocess.run([training_server().python, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     start = RunDirectory(tmp_path / "run").metrics.events()[0]
     assert (start["engine"], start["cut"]) == ("ZeRO-2", "192 = 2 processes × 32 × 3 accumulation steps")

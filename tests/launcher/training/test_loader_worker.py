@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def _loader_worker_of(trainer: int) -> int:
 def test_a_training_whose_loader_worker_is_killed_says_so_and_exits_with_2(digits, tmp_path):
     """As the kernel does when memory runs out."""
     run = tmp_path / "run"
-    training = start_training(digits, run, "schedule.epochs=1000")
+    training = start_training(digits, run, "schedule.epochs=1000", python=sys.executable)
     deadline = time.monotonic() + 120
     while not ((run / "metrics.jsonl").exists() and '"loss"' in (run / "metrics.jsonl").read_text()):
         assert time.monotonic() < deadline and training.poll() is None

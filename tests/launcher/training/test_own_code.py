@@ -1,10 +1,8 @@
 """The page on one's own code: its example module and recipe work as they stand, and keep the promises of every run."""
 
 import importlib
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from models.loss import soft_targets
 from recipes.errors import UserCodeError, UserError
 from recipes.load import load
 from recipes.user_code import code_to_copy, import_modules
-from tests.command_line import run_command
+from tests.command_line import run_command, run_program
 from tests.docs.pages import ROOT, blocks
 from tests.launcher.comparison import assert_same_curve
 
@@ -86,10 +84,8 @@ def test_the_example_trains_is_exact_at_every_cut_and_is_remembered_by_the_run(s
 @pytest.mark.slow
 def test_the_example_has_one_curve_on_one_and_on_three_processes(stripes):
     train(load("my_recipe.yaml", [f"data.path={stripes}", *SHORT]), Path("one"), StartOptions(workers=0))
-    command = [sys.executable, "-P", "-m", "launcher", "train", "my_recipe.yaml", "--data", str(stripes), *SHORT]
     options = ["--procs", "3", "--workers", "1", "--run-dir", "three"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, timeout=300)
+    done = run_program("train", "my_recipe.yaml", "--data", stripes, *SHORT, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same_curve(Path("three"), Path("one"), 4)
 

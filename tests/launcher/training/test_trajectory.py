@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def test_killed_between_steps_in_a_step_and_while_saving_gives_the_same_bits(sma
 def test_ctrl_c_saves_and_says_how_to_go_on(digits, tmp_path):
     """As a terminal does it: SIGINT to every process of the group, loader workers included."""
     run = tmp_path / "a run"
-    process = start_training(digits, run, "--procs", "2", start_new_session=True)
+    process = start_training(digits, run, "--procs", "2", python=sys.executable, start_new_session=True)
     wait_for_step(run, 2, process)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=120)
@@ -189,7 +190,7 @@ def wait_until(condition, training: subprocess.Popen | Group, seconds: float = 1
     deadline = time.monotonic() + seconds
     while not condition():
         if isinstance(training, Group):
-            assert all(process.is_alive() for process in training.processes), training.log.read_text()
+            assert all(process.poll() is None for process in training.processes), training.log.read_text()
         else:
             assert training.poll() is None, training.stdout.read()
         assert time.monotonic() < deadline, "it did not happen in time"
