@@ -34,6 +34,17 @@ def open_shards(recipe: Recipe, copy: Path | None = None) -> ShardSet:
     return shards
 
 
+def planned_images(recipe: Recipe) -> int | None:
+    """Return the number of training images to plan with: of the recipe's shards, or `data.train_images` without any.
+
+    Raises:
+        UserError: the recipe names shards that `open_shards` refuses.
+    """
+    if recipe.data.path is None:
+        return recipe.data.train_images
+    return len(open_shards(recipe).split("train"))
+
+
 def check_names_shards(recipe: Recipe) -> None:
     """Check that the recipe says where its shards are.
 

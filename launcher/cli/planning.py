@@ -78,7 +78,11 @@ def plan(
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Shards whose reading --calibrate measures too.", rich_help_panel=_MEASURING),
+        typer.Option(
+            "--data",
+            help="Shards whose images are counted, and whose reading --calibrate measures too. "
+            "Default: as many images as the recipe's own data set has.",
+        ),
     ] = None,
 ) -> None:
     """Predict what fits the GPUs, how the batch is cut and how long training takes. It needs no GPU and no data."""
@@ -122,6 +126,7 @@ def batchsize(
     """Compare batch sizes: steps, images, GPU-hours and time to the same loss, and the learning rate of each."""
     from launcher.planning.batch_sizes import noise_scale_of, print_batch_sizes
     from launcher.planning.plan_output import PlanRequest
+    from launcher.recipe_shards import planned_images
     from launcher.runs.run_directory import RunDirectory
     from recipes.load import override
     from recipes.schedule import StepSchedule
@@ -135,11 +140,12 @@ def batchsize(
         noise = noise_scale_of(path) if noise_scale is None else noise_scale
     else:
         recipe = load_recipe(source, overrides, None)
-        if noise_scale is None or recipe.data.train_images is None:
+        planned = planned_images(recipe)
+        if noise_scale is None or planned is None:
             raise UserError(
                 f"the recipe {source} has no measured noise scale or number of images: give a run of it, or "
-                f"--noise-scale and data.train_images"
+                f"--noise-scale and data.train_images or data.path"
             )
-        images, noise = recipe.data.train_images, noise_scale
+        images, noise = planned, noise_scale
     print_lr_note(recipe)
     print_batch_sizes(recipe, StepSchedule(recipe, images).total_steps, noise, request)

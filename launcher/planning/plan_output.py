@@ -17,6 +17,7 @@ from launcher.planning.model_profile import ModelProfile, profile_model
 from launcher.planning.plan import PlanOption, explain_no_fit, explain_recommendation, feasible_options, recommend
 from launcher.planning.speeds import images_per_core, load_speeds, speeds_file
 from launcher.planning.time_model import CPUS_PER_GPU, NETWORK, Hardware, gpu_seconds
+from launcher.recipe_shards import planned_images
 from recipes.errors import UserError
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
@@ -101,7 +102,8 @@ def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str]
     recipe, profile, hardware, options = plan.recipe, plan.profile, plan.hardware, plan.options
     precision = recipe.engine.precision
     best = recommend(options)
-    schedule = StepSchedule(recipe, recipe.data.train_images) if recipe.data.train_images else None
+    images = planned_images(recipe)
+    schedule = StepSchedule(recipe, images) if images else None
     failures = _failures(best, schedule, request) if request.mtbf_hours else None
     warnings = schedule.warnings() if schedule else []
     if as_json:

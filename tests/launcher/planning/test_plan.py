@@ -141,6 +141,16 @@ def plan(bigbatch, monkeypatch, cache):
 
 
 @pytest.mark.slow
+def test_a_plan_with_shards_counts_their_images(plan, digits):
+    known = ["--json", "data.classes=10", "batch.global=128", "batch.slices=8", "--gpus", "1"]
+    counted, told = (
+        json.loads(plan(*known, *images)[1])["rows"] for images in (["--data", str(digits)], ["data.train_images=1438"])
+    )
+    assert counted == told
+    assert json.loads(plan(*known)[1])["rows"] != told
+
+
+@pytest.mark.slow
 def test_the_command_plans_from_a_trace_and_the_second_time_from_its_cache(plan, monkeypatch):
     code, first, errors = plan("--gpus", "16", "--json", "--mtbf-hours", "2000")
     assert code == 0, errors
