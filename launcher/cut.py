@@ -70,10 +70,10 @@ def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest:
     """
     batch = recipe.batch.global_
     parts = batch // statistics_size
-    unit = "images" if statistics_size == 1 else f"statistics batches of {statistics_size}"
     if world_size > parts:
         raise UserError(
-            f"a global batch of {batch} has {parts} {unit}, too few for {world_size} processes: start at most {parts}"
+            f"a global batch of {batch} is too small for {world_size} processes: start at most {parts}"
+            + (f", so that each has whole statistics batches of {statistics_size}" if statistics_size > 1 else "")
         )
     share = -(-parts // world_size) * statistics_size
     if micro_batch is not None:

@@ -25,6 +25,11 @@ from recipes.schema import Recipe
 
 TIMM = "timm"  # the value of `model.weights` that names timm's own
 
+_FROZEN_AT_RANDOM = (
+    "model.train={} freezes the other layers at random values, because no weights are given: add model.weights=FILE, "
+    "or model.weights=timm"
+)
+
 
 def load_initial_weights(
     model: nn.Module, recipe: Recipe, classes: list[str], say: Callable[[str], None] = print
@@ -45,7 +50,7 @@ def load_initial_weights(
     """
     origin = recipe.model.weights
     if origin is None:
-        return []
+        return [] if recipe.model.train == "all" else [_FROZEN_AT_RANDOM.format(recipe.model.train)]
     if origin == TIMM:
         return fit_weights(model, timm_pretrained(recipe.model.name, say), origin)
     weights = _weights(Path(origin), recipe.model.weights_key)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
 from launcher.evaluation.export import accuracies_at, export
-from launcher.evaluation.initial_weights import load_initial_weights
+from launcher.evaluation.initial_weights import check_initial_weights, load_initial_weights
 from launcher.evaluation.saved_weights import file_weights, run_weights
 from launcher.runs.run_directory import RunDirectory, find_run
 from models.build import build
@@ -121,6 +121,12 @@ def test_training_starts_from_any_checkpoint(run):
     notes = load_initial_weights(model, recipe, list(CLASSES))
     assert_are(model.state_dict(), 1004)
     assert "EMA weights of step 4" in notes[0]
+
+
+def test_layers_that_are_frozen_at_random_values_are_said():
+    frozen = load("demo", ["model.train=head"])
+    assert "random values" in check_initial_weights(frozen, list(CLASSES))[0]
+    assert check_initial_weights(load("demo", []), list(CLASSES)) == []
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_a_damaged_chosen_one_is_refused(run):
