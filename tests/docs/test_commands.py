@@ -82,6 +82,7 @@ def test_options_that_are_named_alone_exist(page):
         "--cleanenv",
         "--containall",
         "--check",
+        "--shards",
         "--small",
     }
     for option in (code.split()[0] for code in inline_code(page) if code.startswith("--")):
