@@ -82,6 +82,8 @@ def test_options_that_are_named_alone_exist(page):
         "--cleanenv",
         "--containall",
         "--check",
+        "--minutes",
+        "--python-version",
         "--shards",
         "--small",
     }
