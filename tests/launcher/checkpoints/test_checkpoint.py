@@ -230,8 +230,9 @@ def test_a_disk_that_is_really_full_is_one_sentence_and_leaves_the_earlier_check
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     """Parts are safetensors and JSON: there is no pickle to open."""
+    threads = threading.active_count()
     save(tmp_path, 1)
     files = {path.suffix for path in (tmp_path / "step-00000001").iterdir()}
     assert files == {".safetensors", ".json"}
     json.loads((tmp_path / "step-00000001" / "checkpoint.json").read_text())
-    assert threading.active_count() < 10
+    assert threading.active_count() <= threads, "a writer's thread is left"
