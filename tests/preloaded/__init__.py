@@ -6,11 +6,9 @@ It differs in what Python fixes at its start: a variable that a library reads wh
 value, and the hash of strings is one for all programs. Tests of the start itself use `sys.executable`.
 """
 
-import atexit
 import functools
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,7 +34,9 @@ MODULES = (
 
 
 class Server:
-    """A process that has imported modules and forks for each program. It ends with the process that made it.
+    """A process that has imported modules and forks for each program.
+
+    It ends with the process that made it, however that ends, and removes its folder.
 
     Args:
         modules: to import.
@@ -45,7 +45,6 @@ class Server:
 
     def __init__(self, modules: tuple[str, ...], **variables: str):
         folder = Path(tempfile.mkdtemp(prefix="preloaded-"))  # short: the path of a socket has 107 bytes at most
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         self._address = str(folder / "socket")
         # Stands for `sys.executable`, in shells and where a program starts others. Arguments that the server does not
         # understand are passed to the real one.

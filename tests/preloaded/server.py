@@ -12,12 +12,14 @@ import os
 import random
 import runpy
 import select
+import shutil
 import signal
 import socket
 import struct
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 _NUMBER = struct.Struct("!i")
 
@@ -50,6 +52,7 @@ def serve(address: str) -> dict:
             if descriptor == 0:
                 for program in running.values():
                     os.kill(program.process, signal.SIGKILL)
+                shutil.rmtree(Path(address).parent, ignore_errors=True)
                 sys.exit()
             if descriptor == listener.fileno():
                 client = listener.accept()[0]
