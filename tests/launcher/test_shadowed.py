@@ -48,9 +48,11 @@ def fill(folder: Path, *names: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [*SCRIPT, *MODULE])
 def test_packages_and_modules_of_the_working_directory_are_not_taken_for_ours(digits, tmp_path, launcher):
-    fill(tmp_path, "models/__init__.py", "models/build.py", "data.py", "recipes.py", "slurm/job.py")
+    fill(tmp_path, "data.py", "recipes.py", "slurm/job.py")
     if launcher in SCRIPT:  # the module cannot: Python looks for `launcher` there before any code of ours runs
-        fill(tmp_path, "launcher/__init__.py", "launcher/train.py")
+        fill(tmp_path, "launcher/__init__.py", "launcher/train.py", "models.py")
+    else:
+        fill(tmp_path, "models/__init__.py", "models/build.py")
     done = train(digits, tmp_path, {**SCRIPT, **MODULE}[launcher])
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(losses(tmp_path / "run")) == 1

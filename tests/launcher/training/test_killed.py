@@ -15,9 +15,10 @@ from tests.launcher.process_group import Group
 
 pytestmark = pytest.mark.slow
 
-ENGINES = {  # changes of the recipe, micro-batch and kills: 118 steps of 3 passes; 58 of 2 where a pass takes longer
-    "ddp": (["engine.zero=0", "batch.global=24", "batch.slices=3"], 4, 15),
-    "zero 3": (["engine.zero=3", "batch.global=48", "batch.slices=6"], 12, 8),
+KILLS = 15  # of each engine
+ENGINES = {  # changes of the recipe, and the micro-batch: 118 steps of 3 passes; 58 of 2 where a pass takes longer
+    "ddp": (["engine.zero=0", "batch.global=24", "batch.slices=3"], 4),
+    "zero 3": (["engine.zero=3", "batch.global=48", "batch.slices=6"], 12),
 }
 
 
@@ -25,13 +26,13 @@ ENGINES = {  # changes of the recipe, micro-batch and kills: 118 steps of 3 pass
 def test_killed_at_random_moments_no_checkpoint_is_lost_and_the_end_is_the_same(digits, tmp_path, engine):
     """Moments: any time after the start, inside a save, after some steps; all processes or one of the two."""
     small = [*SMALL, "schedule.epochs=2", "schedule.warmup_epochs=0", "run.save_every=4"]
-    changes, micro_batch, kills = ENGINES[engine]
+    changes, micro_batch = ENGINES[engine]
     recipe = load("demo", [*small, *changes, f"data.path={digits}", "run.evaluate_every=1"])
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "killed"
     Group(2, recipe, undisturbed, micro_batch=micro_batch).finish()
     seed = time.time_ns()
     chance, reached, finished = random.Random(seed), 0, False
-    for kill in range(kills):
+    for kill in range(KILLS):
         group = Group(2, recipe, run, micro_batch=micro_batch)
         moment = chance.choice([_at_any_time, _inside_a_save, _after_some_steps])
         finished = not moment(chance, group, run)
