@@ -85,9 +85,11 @@ def main() -> None:
     address, python, *arguments = sys.argv[1:]
     if next((word for word in arguments if word not in ("-P", "-u")), None) != "-m":
         os.execv(python, [python, *arguments])
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # until they can be forwarded
     program = Program(address, arguments, parent=os.getppid())
     for number in _FORWARDED:
         signal.signal(number, lambda number, _: program.send_signal(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     code = program.wait()
     if code < 0:
         if -code != signal.SIGKILL:
