@@ -24,8 +24,16 @@ _WATCH_EVERY = 1.0  # seconds after which a rank checks again whether its parent
 
 
 def option_arguments(options: Mapping[str, object]) -> list[str]:
-    """Return command-line arguments for the options that are not None, e.g. ``["--workers", "4"]``."""
-    given = [(option, value) for option, value in options.items() if value is not None]
+    """Return command-line arguments for the options that are not None, e.g. ``["--workers", "4"]``.
+
+    An option whose value is a list is given once for each of its elements.
+    """
+    given = [
+        (option, one)
+        for option, value in options.items()
+        for one in (value if isinstance(value, list) else [value])
+        if one is not None
+    ]
     return [str(part) for pair in given for part in pair]
 
 

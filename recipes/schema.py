@@ -117,7 +117,7 @@ class Recipe(Section):
         the file's contents. Keys declared with `added_in` are left out while they have their defaults.
         """
         values = self._hashed_by_0_1_0()
-        if values["model"]["weights"] not in (None, "timm"):
+        if self.model.weights_path is not None:
             values["model"]["weights"] = _FROM_FILE
         return values
 

@@ -5,10 +5,12 @@ Defaults are those of ConvNeXt's ImageNet-1K training (paper, table 5; upstream 
 
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+TIMM = "timm"  # the value of `model.weights` that names timm's own
 _OPTIMIZERS = ("adamw", "sgd", "lamb", "lars", "lion")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -72,6 +74,11 @@ class ModelSettings(Section):
         description="keep BatchNorm layers in evaluation mode, with the running statistics of the initial weights; "
         "their scale and shift train like other parameters",
     )
+
+    @property
+    def weights_path(self) -> Path | None:
+        """The run or the file that `weights` names; None for timm's weights and from scratch."""
+        return None if self.weights in (None, TIMM) else Path(self.weights)
 
     @field_validator("train")
     @classmethod

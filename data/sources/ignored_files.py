@@ -7,25 +7,11 @@ from pathlib import PurePosixPath
 from data.image_formats import IMAGE_ENDINGS, PICTURE_ENDINGS, advice
 from data.names import printable
 from data.sources.files import Files, hidden
+from data.sources.opening import ARCHIVE_ENDINGS
 from recipes.errors import UserError
 
-_ARCHIVE_ENDINGS = (
-    ".zip",
-    ".tar",
-    ".gz",
-    ".tgz",
-    ".bz2",
-    ".tbz",
-    ".tbz2",
-    ".xz",
-    ".txz",
-    ".zst",
-    ".tzst",
-    ".7z",
-    ".rar",
-)
-
-
+# The last parts of their endings, such as ".gz" of ".tar.gz".
+_ARCHIVE_ENDINGS = {f".{ending.rpartition('.')[2]}" for ending in ARCHIVE_ENDINGS}
 _LISTED = 5  # names of folders or links in a sentence
 
 

@@ -39,6 +39,9 @@ RunArgument = Annotated[
 DataOption = Annotated[
     str | None, typer.Option("--data", help="Folder or URL of shards that `bigbatch shard` wrote.", show_default=False)
 ]
+Procs = Annotated[
+    int | None, typer.Option("--procs", help="Training processes on this machine. Default: one per GPU.", min=1)
+]
 MicroBatch = Annotated[
     int | None,
     typer.Option(

@@ -13,6 +13,7 @@ from launcher.cli.options import (
     Import,
     MicroBatch,
     Overrides,
+    Procs,
     RecipeArgument,
     Workers,
     load_recipe,
@@ -48,9 +49,7 @@ def train(
             "JSON), and exit.",
         ),
     ] = False,
-    procs: Annotated[
-        int | None, typer.Option(help="Training processes on this machine. Default: one per GPU.", min=1)
-    ] = None,
+    procs: Procs = None,
     micro_batch: MicroBatch = None,
     workers: Workers = None,
     profile: Annotated[
@@ -86,10 +85,10 @@ def train(
                 "--micro-batch": micro_batch,
                 "--workers": workers,
                 "--profile": profile,
+                "--import": modules,
             }
         )
-        imports = [word for module in modules or [] for word in ("--import", module)]
-        code = run_processes("launcher.train", [recipe, *(overrides or []), *options, *imports], processes)
+        code = run_processes("launcher.train", [recipe, *(overrides or []), *options], processes)
     else:
         if this_process().is_main:
             print_lr_note(resolved)
@@ -119,9 +118,7 @@ def lr(
     out: Annotated[
         Path | None, typer.Option(help="Also write an HTML page with the curve.", show_default=False)
     ] = None,
-    procs: Annotated[
-        int | None, typer.Option(help="Training processes on this machine. Default: one per GPU.", min=1)
-    ] = None,
+    procs: Procs = None,
     micro_batch: MicroBatch = None,
     workers: Workers = None,
 ) -> None:
@@ -132,11 +129,19 @@ def lr(
     check_names_shards(resolved)  # before torch is imported, which takes seconds
     processes = processes_to_start(procs)
     if processes > 1:
-        given = {"--data": data, "--from": start, "--to": end, "--steps": steps, "--out": out}
-        options = option_arguments({**given, "--micro-batch": micro_batch, "--workers": workers})
-        imports = [word for module in modules or [] for word in ("--import", module)]
-        arguments = ["lr", recipe, *(overrides or []), *options, *imports]
-        raise typer.Exit(run_processes("launcher", arguments, processes))
+        options = option_arguments(
+            {
+                "--data": data,
+                "--from": start,
+                "--to": end,
+                "--steps": steps,
+                "--out": out,
+                "--micro-batch": micro_batch,
+                "--workers": workers,
+                "--import": modules,
+            }
+        )
+        raise typer.Exit(run_processes("launcher", ["lr", recipe, *(overrides or []), *options], processes))
     if this_process().is_main:
         print_lr_note(resolved)
     from launcher.cli.lr_output import conclusions, print_lr_test

@@ -109,9 +109,9 @@ def evaluate_weights(
 
 
 def _split(shards: ShardSet, name: str) -> Split:
-    if name == _VAL and _VAL not in shards.splits and _TEST in shards.splits:
-        raise UserError(f"{shards.root} has no validation split, but a test split: add --split {_TEST}")
     if name == _VAL and _VAL not in shards.splits:
+        if _TEST in shards.splits:
+            raise UserError(f"{shards.root} has no validation split, but a test split: add --split {_TEST}")
         raise UserError(
             f"{shards.root} has no validation split: evaluate the training images with --split train, or shard again "
             f"with --val-fraction"

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from data.feature_store import FeatureStore
+from data.feature_store import FeatureStore, feature_rows
 from data.loader import load_in_order
 from data.on_device import DevicePreprocessor
 from data.progress import progress
@@ -42,6 +42,11 @@ class FeatureExtractor:
             self.model(self._preprocessor.normalised(pixels.to(self.accelerator.device, non_blocking=True)))
         features: np.ndarray = self._received.pop().flatten(1).float().cpu().numpy()
         return features
+
+    def evaluation_rows(self, batch: tuple[Tensor, Tensor]) -> np.ndarray:
+        """Return the rows of a batch of `data.batches.EvalBatches`, whose images are all readable."""
+        pixels, _ = batch
+        return feature_rows(self(pixels), np.zeros(len(pixels), np.int64))
 
 
 def fill_parts(

@@ -132,13 +132,8 @@ class _Shards:
         features = []
         for name, split in self.splits.items():
             batches = EvalBatches(split, self.recipe, 0, len(split), BATCH)
-
-            def rows(batch: tuple[Tensor, Tensor]) -> np.ndarray:
-                pixels, _ = batch
-                return feature_rows(extractor(pixels), np.zeros(len(pixels), np.int64))
-
-            store = FeatureStore(parts / name, len(split))
-            features.append(_filled(store, batches, rows, f"features of {name}", workers)["features"])
+            store, what = FeatureStore(parts / name, len(split)), f"features of {name}"
+            features.append(_filled(store, batches, extractor.evaluation_rows, what, workers)["features"])
         return {
             "features": np.concatenate(features),
             "labels": np.concatenate([np.asarray(split.labels, np.int64) for split in self.splits.values()]),

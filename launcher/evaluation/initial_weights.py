@@ -22,8 +22,7 @@ from models.pretrained import timm_pretrained
 from models.weights import fit_weights
 from recipes.errors import UserError
 from recipes.schema import Recipe
-
-TIMM = "timm"  # the value of `model.weights` that names timm's own
+from recipes.sections import TIMM
 
 _FROZEN_AT_RANDOM = (
     "model.train={} freezes the other layers at random values, because no weights are given: add model.weights=FILE, "

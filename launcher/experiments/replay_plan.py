@@ -114,7 +114,7 @@ def _check_recipe_is_unchanged(run: RunDirectory, recipe: Recipe) -> None:
         UserError: ``recipe.yaml`` was edited, or ``run.json`` is missing or damaged.
     """
     # Version 0.1.0 hashed the path of a weights file into the identity, and the file may have been moved.
-    path_may_differ = recipe.model.weights not in (None, "timm")
+    path_may_differ = recipe.model.weights_path is not None
     if not (recipe.has_identity(run.metadata().identity) or path_may_differ):
         raise UserError(
             f"{run.recipe_file} was changed since the run trained, so its steps cannot be repeated: restore it"

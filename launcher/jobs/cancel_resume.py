@@ -63,10 +63,10 @@ def _job_to_wait_for(job_folder: Path) -> str | None:
     Raises:
         UserError: they do not exist, and no job in the queue is going to make them.
     """
-    weights = RunDirectory(job_folder).recipe().model.weights
-    if weights in (None, "timm") or Path(weights).exists():
+    weights = RunDirectory(job_folder).recipe().model.weights_path
+    if weights is None or weights.exists():
         return None
-    before = Path(weights).parent
+    before = weights.parent
     state = job_states([before / "job"]).get(before / "job")
     if state and state.is_active:
         return state.job_id

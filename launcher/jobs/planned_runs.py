@@ -141,10 +141,10 @@ def _planned(name: str, overrides: list[str], path: Path, options: SubmitOptions
     """Return the run with absolute paths, because its job works in another folder."""
     recipe = with_modules(load(name, overrides), list(options.modules))
     shards = options.data or recipe.data.path
-    weights = recipe.model.weights
+    weights = recipe.model.weights_path
     changes: dict[str, Any] = {}
     if shards is not None:
         changes["data"] = {"path": shards if is_url(shards) else str(Path(shards).absolute())}
-    if weights not in (None, "timm"):
-        changes["model"] = {"weights": str(Path(weights).absolute())}
+    if weights is not None:
+        changes["model"] = {"weights": str(weights.absolute())}
     return PlannedRun(recipe.variant(**changes), RunDirectory(path.absolute()), lr_note(recipe))

@@ -98,11 +98,11 @@ def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str]
     Raises:
         UserError: nothing fits, or the recipe or the hardware is impossible.
     """
+    images = planned_images(recipe)  # refuses missing shards before the model is traced, which takes minutes
     plan = _plan(recipe, request)
     recipe, profile, hardware, options = plan.recipe, plan.profile, plan.hardware, plan.options
     precision = recipe.engine.precision
     best = recommend(options)
-    images = planned_images(recipe)
     schedule = StepSchedule(recipe, images) if images else None
     failures = _failures(best, schedule, request) if request.mtbf_hours else None
     warnings = schedule.warnings() if schedule else []

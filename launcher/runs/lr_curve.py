@@ -55,10 +55,10 @@ class LrCurve:
     @property
     def has_diverged(self) -> bool:
         """Whether the smoothed loss is four times the lowest one before."""
-        low = min(self.smoothed, default=math.inf)
-        return bool(self.smoothed) and self.smoothed[-1] > low + (_DIVERGED - 1) * abs(
-            low
-        )  # a loss of yours may be < 0
+        if not self.smoothed:
+            return False
+        low = min(self.smoothed)
+        return self.smoothed[-1] > low + (_DIVERGED - 1) * abs(low)  # a loss of the user's own may be negative
 
     def suggestion(self) -> LrSuggestion | None:
         """Return what the curve says; None for fewer than 20 steps, or if the loss only rises."""

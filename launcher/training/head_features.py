@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 
 from data.batches import EvalBatches
 from data.feature_batches import TrainViews
@@ -20,13 +20,11 @@ from data.progress import say
 from data.reading.shards import ShardSet
 from launcher.engines.base import Engine
 from launcher.evaluation.feature_extractor import FeatureExtractor, fill_parts
+from launcher.training.on_all_ranks import raised_on_all_ranks
 from launcher.world import print_on_main
 from models.frozen import accept_features
 from models.prepared import PreparedModel
-from recipes.errors import UserError
 from recipes.schema import Recipe
-
-_WHOLE_PARAMETERS = (0, 1, 2)  # stages of ZeRO at which a rank alone can compute the model's output
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ def trains_on_features(recipe: Recipe, model: PreparedModel) -> bool:
     Args:
         recipe: with its engine chosen.
     """
-    if recipe.model.train != "head" or is_augmented(recipe) or recipe.engine.zero not in _WHOLE_PARAMETERS:
-        return False
+    if recipe.model.train != "head" or is_augmented(recipe) or recipe.engine.zero == 3:
+        return False  # under ZeRO-3, no rank alone can compute the model's output
     is_random = bool(model.drop_path.branches or model.drop_path.dropouts)
     return not is_random and not model.has_batch_norm and accept_features(model.module, recipe.input.size)
 
@@ -71,7 +69,7 @@ def compute_features(engine: Engine, shards: ShardSet, folder: Path, workers: in
         if stores.val:
             split = shards.split("val")
             batches = EvalBatches(split, recipe, 0, len(split), BATCH)
-            _fill(engine, stores.val, "val", batches, _evaluation_rows(extractor), workers)
+            _fill(engine, stores.val, "val", batches, extractor.evaluation_rows, workers)
     return stores
 
 
@@ -85,14 +83,8 @@ def _fill(
         return
     print_on_main(f"computing the features of {store.count:,} {split} images once: {store.folder}")
     own = missing[accelerator.process_index :: accelerator.num_processes]
-    problem = None
-    try:
+    with raised_on_all_ranks():
         fill_parts(store, own, batches, rows, f"features of {split}", workers, shown=engine.is_main)
-    except UserError as error:
-        problem = str(error)
-    problems = [found for found in gather_object([problem]) if found]
-    if problems:  # raised on all ranks, because the others would wait for this one for ever
-        raise UserError(problems[0])
 
 
 def _training_rows(extractor: FeatureExtractor) -> Callable[[Any], np.ndarray]:
@@ -101,13 +93,5 @@ def _training_rows(extractor: FeatureExtractor) -> Callable[[Any], np.ndarray]:
         for name in replaced:
             say(f"unreadable image, replaced by another one: {name}")
         return feature_rows(extractor(pixels), images.numpy(), hashes.numpy().view(np.uint64))
-
-    return rows
-
-
-def _evaluation_rows(extractor: FeatureExtractor) -> Callable[[Any], np.ndarray]:
-    def rows(batch: Any) -> np.ndarray:
-        pixels, _ = batch
-        return feature_rows(extractor(pixels), np.zeros(len(pixels), np.int64))
 
     return rows

@@ -4,7 +4,7 @@ import warnings
 from importlib.util import find_spec
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from data.reading.shards import ShardSet
@@ -12,15 +12,17 @@ from launcher.checkpoints.checkpoint import Checkpoint, latest_valid
 from launcher.cut import Cut, unit_of_cut
 from launcher.engines.base import Engine, load_model
 from launcher.engines.data_parallel import DataParallel
-from launcher.evaluation.initial_weights import TIMM, load_initial_weights
+from launcher.evaluation.initial_weights import load_initial_weights
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.fit_micro_batch import fit_micro_batch
+from launcher.training.on_all_ranks import raised_on_all_ranks
 from launcher.world import print_on_main
 from models.build import checkpoint_activations, compile_blocks, scale_head
 from models.prepared import PreparedModel
 from models.pretrained import cached_timm_file
 from recipes.errors import UserError
 from recipes.schema import Recipe
+from recipes.sections import TIMM
 
 
 def find_checkpoint(accelerator: Accelerator, run: RunDirectory, recipe: Recipe, shards: ShardSet) -> Checkpoint | None:
@@ -33,16 +35,12 @@ def find_checkpoint(accelerator: Accelerator, run: RunDirectory, recipe: Recipe,
         UserError: on every rank, if the checkpoint belongs to another recipe or other shards, or if the run had a
             checkpoint and none is left that can be used.
     """
-    found, problem = None, None
-    if accelerator.is_main_process:
-        try:
+    found = None
+    with raised_on_all_ranks():
+        if accelerator.is_main_process:
             found = _newest_of(run, recipe, shards)
-        except UserError as error:
-            problem = str(error)
-    found, problem = broadcast_object_list([found, problem])
-    if problem:  # raised on all ranks, because the others would wait for the main process for ever
-        raise UserError(problem)
-    return found
+    newest: Checkpoint | None = broadcast_object_list([found])[0]
+    return newest
 
 
 def _newest_of(run: RunDirectory, recipe: Recipe, shards: ShardSet) -> Checkpoint | None:
@@ -94,7 +92,7 @@ def _check_belongs_to(checkpoint: Checkpoint, run: RunDirectory, recipe: Recipe,
     """
     # Version 0.1.0 hashed the path of a weights file, which may have been moved. If the run directory has a recipe,
     # `RunDirectory.check_recipe` has compared it already.
-    path_may_differ = run.recipe_file.is_file() and recipe.model.weights not in (None, "timm")
+    path_may_differ = run.recipe_file.is_file() and recipe.model.weights_path is not None
     same_recipe = recipe.has_identity(checkpoint.metadata["identity"]) or path_may_differ
     same_data = checkpoint.metadata["dataset"] == shards.digest
     if not (same_recipe and same_data):
@@ -181,12 +179,6 @@ def _download_by_turns(name: str, accelerator: Accelerator) -> None:
         UserError: on every rank, if the weights are not available to one of them.
     """
     for is_my_turn in (accelerator.is_main_process, accelerator.is_local_main_process):
-        problem = None
-        if is_my_turn:
-            try:
+        with raised_on_all_ranks():
+            if is_my_turn:
                 cached_timm_file(name)
-            except UserError as error:
-                problem = str(error)
-        problems = [found for found in gather_object([problem]) if found]
-        if problems:
-            raise UserError(problems[0])
