@@ -59,8 +59,8 @@ def difference(batches: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]], 
                 with Image.open(io.BytesIO(stored)) as picture:
                     distances.append(np.sqrt(np.mean((np.asarray(picture, np.float32) - image) ** 2)))
     return (
-        f"{len(distances):,} images differ from the JPEG of their split, class and number by {np.median(distances):.1f} "
-        f"of 255 in the median (root mean square), and by {max(distances):.1f} at most"
+        f"{len(distances):,} images differ from the JPEG of their split, class and number by "
+        f"{np.median(distances):.1f} of 255 in the median (root mean square), and by {max(distances):.1f} at most"
     )
 
 
