@@ -19,7 +19,7 @@ from data.sources.files import Files
 from data.sources.splits import TEST, TRAIN, with_validation
 from recipes.errors import UserError
 
-_BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 _PIXELS = 3 * 32 * 32
 
 
@@ -44,7 +44,7 @@ class Cifar10(Source):
                 for number, batch in enumerate(labels)
             ]
         )
-        names = Names(f"{batch}/{row:05d}" for batch, rows in zip(_BATCHES, labels) for row in range(len(rows)))
+        names = Names(f"{batch}/{row:05d}" for batch, rows in zip(BATCHES, labels) for row in range(len(rows)))
         sizes = np.full(len(splits), _PIXELS, np.int64)
         joined = np.concatenate(labels).astype(np.int32)
         splits, notes = with_validation(splits, names, joined, val_fraction)
@@ -63,16 +63,16 @@ def cifar10(files: Files, name: str, val_fraction: float) -> Cifar10 | None:
         UserError: a file is damaged or has another form.
     """
     row_of = {path.rpartition("/")[2]: row for row, path in enumerate(files.names)}
-    if all(batch in row_of for batch in (*_BATCHES, "batches.meta")):
+    if all(batch in row_of for batch in (*BATCHES, "batches.meta")):
         read, meta, endings = _python_batch, _python_names, ("", "batches.meta")
-    elif all(f"{batch}.bin" in row_of for batch in _BATCHES) and "batches.meta.txt" in row_of:
+    elif all(f"{batch}.bin" in row_of for batch in BATCHES) and "batches.meta.txt" in row_of:
         read, meta, endings = _binary_batch, _binary_names, (".bin", "batches.meta.txt")
     else:
         return None
     pixels, labels = [], []
     try:
         classes = meta(files.read(row_of[endings[1]]))
-        for batch in _BATCHES:
+        for batch in BATCHES:
             found = read(files.read(row_of[batch + endings[0]]))
             if found[0].shape != (len(found[1]), _PIXELS) or found[0].dtype != np.uint8:
                 raise ValueError(f"{batch} is an array {found[0].shape} with {len(found[1])} labels")

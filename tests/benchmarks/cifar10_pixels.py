@@ -22,22 +22,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.sources.cifar10 import BATCHES
+
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+Batches = dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]  # name: images [n, 32, 32, 3] and labels [n]
 
 
-def read_package(folder: Path) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+def read_package(folder: Path) -> Batches:
     """Return for each batch its images, uint8 ``[10000, 32, 32, 3]``, and its labels, uint8 ``[10000]``."""
     training = np.array(json.loads((folder / "train_lables.json").read_text()), np.uint8).reshape(5, -1)
     test = np.array(json.loads((folder / "test_lables.json").read_text()), np.uint8)
-    batches = {}
+    batches: Batches = {}
     for name, labels in zip(BATCHES, [*training, test]):
         with Image.open(folder / f"{name}.png") as picture:
             batches[name] = np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3), labels
     return batches
 
 
-def write_binary(batches: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]], folder: Path) -> None:
+def write_binary(batches: Batches, folder: Path) -> None:
     """Write the batches as CIFAR-10's binary version: a byte for the label, then 1,024 of red, green and blue each."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (images, labels) in batches.items():
@@ -46,7 +48,7 @@ def write_binary(batches: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]
     (folder / "batches.meta.txt").write_text("\n".join(CLASSES) + "\n")
 
 
-def difference(batches: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]], jpegs: Path) -> str:
+def difference(batches: Batches, jpegs: Path) -> str:
     """Return a sentence on how far the images lie from those of the same split, class and number in the archive."""
     distances = []
     with zipfile.ZipFile(jpegs) as archive:

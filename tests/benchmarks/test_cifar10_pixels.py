@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from data.sources import open_source
-from tests.benchmarks.cifar10_pixels import BATCHES, CLASSES, read_package, write_binary
+from data.sources.cifar10 import BATCHES
+from tests.benchmarks.cifar10_pixels import CLASSES, read_package, write_binary
 
 EACH = 4  # images of a batch
 
