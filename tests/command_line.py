@@ -15,10 +15,19 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run the command in this process; return its exit code."""
+    """Run the command in this process; return its exit code.
+
+    Like a process of its own it leaves none of the user's modules behind, which another test would take for its own.
+    """
     monkeypatch.setattr(sys, "argv", ["bigbatch", *map(str, arguments)])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
     with pytest.raises(SystemExit) as ended:
         main()
+    for name in set(sys.modules) - before:
+        file = Path(getattr(sys.modules[name], "__file__", None) or ROOT)
+        if file.is_relative_to(Path.cwd()) and not file.is_relative_to(ROOT):
+            del sys.modules[name]
     return ended.value.code or 0
 
 

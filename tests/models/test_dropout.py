@@ -47,9 +47,10 @@ def test_models_with_dropout_of_their_own_compute_the_same_at_any_cut(name):
     size, layers = BY_DEFAULT[name].values()
     prepared = prepare(name, size, **{"model.init_std": 0.2})  # large weights, so that no mask is without effect
     assert len(prepared.drop_path.dropouts) == layers
-    images = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0))
+    prepared.module.double()  # rounding, which depends on the processor and the micro-batch, is then far below a mask
+    images = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole = outputs(prepared, images, [16])
-    torch.testing.assert_close(outputs(prepared, images, [8, 8]), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs(prepared, images, [8, 8]), whole, rtol=1e-9, atol=1e-9)
     assert torch.equal(outputs(prepared, images, [16]), whole)
     assert not torch.equal(outputs(prepared, images, [16], step=6), whole)
 
