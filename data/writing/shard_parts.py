@@ -10,7 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ from data.parallel import Worker
 from data.sources.base import Source
 
 _PART_SIZE = 8 * 2**20  # bytes of images; small enough to keep 32 processes busy with one shard of the default size
+_SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)  # where a tar header holds them, as octal digits
 _NAME_BYTES = 80  # of an image's name: a tar header holds 100, and number and extension need some of them
 
 
@@ -153,19 +154,32 @@ def _write_samples(worker: Worker, part: ShardPart, stream: IO[bytes]) -> dict[s
 
 def _write_sample(stream: IO[bytes], key: str, image: CheckedImage, label: int) -> int:
     """Write image and label as two members of a tar, in the order of their endings; return the image's offset."""
-    offset = 0
+    offset, end, blocks = 0, stream.tell(), []
     for ending, data in sorted(((image.extension, image.data), ("cls", str(label).encode()))):
-        stream.write(_header(f"{key}.{ending}", len(data)))
         if ending == image.extension:
-            offset = stream.tell()
-        stream.write(data)
-        stream.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+            offset = end + tarfile.BLOCKSIZE
+        member = [_header(f"{key}.{ending}", len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE)]
+        end += sum(map(len, member))
+        blocks += member
+    stream.writelines(blocks)
     return offset
 
 
 def _header(name: str, size: int) -> bytes:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = size, 0o444
+    """Return the header that `tarfile` makes, in a quarter of its time: only name, size and checksum differ."""
+    assert size < 8**11, "a size has eleven octal digits"
+    header, encoded = bytearray(_common_header()), name.encode()
+    header[: len(encoded)] = encoded
+    header[_SIZE] = b"%011o\0" % size
+    header[_CHECKSUM] = b" " * 8
+    header[_CHECKSUM] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@cache
+def _common_header() -> bytes:
+    member = tarfile.TarInfo()
+    member.mode = 0o444
     member.uname = member.gname = "bigdata"  # as webdataset writes them
     return member.tobuf(tarfile.USTAR_FORMAT, "utf-8")
 

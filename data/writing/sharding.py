@@ -170,22 +170,33 @@ def _write(context: WriterContext, shard_size: int, workers: int | None, progres
     total, what = sum(len(plan.samples) for plan in to_do), f"sharding {context.source.name}"
     for _ in for_each(write_part_or_shard, parts, context, workers, what, total, "images", progress):
         pass
-    splits: dict[str, SplitRecord] = {}
+    shards: dict[str, list[ShardRecord]] = {}
     skipped: list[dict[str, str]] = []
+    last_skipped: dict[str, dict[str, str]] = {}  # by split
     odd: Counter[str] = Counter()
     shrunk = 0
-    for split in SPLITS:
-        shards: list[ShardRecord] = []
-        for plan in plans:
-            if plan.split == split:
-                record = recorded(context, plan.file)
-                assert record is not None, "every shard was written above"
-                skipped += record.pop("skipped")
-                odd.update(record.pop("odd"))
-                shrunk += record.pop("shrunk")
-                shards.append(cast(ShardRecord, {"file": plan.file, **record}))
-        if shards:
-            splits[split] = _split(context, split, shards, skipped)
+    for plan in plans:
+        record = recorded(context, plan.file)
+        assert record is not None, "every shard was written above"
+        if record["skipped"]:
+            last_skipped[plan.split] = record["skipped"][-1]
+        skipped += record.pop("skipped")
+        odd.update(record.pop("odd"))
+        shrunk += record.pop("shrunk")
+        shards.setdefault(plan.split, []).append(cast(ShardRecord, {"file": plan.file, **record}))
+    for split, of_split in shards.items():
+        if not any(shard["samples"] for shard in of_split):
+            _forget(context, plans)
+            raise UserError(
+                f"none of the {split} images of {context.source.name} can be decoded, e.g. "
+                "{name} ({reason}): check the source".format(**last_skipped[split])
+            )
+    splits: dict[str, SplitRecord] = {}
+    for split, of_split in shards.items():
+        rows = (recorded_rows(context, shard["file"]) for shard in of_split)
+        splits[split] = write_split(
+            context.dest, context.work, split, of_split, rows, len(context.source.listing.classes)
+        )
     return {
         "classes": context.source.listing.classes,
         "splits": splits,
@@ -195,11 +206,8 @@ def _write(context: WriterContext, shard_size: int, workers: int | None, progres
     }
 
 
-def _split(context: WriterContext, split: str, shards: list[ShardRecord], skipped: list[dict[str, str]]) -> SplitRecord:
-    if not any(shard["samples"] for shard in shards):
-        example = f"{skipped[-1]['name']} ({skipped[-1]['reason']})"
-        raise UserError(
-            f"none of the {split} images of {context.source.name} can be decoded, e.g. {example}: check the source"
-        )
-    rows = (recorded_rows(context, shard["file"]) for shard in shards)
-    return write_split(context.dest, context.work, split, shards, rows, len(context.source.listing.classes))
+def _forget(context: WriterContext, plans: list[ShardPlan]) -> None:
+    """Remove what was written: the next command has a mended source, and this work would be taken for another's."""
+    for plan in plans:
+        (context.dest / plan.file).unlink(missing_ok=True)
+    shutil.rmtree(context.work, ignore_errors=True)

@@ -265,8 +265,9 @@ def test_a_source_without_any_readable_image_is_an_error(tmp_path):
         (tmp_path / "broken" / name).mkdir(parents=True)
         for number in range(3):
             (tmp_path / "broken" / name / f"{number}.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match="none of the train images"):
+    with pytest.raises(UserError, match=r"none of the train images .* e.g. ./..jpg \(not an image of a known format\)"):
         shard(str(tmp_path / "broken"), tmp_path / "out", progress=False)
+    assert not list((tmp_path / "out").iterdir()), "the mended source is another one, which this folder can take"
 
 
 def test_a_bad_checksum_in_a_zip_costs_one_image_not_the_run(tree, tmp_path):
