@@ -130,7 +130,7 @@ def _files(path: Path, val_fraction: float, class_map: Path | None) -> Source:
         return found
     if nested := nested_archives(files):
         require_no_shards(nested)
-        files = nested
+        files = nested.joined()
     return (
         cifar10(files, name, val_fraction)
         or imagenet_kaggle(files, name)

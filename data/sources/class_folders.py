@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from data.image_formats import IMAGE_ENDINGS
 from data.names import printable
+from data.sources.annotations import masks_of_images
 from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.class_trees import below_common_folders, class_numbers, read_tree
 from data.sources.files import Files, hidden
@@ -63,7 +64,7 @@ def class_folders(
     Raises:
         UserError: there are no images, fewer than two class folders, or it is not clear which folders are classes.
     """
-    rows, paths = image_paths(files)
+    rows, paths, left_out = _without_masks(*image_paths(files))
     try:
         tree = read_tree(paths, files.place, named)
         labels, classes, notes = class_numbers([printable(folder) for folder in tree.folders])
@@ -81,9 +82,20 @@ def class_folders(
     names = [paths[row] for row in tree.rows]
     splits, held_out = with_validation(np.array(tree.splits, np.uint8), names, labels, val_fraction)
     kept = rows[tree.rows]
-    notes = [*tree.notes, *notes, *held_out, *ignored_notes(files)]
+    notes = [*tree.notes, *notes, *left_out, *held_out, *ignored_notes(files)]
     listing = Listing(splits, labels, files.sizes[kept], Names(names), classes, notes)
     return FileSource("class folders", name, files, kept, listing)
+
+
+def _without_masks(rows: NDArray[np.int64], paths: list[str]) -> tuple[NDArray[np.int64], list[str], list[str]]:
+    """Return rows and paths without the masks of other images, and notes for the user."""
+    masks = masks_of_images(paths)
+    if not masks:
+        return rows, paths, []
+    left = np.delete(np.arange(len(paths)), masks)
+    example = printable(paths[masks[0]])
+    note = f"left out {len(masks):,} images that are named as masks of other images, e.g. {example}"
+    return rows[left], [paths[row] for row in left.tolist()], [note]
 
 
 def _require_shared_classes(

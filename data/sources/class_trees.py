@@ -15,21 +15,18 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.sources.annotations import refuse_annotation_folders, refuse_pairs
 from data.sources.splits import SPLITS, TRAIN, split_of_name
 from recipes.errors import UserError
 
-_IMAGE_FOLDERS = {"images", "image", "img", "imgs", "jpegimages", "photos", "rgb"}
-_ANNOTATION_FOLDERS = {"annotations", "annotation", "masks", "mask", "labels", "label", "trimaps", "segmentation"} | {
-    *("segmentations", "groundtruth", "gt", "depth", "seg", "bboxes", "annots")
+_PART_WORDS = {"part", "parts", "batch", "chunk", "fold", "folder", "shard", "subset"} | {
+    *("images", "image", "imgs", "img", "photos", "pictures")
 }
-
-
-_FOLDERS_OF_PAIRS = 4  # with more top folders, these are classes
+_NUMBERED = re.compile(r"(.*?)[^A-Za-z0-9]*\d+")
 
 
 @dataclass
@@ -70,15 +67,21 @@ def read_tree(paths: Sequence[str], place: str, named: Collection[str]) -> Class
         top, *below = path.split("/")
         if below:
             subfolders[top].update(below[:-1][:1])
-    if not any(top in named for top in subfolders):
-        split_of = {top: split_of_name(top) for top in subfolders}
-        if _are_splits(split_of, subfolders):
-            return _split_first(paths, split_of)
-        if _are_splits_in_classes(paths, subfolders):
-            return _class_first(paths)
+    if any(top in named for top in subfolders):
+        return _plain(paths)
+    split_of = {top: split_of_name(top) for top in subfolders}
+    if _are_splits(split_of, subfolders):
+        tree = _split_first(paths, split_of)
+    elif _are_splits_in_classes(paths, subfolders):
+        _refuse_folders_inside(paths, place)
+        tree = _class_first(paths)
+    else:
         _refuse_unclear(subfolders, split_of, place)
-        _refuse_pairs(paths, sorted(subfolders), place)
-    return _plain(paths)
+        _refuse_parts(sorted(subfolders), place)
+        tree = _plain(paths)
+    refuse_annotation_folders(sorted(set(tree.folders)), place)
+    refuse_pairs([(folder, _inside(paths[row], folder)) for row, folder in zip(tree.rows, tree.folders)], place)
+    return tree
 
 
 def class_numbers(folders: Sequence[str]) -> tuple[NDArray[np.int32], list[str], list[str]]:
@@ -190,54 +193,65 @@ def _plain(paths: Sequence[str]) -> ClassTree:
     return tree
 
 
-def _words(folder: str) -> set[str]:
-    """Return the words of a name such as ``SegmentationClass`` or ``gt_masks``, in lower case."""
-    return set(re.findall("[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", folder).lower()))
-
-
-def _annotated(place: str, listed: str) -> UserError:
-    return UserError(
-        f"{place} has the folders {listed}, which look like images beside their annotations and not like classes: "
-        f"sort the images into one folder per class, or give a table of their labels with --labels"
-    )
-
-
-def _refuse_pairs(paths: Sequence[str], tops: list[str], place: str) -> None:
-    """Raise a `UserError` if two folders hold the same names in different formats, such as photos and their masks."""
-    if not 2 <= len(tops) <= _FOLDERS_OF_PAIRS:
-        return
-    stems: dict[str, set[str]] = defaultdict(set)
-    endings: dict[str, set[str]] = defaultdict(set)
-    for path in paths:
-        top, slash, below = path.partition("/")
-        if slash:
-            stem, _, ending = below.rpartition(".")
-            stems[top].add(stem)
-            endings[top].add(ending.lower())
-    for one, other in combinations(tops, 2):
-        if len(stems[one]) > 1 and stems[one] == stems[other] and not endings[one] & endings[other]:
-            raise _annotated(place, f"{one} and {other} with files of the same names in different formats")
+def _inside(path: str, folder: str) -> str:
+    """Return a path without the folder that is the class, e.g. ``val/1.jpg`` of ``val/<class>/1.jpg``."""
+    parts = path.split("/")
+    parts.remove(folder)
+    return "/".join(parts)
 
 
 def _refuse_unclear(subfolders: dict[str, set[str]], split_of: dict[str, int | None], place: str) -> None:
     tops = sorted(subfolders)
-    listed = ", ".join(tops[:4]) + (", …" if len(tops) > 4 else "")
     if len(tops) >= 2 and all(split is not None for split in split_of.values()):
         raise UserError(
-            f"{place} has the folders {listed}, which look like splits but hold no class folders: "
+            f"{place} has the folders {_listed(tops)}, which look like splits but hold no class folders: "
             f"sort the images into one folder per class, or give a table of their labels with --labels"
         )
-    names = {top.lower() for top in tops}
-    annotations = any(_words(top) & _ANNOTATION_FOLDERS for top in tops)
-    if (annotations and names & _IMAGE_FOLDERS) or (names and names <= _ANNOTATION_FOLDERS):
-        raise _annotated(place, listed)
-    tops_of = Counter(name for names in subfolders.values() for name in names)
-    shared = [name for name, count in tops_of.items() if count >= 2]
+    refuse_annotation_folders(tops, place)
     looks_like_split = [top for top, split in split_of.items() if split is not None and len(subfolders[top]) >= 2]
-    if (len(shared) >= 2 and 2 * len(shared) >= len(tops_of)) or looks_like_split:
-        example = ", ".join(sorted(shared)[:3]) or ", ".join(sorted(subfolders[looks_like_split[0]])[:3])
+    if (shared := _shared_folders(subfolders)) or looks_like_split:
+        raise _unclear(tops, shared or sorted(subfolders[looks_like_split[0]]), place)
+
+
+def _refuse_folders_inside(paths: Sequence[str], place: str) -> None:
+    """Raise a `UserError` if the splits of ``<class>/<split>/…`` share folders: these may be the classes.
+
+    That is the layout of cross-validation, ``fold_0/train/<class>/…``.
+    """
+    inside: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        top, _, *below = path.split("/")
+        inside[top].update(below[:-1][:1])
+    if shared := _shared_folders(inside):
+        raise _unclear(sorted(inside), shared, place)
+
+
+def _refuse_parts(tops: Sequence[str], place: str) -> None:
+    """Raise a `UserError` if the folders are named like parts of one data set, e.g. ``images_part_1``."""
+    numbered = [_NUMBERED.fullmatch(top) for top in tops]
+    prefixes = {found[1].lower() if found else "" for found in numbered}
+    if len(tops) >= 2 and len(prefixes) == 1 and re.split("[^a-z]+", prefixes.pop())[-1] in _PART_WORDS:
         raise UserError(
-            f"{place} has the folders {listed}, with subfolders such as {example}: it is not clear "
-            f"which of them are classes. If the upper ones are splits, name them train, val and test; if they are "
-            f"classes, name them in a file for --class-map"
+            f"{place} has the folders {_listed(tops)}, which are numbered like parts of one data set and not like "
+            f"classes: sort the images into one folder per class, give a table of their labels with --labels, or, if "
+            f"they are classes, name them in a file for --class-map"
         )
+
+
+def _shared_folders(subfolders: dict[str, set[str]]) -> list[str]:
+    """Return the names that several folders have inside, sorted, if there are two of them and they are half of all."""
+    tops_of = Counter(name for names in subfolders.values() for name in names)
+    shared = sorted(name for name, count in tops_of.items() if count >= 2)
+    return shared if len(shared) >= 2 and 2 * len(shared) >= len(tops_of) else []
+
+
+def _unclear(tops: Sequence[str], inside: Sequence[str], place: str) -> UserError:
+    return UserError(
+        f"{place} has the folders {_listed(tops)}, with subfolders such as {', '.join(inside[:3])}: it is not clear "
+        f"which of them are classes. If the upper ones are splits, name them train, val and test; if they are "
+        f"classes, name them in a file for --class-map"
+    )
+
+
+def _listed(folders: Sequence[str]) -> str:
+    return ", ".join(folders[:4]) + (", …" if len(folders) > 4 else "")

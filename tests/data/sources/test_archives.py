@@ -187,6 +187,38 @@ def test_numbered_archives_with_class_folders_are_read(tmp_path):
     assert len(open_source(str(tmp_path), 0).listing) == 2
 
 
+def write_parts(folder: Path, **parts: str) -> Path:
+    """Write zips of a folder ``pets``, which Google Drive has divided; each value lists the images of a part."""
+    folder.mkdir()
+    for number, paths in parts.items():
+        with zipfile.ZipFile(folder / f"pets-20240131T120000Z-{number.removeprefix('part')}.zip", "w") as archive:
+            for path in paths.split():
+                archive.writestr(f"pets/{path}", encoded(path))
+    return folder
+
+
+def test_the_parts_of_a_google_drive_download_are_one_tree(tmp_path):
+    """Each part has some images of each class: the parts are no classes."""
+    whole = write_parts(tmp_path / "whole", part001="cat/1.jpg dog/1.jpg", part002="cat/2.jpg dog/2.jpg dog/3.jpg")
+    found = open_source(str(whole), 0)
+    assert found.listing.classes == ["cat", "dog"] and found.listing.labels.tolist() == [0, 0, 1, 1, 1]
+    assert contents(found)["dog/3.jpg"] == encoded("dog/3.jpg")
+    splits = write_parts(tmp_path / "splits", part001="train/cat/1.jpg train/dog/1.jpg", part002="val/cat/2.jpg")
+    assert sorted(split for split, _ in labelled(open_source(str(splits), 0)).values()) == ["train", "train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"part001": "cat/1.jpg", "part003": "dog/1.jpg"}, "lacks pets-20240131T120000Z-002, a part of one download"),
+        ({"part001": "cat/1.jpg", "part002": "cat/1.jpg dog/1.jpg"}, "several archives in .* hold pets/cat/1.jpg"),
+    ],
+)
+def test_a_google_drive_download_that_is_not_whole_is_one_sentence(tmp_path, parts, message):
+    with pytest.raises(UserError, match=message):
+        open_source(str(write_parts(tmp_path / "set", **parts)), 0)
+
+
 def test_links_to_nothing_are_counted_and_links_in_a_circle_end(tmp_path):
     write_tree(tmp_path / "tree", each=2)
     (tmp_path / "tree/ant/gone.jpg").symlink_to("../../unmounted/1.jpg")

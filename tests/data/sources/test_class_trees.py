@@ -96,6 +96,12 @@ def test_a_single_class_in_a_split_is_not_unwrapped(tmp_path):
             "not clear which",
         ),
         (
+            [f"fold{fold}/{part}/{name}/1.jpg" for fold in (1, 2) for part in ("train", "val") for name in CLASSES],
+            "folders fold1, fold2, with subfolders such as glioma, .* not clear which",
+        ),
+        ([f"HAM_images_part_{part}/{i}.jpg" for part in (1, 2) for i in range(3)], "numbered like parts of one data"),
+        ([f"images_{part:03d}/images/{part}.jpg" for part in range(1, 4)], "numbered like parts of one data set"),
+        (
             [f"train/{i}.jpg" for i in range(3)] + [f"val/{i}.jpg" for i in range(3)],
             "look like splits but hold no",
         ),
@@ -126,25 +132,12 @@ def test_splits_without_a_common_class_are_refused(tmp_path, other, spelt):
     assert open_source(str(tmp_path / "tree"), 0, class_map).listing.classes == ["cat", "dog"]
 
 
-@pytest.mark.parametrize(
-    ("photos", "others", "ending"),
-    [
-        ("JPEGImages", "SegmentationClass", "png"),
-        ("images", "gt_masks", "jpg"),
-        ("input", "target", "png"),
-    ],
-)
-def test_photos_beside_their_masks_are_not_two_classes(tmp_path, photos, others, ending):
-    """By the names of the folders, or because the files have the same names in different formats."""
-    write(tmp_path / "tree", *(f"{photos}/{i}.jpg" for i in range(3)), *(f"{others}/{i}.{ending}" for i in range(3)))
-    with pytest.raises(UserError, match="look like images beside their annotations and not like classes"):
-        open_source(str(tmp_path / "tree"), 0)
-
-
-def test_masks_may_be_what_is_classified(tmp_path):
-    """As in data sets of faces with and without a mask."""
-    write(tmp_path / "tree", *(f"{name}_mask/{i}.jpg" for name in ("with", "without") for i in range(3)))
-    assert open_source(str(tmp_path / "tree"), 0).listing.classes == ["with_mask", "without_mask"]
+def test_numbered_folders_may_be_classes(tmp_path):
+    write(tmp_path / "tree", *(f"c{number}/{i}.jpg" for number in range(3) for i in range(2)))
+    assert open_source(str(tmp_path / "tree"), 0).listing.classes == ["c0", "c1", "c2"]
+    parts = write(tmp_path / "parts", *(f"part{number}/{i}.jpg" for number in range(3) for i in range(2)))
+    (tmp_path / "map.txt").write_text("part0 bolt\npart1 nut\npart2 gear\n")
+    assert open_source(str(parts), 0, tmp_path / "map.txt").listing.classes == ["bolt", "nut", "gear"]
 
 
 def test_folders_inside_of_classes_are_said_to_be_no_classes(tmp_path):
