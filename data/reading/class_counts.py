@@ -1,5 +1,7 @@
 """Warnings for the user about classes that have few images or none."""
 
+import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -35,6 +37,24 @@ def class_notes(classes: Sequence[str], per_class: Mapping[str, Sequence[int]]) 
         for name, images in counts.items():
             if name != "train" and (absent := (images == 0) & (train > 0)).any():
                 notes.append(f"{_named(classes, absent)} without images in the {name} split")
+    return notes
+
+
+def similar_names(classes: Sequence[str]) -> list[str]:
+    """Return sentences about classes that may be one, such as ``Cat`` and ``cat``, or several, such as ``cat|dog``."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        alike[re.sub(r"[\s_-]+", " ", name.strip()).casefold()].append(name)
+    notes = []
+    if pairs := [" and ".join(map(repr, map(printable, found))) for found in alike.values() if len(found) > 1]:
+        notes.append(
+            f"classes whose names differ only in case, spaces or hyphens: {', '.join(pairs[:_NAMED])}"
+            f"{', …' if len(pairs) > _NAMED else ''}; --class-map joins them if they are one"
+        )
+    known = set(classes)
+    if joined := [name for name in classes if len(parts := re.split("[|;]", name)) > 1 and known & set(parts)]:
+        listed = ", ".join(repr(printable(name)) for name in joined[:_NAMED]) + (", …" if len(joined) > _NAMED else "")
+        notes.append(f"classes that combine several labels, each combination one class of its own: {listed}")
     return notes
 
 

@@ -18,7 +18,8 @@ from data.sources.imagenet_22k import class_tars, imagenet_22k
 from data.sources.imagenet_kaggle import imagenet_kaggle
 from data.sources.nested_archives import nested_archives, require_no_shards
 from data.sources.opening import open_files, without_ending
-from data.sources.table_labels import offered_table, table_labels
+from data.sources.table_labels import table_labels
+from data.sources.table_offers import offered_tables
 from data.sources.torchvision_sets import PREFIX, TorchvisionSet
 from data.sources.webdataset_shards import WebDatasetShards, webdataset_shards
 from recipes.errors import UserError
@@ -88,7 +89,11 @@ def open_source(
             or hugging_face(path, _name(path), val_fraction)
             or _files(path, val_fraction, class_map)
         )
-    return found if class_map is None else MappedSource(found, class_map)
+    if class_map is not None:
+        found = MappedSource(found, class_map)
+    if not len(found.listing):
+        raise UserError(f"{source} names classes, but holds no images of them: check that it is whole")
+    return found
 
 
 def _custom(source: str, val_fraction: float, modules: Sequence[str]) -> Source | None:
@@ -135,7 +140,7 @@ def _files(path: Path, val_fraction: float, class_map: Path | None) -> Source:
         cifar10(files, name, val_fraction)
         or imagenet_kaggle(files, name)
         or cats_dogs(files, name, val_fraction)
-        or class_folders(files, name, val_fraction, known, offered_table)
+        or class_folders(files, name, val_fraction, known, offered_tables)
     )
 
 

@@ -11,7 +11,7 @@ from data.sources.annotations import masks_of_images
 from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.class_trees import below_common_folders, class_numbers, read_tree
 from data.sources.files import Files, hidden
-from data.sources.ignored_files import ignored_notes, require_no_lost_class
+from data.sources.ignored_files import ignored_notes, require_no_lost_class, split_list_notes
 from data.sources.splits import SPLITS, TEST, TRAIN, VAL, with_validation
 from recipes.errors import UserError
 
@@ -50,7 +50,7 @@ def class_folders(
     name: str,
     val_fraction: float,
     named: Collection[str],
-    find_table: Callable[[Files], str | None],
+    offered_tables: Callable[[Files], str | None],
 ) -> Source:
     """Return a class-per-folder tree as a source.
 
@@ -59,7 +59,7 @@ def class_folders(
         name: of the data set.
         val_fraction: fraction of the training images to hold out if there is no validation split.
         named: folders that a class map names.
-        find_table: returns the name of a table among the files that names their images, or None.
+        offered_tables: returns the options that take the labels from tables among the files, or None.
 
     Raises:
         UserError: there are no images, fewer than two class folders, or it is not clear which folders are classes.
@@ -70,12 +70,10 @@ def class_folders(
         labels, classes, notes = class_numbers([printable(folder) for folder in tree.folders])
         require_classes(classes, files.place)
     except UserError as error:
-        table = find_table(files)
-        if table is None:
+        offer = offered_tables(files)
+        if offer is None:
             raise
-        raise UserError(
-            f"{error}; {table} names the images: to take the labels from it, add --labels {table}"
-        ) from None
+        raise UserError(f"{error}; to take the labels from what names the images, add {offer}") from None
     require_no_lost_class(files, tree.folders)
     if not named:
         _require_shared_classes(np.array(tree.splits, np.uint8), labels, classes, files.place)
@@ -83,6 +81,8 @@ def class_folders(
     splits, held_out = with_validation(np.array(tree.splits, np.uint8), names, labels, val_fraction)
     kept = rows[tree.rows]
     notes = [*tree.notes, *notes, *left_out, *held_out, *ignored_notes(files)]
+    if not any(tree.splits):
+        notes += split_list_notes(files)
     listing = Listing(splits, labels, files.sizes[kept], Names(names), classes, notes)
     return FileSource("class folders", name, files, kept, listing)
 

@@ -6,8 +6,10 @@ from pathlib import PurePosixPath
 
 from data.image_formats import IMAGE_ENDINGS, PICTURE_ENDINGS, advice
 from data.names import printable
-from data.sources.files import Files, hidden
+from data.sources.files import Files, hidden, hidden_images
 from data.sources.opening import ARCHIVE_ENDINGS
+from data.sources.splits import split_of_name
+from data.sources.tables import TABLE_ENDINGS
 from recipes.errors import UserError
 
 # The last parts of their endings, such as ".gz" of ".tar.gz".
@@ -28,6 +30,9 @@ def ignored_notes(files: Files) -> list[str]:
                 notes.append(f"the {ending} files inside are not read: unpack them, or give one of them as the source")
             if ending in PICTURE_ENDINGS:
                 notes.append(f"the {ending} files are images, but of a format that is not read: {advice(ending)}")
+    if found := hidden_images(files):
+        what = "file or folder" if len(found) == 1 else "files or folders"
+        notes.append(f"ignored {len(found):,} hidden {what}, whose names begin with a dot: {_some(found)}")
     if count := len(files.empty_folders):
         notes.append(f"{count:,} {'folder is' if count == 1 else 'folders are'} empty: {_some(files.empty_folders)}")
     if count := len(files.broken_links):
@@ -35,6 +40,20 @@ def ignored_notes(files: Files) -> list[str]:
             f"{count:,} {'link leads' if count == 1 else 'links lead'} to no file: {_some(files.broken_links)}"
         )
     return notes
+
+
+def split_list_notes(files: Files) -> list[str]:
+    """Return a sentence about files such as ``meta/test.txt``, which list the images of a split in many data sets."""
+    lists = [
+        path
+        for path in files.names
+        if not hidden(path)
+        and path.lower().endswith((*TABLE_ENDINGS, ".txt", ".json", ".lst"))
+        and split_of_name(PurePosixPath(path).stem) is not None
+    ]
+    if not lists:
+        return []
+    return [f"the splits that these files may list are not used: {_some(lists)}"]
 
 
 def _some(names: Sequence[str]) -> str:

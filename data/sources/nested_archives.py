@@ -35,7 +35,8 @@ class NestedFiles(Files):
     """
 
     def __init__(self, outer: Files, archives: dict[str, Files], others: list[int], joined: bool = False):
-        self.place, self.empty_folders, self.broken_links = outer.place, outer.empty_folders, outer.broken_links
+        self.place, self.dot_files = outer.place, outer.dot_files
+        self.empty_folders, self.broken_links = outer.empty_folders, outer.broken_links
         self.archives = list(archives)
         self._archives, self._others = archives, others
         self._parts: list[Files] = [outer, *archives.values()]

@@ -4,72 +4,63 @@ These are the layouts of Kaggle's competitions (``train.csv`` beside ``train/``)
 ``metadata.csv``.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.names import printable
-from data.sources.base import Listing, Names, Source, require_classes
+from data.sources.base import Listing, Names, Source
 from data.sources.class_folders import FileSource, image_paths
-from data.sources.files import Files, hidden
+from data.sources.class_labels import OTHER_COLUMN, numbered
+from data.sources.files import Files
 from data.sources.ignored_files import ignored_notes
-from data.sources.label_columns import LabelledRows, labelled_rows, names_images
-from data.sources.splits import TRAIN, split_of_name, with_validation
-from data.sources.tables import TABLE_ENDINGS, Table, read_table
+from data.sources.image_names import ImageNames, plain_path
+from data.sources.label_columns import LabelledRows, labelled_rows
+from data.sources.splits import SPLITS, TRAIN, split_of_name, with_validation
+from data.sources.tables import Table, read_table
 from recipes.errors import UserError
 
-_LOOKED_AT = 200  # rows that are checked of a table that may only be suggested in a message
-_LARGEST_OFFERED = 64 * 2**20  # bytes; a larger table is not read just for that message
 
+class _Labels:
+    """The labels and splits of images, by their number, as tables give them.
 
-class ImageNames:
-    """Finds the image that a cell of a table means: by its path, its file name, or its name without an ending."""
+    Attributes:
+        labels: the label of each image that has one.
+        splits: the split of each of them, an index into `SPLITS`, or None if no table says it.
+    """
 
-    def __init__(self, paths: Sequence[str]):
-        self.paths = paths
-        self._by_name = _by_name(paths)
-        self._by_lower_name: dict[str, list[int]] | None = None
+    def __init__(self, images: ImageNames):
+        self.labels: dict[int, str] = {}
+        self.splits: dict[int, int | None] = {}
+        self._images, self._cells = images, dict[int, str]()
 
-    def find(self, cell: str, folder: str = "") -> list[int]:
-        """Return the numbers of the images that a cell may mean; those below `folder` if there are any."""
-        wanted = cell.replace("\\", "/").removeprefix("./")
-        name = wanted.rpartition("/")[2]
-        found = self._by_name.get(name) or self._ignoring_case(name)
-        if len(found) > 1:
-            found = self._closest(found, wanted)
-        inside = [number for number in found if f"/{self.paths[number]}".startswith(f"/{folder}/")] if folder else []
-        return inside or found
+    def add(self, number: int, cell: str, label: str, split: int | None, table: str) -> None:
+        """Add the label of an image.
 
-    def _ignoring_case(self, name: str) -> list[int]:
-        if self._by_lower_name is None:
-            self._by_lower_name = _by_name([path.lower() for path in self.paths])
-        return self._by_lower_name.get(name.lower(), [])
+        Raises:
+            UserError: another row gives it another label or split, or means another image.
+        """
+        if number in self.labels:
+            self._require_equal(number, cell, label, split, table)
+        self.labels[number], self.splits[number], self._cells[number] = label, split, cell
 
-    def _closest(self, numbers: list[int], wanted: str) -> list[int]:
-        """Return the images whose folders agree best with those of the cell, from the last folder upwards."""
-        parts = wanted.split("/")[-2::-1]
-
-        def agreement(number: int) -> int:
-            above = self.paths[number].split("/")[-2::-1]
-            return next((i for i, (a, b) in enumerate(zip(parts, above)) if a != b), min(len(parts), len(above)))
-
-        best = max(map(agreement, numbers))
-        return [number for number in numbers if agreement(number) == best]
-
-
-def _by_name(paths: Sequence[str]) -> dict[str, list[int]]:
-    """Return the numbers of the paths by file name, with and without its ending."""
-    found: dict[str, list[int]] = defaultdict(list)
-    for number, path in enumerate(paths):
-        name = path.rpartition("/")[2]
-        found[name].append(number)
-        stem = name.rpartition(".")[0]
-        if stem != name:
-            found[stem].append(number)
-    return found
+    def _require_equal(self, number: int, cell: str, label: str, split: int | None, table: str) -> None:
+        before, known, earlier = self._cells[number], self.labels[number], self.splits[number]
+        one, other = (f"/{plain_path(name)}".lower() for name in (cell, before))
+        if "/" in one[1:] and "/" in other[1:] and not (one.endswith(other) or other.endswith(one)):
+            raise UserError(
+                f"{before!r} and {cell!r} in {table} both seem to be {printable(self._images.paths[number])}: give the "
+                f"folder that holds both of them, or remove the rows of missing images"
+            )
+        if known != label:
+            raise UserError(f"{cell!r} has the labels {known!r} and {label!r} in {table}: give each image one class")
+        if earlier != split:
+            names = [TRAIN if found is None else found for found in (earlier, split)]
+            raise UserError(
+                f"{cell!r} is in the {SPLITS[names[0]]} and in the {SPLITS[names[1]]} split, according to {table}: "
+                f"give each image one split"
+            )
 
 
 def table_labels(
@@ -94,45 +85,26 @@ def table_labels(
     """
     rows, paths = image_paths(files)
     images = ImageNames([files.names[row] for row in rows.tolist()])
-    label_of: dict[int, str] = {}
-    split_of: dict[int, int | None] = {}
+    taken = _Labels(images)
     notes: list[str] = []
     for path in tables:
         table, place = _open(files, path)
-        found = labelled_rows(table, lambda cell: bool(images.find(cell)), image_column, label_column)
-        notes.append(found.understood)
+        found = labelled_rows(table, images.find, image_column, label_column)
+        notes += found.notes
         of_table = split_of_name(path.stem) if len(tables) > 1 else None
-        notes += _take(found, table.name, images, place, of_table, label_of, split_of)
-    numbers = sorted(label_of)
+        notes += _take(found, table.name, images, place, of_table, taken)
+    numbers = sorted(taken.labels)
     if left_out := len(paths) - len(numbers):
-        notes.append(f"left out {left_out:,} images that no table names")
-    labels, classes = _numbered([label_of[number] for number in numbers], files.place)
+        notes.append(f"left out {left_out:,} images to which no table gives a class")
+    labels, classes = numbered([taken.labels[number] for number in numbers], files.place, OTHER_COLUMN)
     names = [paths[number] for number in numbers]
-    own = np.array(_splits([split_of[number] for number in numbers], names), np.uint8)
+    own = np.array(_splits([taken.splits[number] for number in numbers], names), np.uint8)
     splits, held_out = with_validation(own, names, labels, val_fraction)
     kept = rows[numbers]
     listing = Listing(
         splits, labels, files.sizes[kept], Names(names), classes, [*notes, *held_out, *ignored_notes(files)]
     )
     return FileSource("images with a table of labels", name, files, kept, listing)
-
-
-def offered_table(files: Files) -> str | None:
-    """Return the name of a table among the files that names their images, for a message; None if there is none."""
-    try:
-        images = ImageNames([files.names[row] for row in image_paths(files)[0].tolist()])
-    except UserError:
-        return None
-    for row, name in enumerate(files.names):
-        if name.lower().endswith(TABLE_ENDINGS) and not hidden(name) and files.sizes[row] <= _LARGEST_OFFERED:
-            try:
-                table = read_table(name, files.read(row))
-            except (UserError, OSError, ValueError):
-                continue
-            table = Table(table.name, table.columns, table.rows[:_LOOKED_AT])
-            if len(table.columns) > 1 and names_images(table, lambda cell: bool(images.find(cell))):
-                return name
-    return None
 
 
 def _open(files: Files, path: Path) -> tuple[Table, str]:
@@ -150,16 +122,11 @@ def _open(files: Files, path: Path) -> tuple[Table, str]:
 
 
 def _take(
-    found: LabelledRows,
-    table: str,
-    images: ImageNames,
-    folder: str,
-    of_table: int | None,
-    label_of: dict[int, str],
-    split_of: dict[int, int | None],
+    found: LabelledRows, table: str, images: ImageNames, folder: str, of_table: int | None, taken: _Labels
 ) -> list[str]:
-    """Add the labels and splits of a table's rows, by the number of their image, and return notes for the user."""
+    """Add the labels and splits of a table's rows, and return notes for the user."""
     missing, unlabelled = 0, 0
+    elsewhere: list[tuple[str, int]] = []
     for cell, label, split in zip(found.images, found.labels, found.splits):
         numbers = images.find(cell, folder)
         if len(numbers) > 1 and of_table is None:
@@ -171,17 +138,21 @@ def _take(
             missing += 1
         elif not label:
             unlabelled += 1
-        elif label_of.setdefault(numbers[0], label) != label:
-            raise UserError(
-                f"{cell!r} has the labels {label_of[numbers[0]]!r} and {label!r} in {table}: give each image one class"
-            )
         else:
-            split_of[numbers[0]] = of_table if split is None else split
+            taken.add(numbers[0], cell, label, of_table if split is None else split, table)
+            if images.in_other_folder(cell, numbers[0]):
+                elsewhere.append((cell, numbers[0]))
     notes = []
     if missing:
         notes.append(f"{missing:,} rows of {table} name images that are not there")
     if unlabelled:
-        notes.append(f"left out {unlabelled:,} images without a label in {table}")
+        notes.append(f"{unlabelled:,} rows of {table} have no label")
+    if elsewhere:
+        cell, number = elsewhere[0]
+        notes.append(
+            f"{len(elsewhere):,} rows of {table} name an image in another folder, e.g. {cell!r}, which is taken to be "
+            f"{printable(images.paths[number])}"
+        )
     return notes
 
 
@@ -200,16 +171,3 @@ def _splits(known: list[int | None], names: list[str]) -> list[int]:
     if None in of_folder or len(set(of_folder)) < 2:
         return [TRAIN] * len(names)
     return [split for split in of_folder if split is not None]
-
-
-def _numbered(labels: list[str], place: str) -> tuple[NDArray[np.int32], list[str]]:
-    found = set(labels)
-    if len(found) > max(2, len(labels) // 2):
-        raise UserError(
-            f"the labels of {place} are different for nearly every image, e.g. {min(found)!r}: "
-            f"name another column with --label-column"
-        )
-    classes = sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
-    require_classes(classes, place)
-    number = {label: i for i, label in enumerate(classes)}
-    return np.array([number[label] for label in labels], np.int32), classes

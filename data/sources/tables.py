@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,6 +14,7 @@ from recipes.errors import UserError
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _DELIMITERS = ",;\t|"
+_TOLD_DELIMITER = re.compile("sep=([,;\t|])")  # the first line that Excel reads, and no row of the table
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
@@ -91,7 +93,9 @@ def delimiter_of(line: str) -> str:
 
 
 def _separated(name: str, text: str, delimiter: str | None) -> Table:
-    first = text.split("\n", 1)[0]
+    first, _, rest = text.partition("\n")
+    if told := _TOLD_DELIMITER.fullmatch(first.strip()):
+        delimiter, text = told[1], rest
     try:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or delimiter_of(first)))
     except csv.Error as error:
@@ -100,6 +104,12 @@ def _separated(name: str, text: str, delimiter: str | None) -> Table:
     if not filled:
         return Table(name, [], [])
     width = len(filled[0])
+    for line in filled[1:]:
+        if any(line[width:]):
+            raise UserError(
+                f"{name} has {width} columns, but a row of {len(line)} cells ({', '.join(line[:4])}): put quotes "
+                f"around cells that hold a delimiter, and give each column a name"
+            )
     while width > 1 and not filled[0][width - 1]:  # spreadsheets add empty columns at the right
         width -= 1
     rows = [(line + [""] * width)[:width] for line in filled[1:]]

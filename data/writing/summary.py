@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.names import printable
-from data.reading.class_counts import class_notes
+from data.reading.class_counts import class_notes, similar_names
 from data.reading.manifest import MANIFEST, Manifest
 from data.sources.webdataset_shards import WebDatasetShards
 
@@ -51,6 +51,7 @@ def summary(dest: Path, manifest: Manifest, kind: str, notes: Sequence[str]) -> 
     yield from notes
     per_class = {name: record["per_class"] for name, record in manifest["splits"].items()}
     yield from class_notes(manifest["classes"], per_class)
+    yield from similar_names(manifest["classes"])
 
 
 def _per_class(manifest: Manifest) -> list[str]:

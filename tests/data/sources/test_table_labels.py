@@ -51,7 +51,7 @@ def test_ids_without_an_ending_and_columns_that_are_guessed(breeds, tmp_path, fo
     }
     assert sum(split == "val" for split, _ in values.values()) == 4
     assert "images in the column 'id', labels in 'breed'" in found.listing.notes[0]
-    assert "left out 12 images that no table names" in found.listing.notes
+    assert "left out 12 images to which no table gives a class" in found.listing.notes
 
 
 def test_the_table_beside_the_images_is_offered(breeds):
@@ -181,7 +181,7 @@ def test_numbers_are_classes_in_their_order_also_beside_an_empty_cell(tmp_path):
     (root / "t.csv").write_text("image,label\n" + "\n".join(lines))
     found = with_table(root, "t.csv", fraction=0)
     assert found.listing.classes == [str(number) for number in range(11)]
-    assert "left out 1 images without a label in t.csv" in found.listing.notes
+    assert "1 rows of t.csv have no label" in found.listing.notes
 
 
 @pytest.mark.parametrize(
