@@ -12,9 +12,10 @@ An image is a struct of `bytes` and `path`. Its label is a `ClassLabel` with nam
 
 import json
 import os
+import re
 import tempfile
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +23,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.image_formats import IMAGE_ENDINGS
+from data.names import printable
 from data.sources.base import Listing, Names, Source, require_classes
+from data.sources.class_labels import cleaned_labels, numbered
+from data.sources.files import hidden
 from data.sources.hugging_face_files import (
     count_rows,
     estimated_sizes,
@@ -35,6 +40,8 @@ from data.sources.splits import TRAIN, split_of_name, with_validation
 from recipes.errors import UserError
 
 _DICT, _STATE = "dataset_dict.json", "state.json"
+_PART = re.compile(r"(.*)-(\d+)-of-(\d+)")
+_ONE_CLASS = "write it again with one class per image"
 
 
 class HuggingFaceSet(Source):
@@ -67,7 +74,7 @@ class HuggingFaceSet(Source):
                 raise UserError(f"{path} has other class names than {files[0]}: shard them separately")
             classes = columns.classes if classes is None else classes
             found = read_labels(path, columns.label)
-            kept = np.array([label is not None and label != -1 for label in found], bool)
+            kept = np.array([label != -1 and _text(label) != "" for label in found], bool)
             if unlabelled := len(found) - int(kept.sum()):
                 left_out["images without a label"] += unlabelled
             labels += [label for label, is_kept in zip(found, kept) if is_kept]
@@ -75,13 +82,13 @@ class HuggingFaceSet(Source):
             sizes.append(estimated_sizes(path, columns.image)[kept])
             self._files.append((path, columns.image, kept))
         if classes is None:
-            classes = sorted({str(label) for label in labels})
-            number = {name: i for i, name in enumerate(classes)}
-            labels = [number[str(label)] for label in labels]
-        elif wrong := [label for label in labels if not 0 <= label < len(classes or ())]:
-            raise UserError(f"{root} has the label {wrong[0]}, but names only {len(classes)} classes: make it again")
-        require_classes(classes, str(root))
-        numbers, names = np.array(labels, np.int32), Names(self._names())
+            texts = cleaned_labels([_text(label) for label in labels], f"the column of labels of {root}", _ONE_CLASS)
+            numbers, classes = numbered(texts, str(root), _ONE_CLASS)
+        else:
+            _require_numbers(labels, len(classes), root)
+            require_classes(classes, str(root))
+            numbers = np.array(labels, np.int32)
+        names = Names(self._names())
         own, held_out = with_validation(np.array(splits, np.uint8), names, numbers, val_fraction)
         notes = [f"left out {count:,} {what}" for what, count in left_out.items()] + held_out
         self.listing = Listing(own, numbers, np.concatenate(sizes), names, classes, notes)
@@ -140,7 +147,13 @@ def hugging_face(path: Path, name: str, val_fraction: float) -> HuggingFaceSet |
         _refuse_several_configurations(path, files)
     if not files:
         raise UserError(f"{path} names no files of images: copy the whole folder")
-    return HuggingFaceSet(root, files, name, val_fraction)
+    missing = _missing_parts(files) if path.is_dir() else []
+    found = HuggingFaceSet(root, files, name, val_fraction)
+    found.notes.extend(missing)
+    if images := _images_beside(path):
+        example = printable(str(images[0].relative_to(path)))
+        found.notes.append(f"ignored {len(images):,} images beside the files of the data set, e.g. {example}")
+    return found
 
 
 def _refuse_several_configurations(path: Path, files: list[Path]) -> None:
@@ -153,6 +166,52 @@ def _refuse_several_configurations(path: Path, files: list[Path]) -> None:
     if len(folders) > 1:
         listed = ", ".join(sorted(folder or "." for folder in folders))
         raise UserError(f"{path} has parquet files in several folders ({listed}): give the folder of one of them")
+
+
+def _missing_parts(files: list[Path]) -> list[str]:
+    """Return sentences about files that are missing: names such as ``train-00001-of-00003`` count those of a split.
+
+    Raises:
+        UserError: a split has files of two versions, which hold the same images.
+    """
+    numbers: dict[tuple[Path, str], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for file in files:
+        if part := _PART.fullmatch(file.stem):
+            numbers[file.parent, part[1]][int(part[3])].add(int(part[2]))
+    notes = []
+    for (folder, split), totals in numbers.items():
+        if len(totals) > 1:
+            listed = " and of ".join(str(total) for total in sorted(totals))
+            raise UserError(
+                f"{folder} has files of two versions of the split {split}, one of {listed} files: keep one version"
+            )
+        [(total, found)] = totals.items()
+        if len(found) < total:
+            notes.append(f"only {len(found):,} of the {total:,} files of the split {split} are there")
+    return notes
+
+
+def _images_beside(path: Path) -> list[Path]:
+    """Return the image files in the folder of a data set."""
+    if not path.is_dir():
+        return []
+    images = (file for file in path.rglob("*") if file.name.lower().endswith(IMAGE_ENDINGS))
+    return sorted(file for file in images if not hidden(file.relative_to(path).as_posix()))
+
+
+def _text(label: object) -> str:
+    """Return a label as text; empty if it is missing."""
+    return "" if label is None or label != label else str(label)
+
+
+def _require_numbers(labels: list[Any], classes: int, root: Path) -> None:
+    """Raise a `UserError` if a label is not the number of one of the classes that the files name."""
+    for label in labels:
+        if not isinstance(label, int) or not 0 <= label < classes:
+            raise UserError(
+                f"{root} has the label {label!r}, but names only {classes} classes, which are numbered from 0: "
+                f"make it again"
+            )
 
 
 def _arrow_files(folder: Path) -> list[Path]:

@@ -148,3 +148,56 @@ def test_what_cannot_be_understood_is_refused_with_the_reason(tmp_path):
     }.items():
         with pytest.raises(UserError, match=message):
             open_source(str(tmp_path / name), 0)
+
+
+def test_labels_without_names_are_numbers_in_their_order_and_may_be_missing(tmp_path):
+    labels = [float(i % 11) for i in range(33)] + [float("nan")]
+    write_parquet(tmp_path / "a.parquet", "a", labels, {}, pyarrow.float64())
+    found = open_source(str(tmp_path / "a.parquet"), 0)
+    assert found.listing.classes == [str(i) for i in range(11)] and found.notes == ["left out 1 images without a label"]
+    assert found.listing.labels.tolist() == [i % 11 for i in range(33)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "message"),
+    [
+        ([[0], [0, 1]], pyarrow.list_(pyarrow.int64()), "holds lists or objects"),
+        ([i / 7 for i in range(9)], pyarrow.float64(), "different for nearly every image, e.g. '0.0': write it again"),
+    ],
+)
+def test_labels_that_are_no_classes_are_one_sentence(tmp_path, labels, kind, message):
+    write_parquet(tmp_path / "a.parquet", "a", labels, {}, kind)
+    with pytest.raises(UserError, match=message):
+        open_source(str(tmp_path / "a.parquet"), 0)
+
+
+def test_names_of_classes_where_other_files_have_numbers_are_one_sentence(tmp_path):
+    write_parquet(tmp_path / "train.parquet", "a", [0, 1])
+    write_parquet(tmp_path / "test.parquet", "b", ["cat", "dog"], {}, pyarrow.string())
+    with pytest.raises(UserError, match="has the label 'cat', but names only 2 classes, which are numbered from 0"):
+        open_source(str(tmp_path), 0)
+
+
+def test_a_set_without_a_single_image_is_one_sentence(tmp_path):
+    """E.g. the test split of a benchmark, whose labels are kept secret."""
+    write_parquet(tmp_path / "test.parquet", "a", [-1, -1])
+    with pytest.raises(UserError, match="names classes, but holds no images of them"):
+        open_source(str(tmp_path), 0)
+
+
+def test_a_download_that_is_not_whole_is_said_and_two_versions_are_refused(tmp_path):
+    """Names count the files of a split. What a download lacks, or an earlier version left, makes another data set."""
+    for number in (0, 2):
+        write_parquet(tmp_path / f"data/train-{number:05d}-of-00003.parquet", f"{number}", [0, 1])
+    assert open_source(str(tmp_path), 0).notes == ["only 2 of the 3 files of the split train are there"]
+    assert open_source(str(tmp_path / "data/train-00002-of-00003.parquet"), 0).notes == []
+    write_parquet(tmp_path / "data/train-00000-of-00001.parquet", "old", [0, 1])
+    with pytest.raises(UserError, match="two versions of the split train, one of 1 and of 3 files: keep one version"):
+        open_source(str(tmp_path), 0)
+
+
+def test_images_beside_the_files_are_counted(tmp_path):
+    write_parquet(tmp_path / "train.parquet", "a", [0, 1])
+    write_tree(tmp_path / "more", each=2)
+    [note] = open_source(str(tmp_path), 0).notes
+    assert note == "ignored 6 images beside the files of the data set, e.g. more/ant/ant.0.jpg"
