@@ -40,7 +40,9 @@ def numbered(labels: Sequence[str], place: str, advice: str) -> tuple[NDArray[np
     found = set(labels)
     if len(found) > max(2, len(labels) // 2):
         raise UserError(f"the labels of {place} are different for nearly every image, e.g. {min(found)!r}: {advice}")
-    classes = sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
+    classes = sorted(found)
+    if all(label.isdecimal() for label in found):
+        classes.sort(key=int)  # a stable sort: the order of "1" and "01" must not change from one process to the next
     require_classes(classes, place)
     number = {label: i for i, label in enumerate(classes)}
     return np.array([number[label] for label in labels], np.int32), classes

@@ -3,6 +3,7 @@
 import pytest
 
 from data.sources import open_source
+from data.sources.class_labels import numbered
 from data.sources.image_names import ImageNames
 from data.sources.label_columns import labelled_rows
 from data.sources.tables import read_table
@@ -123,3 +124,9 @@ def test_the_tables_of_all_splits_are_offered_together(tmp_path):
         open_source(str(root), 0.1)
     found = with_table(root, *(f"{split}/_classes.csv" for split in ("train", "valid", "test")))
     assert sorted(split for split, _ in labelled(found).values()) == ["test"] * 4 + ["train"] * 4 + ["val"] * 4
+
+
+def test_numbers_of_equal_value_have_a_fixed_order():
+    """In the order of a set, which each process has its own of, the same command would make another data set."""
+    labels = [f"{'0' * zeros}{number}" for number in range(1, 12) for zeros in range(4)]
+    assert numbered(labels * 2, "set", "")[1] == [f"{'0' * z}{n}" for n in range(1, 12) for z in (3, 2, 1, 0)]
