@@ -98,6 +98,9 @@ class Engine(ABC):
         self.module = model.to(accelerator.device)
         self.names = {parameter: name for name, parameter in self.module.named_parameters()}
         self.shapes = {name: list(parameter.shape) for parameter, name in self.names.items()}
+        # Their owners are looked up once, but the tensors each time: a library may convert a module's buffers.
+        averages = [n for n, _ in saved_buffers(self.module) if n.endswith(("running_mean", "running_var"))]
+        self._owners_of_averages = {name: self.module.get_submodule(name.rpartition(".")[0]) for name in averages}
         has_ema = recipe.ema.decay is not None
         self.ema_buffers = {name: buffer.clone() for name, buffer in self._bn_averages()} if has_ema else {}
         self.updates = 0
@@ -199,9 +202,9 @@ class Engine(ABC):
         if not self.apply_gradient(lr):
             return
         self.updates += 1
-        if decay is not None:
-            for name, buffer in self._bn_averages():
-                self.ema_buffers[name].lerp_(buffer, 1 - decay)
+        if decay is not None and self.ema_buffers:
+            averages = [buffer for _, buffer in self._bn_averages()]
+            torch._foreach_lerp_(list(self.ema_buffers.values()), averages, 1 - decay)  # all with one launch on a GPU
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -251,11 +254,7 @@ class Engine(ABC):
 
     def _bn_averages(self) -> list[tuple[str, Tensor]]:
         """Return BatchNorm's running means and variances by name; the EMA includes them as it includes the weights."""
-        return [
-            (name, buffer)
-            for name, buffer in saved_buffers(self.module)
-            if name.endswith(("running_mean", "running_var"))
-        ]
+        return [(name, getattr(owner, name.rpartition(".")[2])) for name, owner in self._owners_of_averages.items()]
 
 
 def load_model(model: nn.Module, saved: CheckpointReader) -> None:

@@ -121,8 +121,9 @@ def explain_no_fit(recipe: Recipe, profile: ModelProfile, hardware: Hardware, mi
     elif more := _fewest_gpus(open_recipe, profile, hardware):
         remedies.append(f"take {more[0]} of these, where {more[1].engine} fits")
     allowed = " that you allow" if open_recipe != recipe or micro_batch else ""
+    gpus = "1 GPU" if hardware.gpus == 1 else f"{hardware.gpus} GPUs"
     return (
-        f"{recipe.name} does not fit {hardware.gpus} GPUs of {hardware.memory / GIB:.3g} GiB in any way{allowed}; "
+        f"{recipe.name} does not fit {gpus} of {hardware.memory / GIB:.3g} GiB in any way{allowed}; "
         f"nearest is {least.engine} with micro-batch {least.cut.micro_batch}, which needs {needed:.1f} GiB per GPU: "
         f"{', or '.join(remedies)}"
     )

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
+from data.images.augment import is_augmented
 from launcher.planning.checkpoint_interval import best_interval, goodput
 from launcher.planning.gpus import gpu_named
 from launcher.planning.memory_model import GIB
@@ -26,6 +27,10 @@ _PIPED_WIDTH = 200  # columns where the output is not a terminal, so that no tab
 _RESTART = 300.0  # assumed seconds from a failure until training runs again: queue, start, read the checkpoint
 _PARTS = ("parameters", "gradients", "optimizer", "ema", "activations", "engine", "allowance", "peak")
 _MEMORY = "Memory is traced and counted. The allowance of 6% and 1 GiB is an assumption that no GPU has confirmed."
+_FEATURES = (
+    "Only the head trains, on images that are not augmented. Unless the model forbids it, features are computed once, "
+    "so that training takes little longer than its first epoch."
+)
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,8 @@ def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str]
             f"With engine.compile=true a step takes at least {_duration(fused)}: as long as if everything between "
             "convolutions, matrix products and norms were fused into them."
         )
+    if recipe.model.train == "head" and not is_augmented(recipe):
+        print(_FEATURES)
     if best.reading_seconds > best.gpu_seconds:
         print(_reading_note(recipe, hardware, best))
     if failures:
@@ -157,11 +164,12 @@ def _print_table(
     best: PlanOption,
     schedule: StepSchedule | None,
 ) -> None:
+    gpus = "1 GPU" if hardware.gpus == 1 else f"{hardware.gpus} GPUs"
     nodes = "1 node" if hardware.nodes == 1 else f"{hardware.nodes} nodes"
     print(
         f"{recipe.name}: {recipe.model.name}, {profile.parameters:,} parameters, {recipe.input.size} px, "
         f"{recipe.engine.precision}; "
-        f"{hardware.gpus} GPUs ({request.gpu}) of {round(hardware.memory / GIB, 1):g} GiB in {nodes}"
+        f"{gpus} ({request.gpu}) of {round(hardware.memory / GIB, 1):g} GiB in {nodes}"
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("", "engine", "micro-batch × accumulation"):

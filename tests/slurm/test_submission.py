@@ -78,7 +78,7 @@ def test_a_recipe_that_does_not_fit_is_refused_and_one_that_does_is_not(bigbatch
     before = cluster.run("squeue", "-h", "-t", "all", "-o", "%i")
     code, _, errors = bigbatch(*arguments)
     assert code == 2 and len(errors.strip().splitlines()) == 1
-    assert "does not fit 1 GPUs of 0.5 GiB in any way" in errors and "use GPUs of at least that" in errors
+    assert "does not fit 1 GPU of 0.5 GiB in any way" in errors and "use GPUs of at least that" in errors
     assert cluster.run("squeue", "-h", "-t", "all", "-o", "%i") == before
     profile.write_text('[small]\ngpu = "v100"\n')
     code, output, errors = bigbatch(*arguments, "--dry-run")

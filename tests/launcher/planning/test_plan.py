@@ -189,6 +189,14 @@ def test_the_plan_names_the_gpus_and_ends_with_the_command_that_runs_it(plan, ha
     assert f" --data SHARDS {runs[1]} --micro-batch " in command
 
 
+def test_a_plan_says_when_features_are_computed_once(plan):
+    probe = ["--gpus", "1", "model.train=head", "augment.crop=center", "augment.flip=false"]
+    plain = [*probe, "augment.randaugment=null", "augment.color_jitter=0", "augment.erasing=0", "mix.probability=0"]
+    assert "features are computed once" not in plan(*probe)[1]
+    shown = plan(*plain)[1]
+    assert "1 GPU (a100) of 40 GiB in 1 node" in shown and "features are computed once" in shown
+
+
 @pytest.mark.parametrize(
     "arguments, part",
     [
