@@ -1,6 +1,6 @@
 """Translates the variables of an srun into those by which torch's processes find each other (RANK, WORLD_SIZE, …).
 
-``srun bigbatch train`` inside an allocation therefore needs no other launcher.
+``srun bigbatch train``, ``lr`` and ``replay`` inside an allocation therefore need no other launcher.
 """
 
 import re
@@ -31,7 +31,7 @@ def step_variables(environment: Mapping[str, str]) -> dict[str, str]:
     if missing:
         raise UserError(
             f"srun started {tasks} tasks, and {missing[0]} is not set, so the ranks cannot find each other: "
-            f"use `bigbatch submit`, or start one `bigbatch train --procs {tasks}`"
+            f"use `bigbatch submit`, or start one task with `--procs {tasks}`"
         )
     rank, local_rank, node = (int(environment[name]) for name in names[:3])
     on_node = _tasks_by_node(environment["SLURM_STEP_TASKS_PER_NODE"])[node]
@@ -39,7 +39,7 @@ def step_variables(environment: Mapping[str, str]) -> dict[str, str]:
     if gpus.isdecimal() and int(gpus) != on_node:
         raise UserError(
             f"srun started {on_node} task{'s' if on_node > 1 else ''} on a node with {gpus} GPUs: "
-            f"use `srun --ntasks-per-node={gpus} bigbatch train`, one task per GPU"
+            f"use `srun --ntasks-per-node={gpus}`, one task per GPU"
         )
     number = int(environment["SLURM_JOB_ID"]) * 64 + int(environment.get("SLURM_STEP_ID", 0))
     return {
@@ -58,6 +58,6 @@ def _tasks_by_node(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if match is None:
-            raise UserError(f"SLURM_STEP_TASKS_PER_NODE={text} cannot be read: start with `bigbatch train --procs`")
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE={text} cannot be read: use one task with `--procs`")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts

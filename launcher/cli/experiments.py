@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli.options import DataOption, Overrides, RunArgument, SplitName, Workers, with_data
-from launcher.cli.training import INTERRUPTED, processes_to_start
+from launcher.cli.training import INTERRUPTED, processes_to_start, take_srun_as_launcher
 from launcher.processes import option_arguments, run_processes, stop_with_parent
 from launcher.runs.run_directory import RunDirectory
 from launcher.world import this_process
@@ -100,6 +100,7 @@ def replay(
 
     stop_with_parent()
     plan = plan_replay(RunDirectory(run), step, steps, data)
+    take_srun_as_launcher()
     processes = 1 if this_process().is_launched else _processes_of_replay(plan.processes_then, cut)
     if processes > 1:
         given = {"--step": step, "--steps": steps, "--cut": cut.value, "--data": data, "--workers": workers}

@@ -72,10 +72,7 @@ def train(
     from launcher.recipe_shards import check_names_shards
 
     check_names_shards(resolved)  # before torch is imported, which takes seconds
-    if "SLURM_STEP_NUM_TASKS" in os.environ:  # `srun bigbatch train`: SLURM is the launcher
-        from slurm.srun_step import step_variables
-
-        os.environ.update(step_variables(os.environ))
+    take_srun_as_launcher()
     processes = processes_to_start(procs)
     if processes > 1:
         options = option_arguments(
@@ -127,6 +124,7 @@ def lr(
     from launcher.recipe_shards import check_names_shards
 
     check_names_shards(resolved)  # before torch is imported, which takes seconds
+    take_srun_as_launcher()
     processes = processes_to_start(procs)
     if processes > 1:
         options = option_arguments(
@@ -181,6 +179,18 @@ def fingerprint(
 
     for step, digest in fingerprints(resolved, range(start, start + steps), procs, micro_batch, workers or 0):
         print(f"step {step}  {digest}", flush=True)
+
+
+def take_srun_as_launcher() -> None:
+    """Let the tasks of an srun find each other as ranks, e.g. after `srun bigbatch train`.
+
+    Raises:
+        UserError: SLURM's variables are incomplete, or a node's tasks are not one per GPU.
+    """
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        from slurm.srun_step import step_variables
+
+        os.environ.update(step_variables(os.environ))
 
 
 def processes_to_start(procs: int | None) -> int:

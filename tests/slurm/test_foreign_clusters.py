@@ -262,6 +262,9 @@ def test_srun_is_a_launcher_of_trainings(cluster, digits, monkeypatch, tmp_path)
     command = [sys.executable, "-m", "launcher", "train", "demo", *SHORT, "--data", str(digits), "--workers", "0"]
     output = cluster.run("srun", "-N2", "--ntasks-per-node=2", f"--chdir={tmp_path}", *command)
     assert "64 = 4 processes × 16 × 1 accumulation step" in output and "finished: runs/demo" in output
+    replay = [sys.executable, "-m", "launcher", "replay", "runs/demo", "--step", "3", "--workers", "0"]
+    replayed = cluster.run("srun", "-N1", "-n2", f"--chdir={tmp_path}", *replay, "--cut", "here")
+    assert replayed.count("64 = 2 processes × 32") == 2 and "equal in every step" in replayed, replayed
 
 
 def test_srun_starts_ranks_without_another_launcher(cluster, monkeypatch, tmp_path):
@@ -280,4 +283,4 @@ def test_srun_starts_ranks_without_another_launcher(cluster, monkeypatch, tmp_pa
     done = subprocess.run(
         ["srun", "-N1", "-n3", "--gpus-per-node=2", *command], env=cluster._env(), capture_output=True, text=True
     )
-    assert done.returncode and "use `srun --ntasks-per-node=2 bigbatch train`" in done.stderr
+    assert done.returncode and "use `srun --ntasks-per-node=2`, one task per GPU" in done.stderr

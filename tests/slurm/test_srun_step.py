@@ -45,3 +45,12 @@ def test_outside_of_a_step_and_under_another_launcher_nothing_is_set(change):
 def test_what_cannot_train_is_told_what_to_type(change, part):
     with pytest.raises(UserError, match="(?s)" + part.replace("(", r"\\(")):
         step_variables({**STEP, **change})
+
+
+@pytest.mark.parametrize("name", ["train", "lr"])
+def test_commands_that_train_take_srun_as_their_launcher(name, command, monkeypatch):
+    """`test_srun_is_a_launcher_of_trainings` replays and trains; here the mistake shows that SLURM was asked."""
+    for variable, value in (STEP | {"SLURM_PROCID": "0", "SLURM_GPUS_ON_NODE": "4"}).items():
+        monkeypatch.setenv(variable, value)
+    code, _, errors = command(name, "demo", "--data", "shards")
+    assert code == 2 and "srun started 2 tasks on a node with 4 GPUs" in errors
