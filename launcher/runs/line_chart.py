@@ -37,6 +37,8 @@ class Chart:
         to: the upper end of the vertical axis; None: what the lines need.
         marks: where vertical lines stand; `mark` says in the legend what they mean.
         logarithmic: whether the horizontal axis is. It then begins at the smallest value, and otherwise at zero.
+        log_values: whether the vertical axis is logarithmic. All values are then positive, and `from_zero` and `to` are
+            not used.
     """
 
     title: str
@@ -49,6 +51,7 @@ class Chart:
     note: str = ""
     over: str = "epochs"
     logarithmic: bool = False
+    log_values: bool = False
     width: int = 540
     height: int = 280
 
@@ -56,19 +59,33 @@ class Chart:
         self.lines = [line for line in self.lines if line.xs]
         ys = [y for line in self.lines for y in line.ys]
         xs = [x for line in self.lines for x in line.xs]
-        self._first_x, self._last_x = min(xs) if self.logarithmic else 0.0, max(xs)
-        span = (self.to or max(ys)) - (0 if self.from_zero else min(ys))
-        step = _nice(span or 0.1 * abs(max(ys)), self.height / 50)  # a flat line is still shown near its value
-        self._low = 0.0 if self.from_zero else step * math.floor(min(ys) / step + 1e-9)
-        self._high = self.to or max(step * math.ceil(max(ys) / step - 1e-9), self._low + step)
-        self.y_ticks = [(self._y(value), self.number(value)) for value in _multiples(self._low, self._high, step)]
+        self._last_x = max(xs)
         if self.logarithmic:
-            numbered = _powers_of_ten(self._first_x, self._last_x)
+            self._horizontal, numbered = _LogAxis(min(xs), max(xs)), _round_numbers(min(xs), max(xs))
         else:
+            self._horizontal = _Axis(0.0, self._last_x)
             numbered = _multiples(0, self._last_x, _nice(self._last_x, self.width / 70))
+        self._vertical, values = self._log_values(ys) if self.log_values else self._values(ys)
+        self.y_ticks = [(self._y(value), self.number(value)) for value in values]
         self.x_ticks = [(self._x(value), f"{value:g}".replace("e-0", "e-")) for value in numbered]
         self.left, self.right, self.top, self.bottom = _LEFT, self.width - _RIGHT, _TOP, self.height - _BOTTOM
         self.mark_positions = [self._x(epoch) for epoch in self.marks]
+
+    def _values(self, ys: list[float]) -> tuple["_Axis", list[float]]:
+        """Return the vertical axis for these values, and the values that are written on it."""
+        span = (self.to or max(ys)) - (0 if self.from_zero else min(ys))
+        step = _nice(span or 0.1 * abs(max(ys)), self.height / 50)  # a flat line is still shown near its value
+        low = 0.0 if self.from_zero else step * math.floor(min(ys) / step + 1e-9)
+        high = self.to or max(step * math.ceil(max(ys) / step - 1e-9), low + step)
+        return _Axis(low, high), _multiples(low, high, step)
+
+    @staticmethod
+    def _log_values(ys: list[float]) -> tuple["_Axis", list[float]]:
+        """Like `_values`, for a logarithmic axis, which begins and ends at a round number."""
+        around = _round_numbers(min(ys) / 10, max(ys) * 10)
+        low = max(value for value in around if value <= min(ys))
+        high = min(value for value in around if value >= max(ys) and value > low)
+        return _LogAxis(low, high), [value for value in around if low <= value <= high]
 
     @property
     def description(self) -> str:
@@ -96,15 +113,29 @@ class Chart:
         return "M" + "L".join(f"{self._x(x)} {self._y(y)}" for x, y in _thinned(xs, ys))
 
     def _x(self, value: float) -> float:
-        if self.logarithmic:
-            share = math.log(value / self._first_x) / (math.log(self._last_x / self._first_x) or 1)
-        else:
-            share = value / self._last_x
-        return round(_LEFT + share * (self.width - _LEFT - _RIGHT), 1)
+        return round(_LEFT + self._horizontal.share(value) * (self.width - _LEFT - _RIGHT), 1)
 
     def _y(self, value: float) -> float:
-        height = self.height - _TOP - _BOTTOM
-        return round(_TOP + height - (value - self._low) / (self._high - self._low) * height, 1)
+        return round(_TOP + (1 - self._vertical.share(value)) * (self.height - _TOP - _BOTTOM), 1)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A linear axis, by the values at its ends."""
+
+    low: float
+    high: float
+
+    def share(self, value: float) -> float:
+        """Return where a value stands: 0 at the low end, 1 at the high end."""
+        return (value - self.low) / (self.high - self.low)
+
+
+class _LogAxis(_Axis):
+    """A logarithmic axis."""
+
+    def share(self, value: float) -> float:
+        return math.log(value / self.low) / (math.log(self.high / self.low) or 1)
 
 
 def _nice(span: float, parts: float) -> float:
@@ -120,7 +151,7 @@ def _multiples(low: float, high: float, step: float) -> list[float]:
     return [_short(number * step) for number in range(first, last + 1)]
 
 
-def _powers_of_ten(low: float, high: float) -> list[float]:
+def _round_numbers(low: float, high: float) -> list[float]:
     """Return the powers of ten from `low` to `high`; if they are few, also 2 and 5 times each."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     times = (1, 2, 5) if high / low < 1000 else (1,)

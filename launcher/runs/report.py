@@ -116,7 +116,12 @@ def _charts(history: History) -> tuple[list[Chart], list[Chart]]:
         Chart("Learning rate", [line("learning rate", "step", "lr")], from_zero=True, marks=marks),
         # Runs of 0.1.0 did not record it.
         *([Chart("Norm of the gradient, before clipping", [norm], from_zero=True, marks=marks)] if norm.xs else []),
-        *([Chart("Gradient noise scale in images", [noise], from_zero=True, marks=marks)] if noise.xs else []),
+        # Early in a run it may be a hundred times what it is later.
+        *(
+            [Chart("Gradient noise scale in images", [noise], "{:,g}".format, log_values=True, marks=marks)]
+            if noise.xs
+            else []
+        ),
         Chart("Images per second", [speed], number="{:,g}".format, from_zero=True, marks=marks),
         Chart("Time spent waiting for data", [wait], number=_share, from_zero=True, to=1.0, marks=marks),
     ]

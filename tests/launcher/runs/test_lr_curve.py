@@ -63,3 +63,12 @@ def test_a_logarithmic_axis_gives_each_power_of_ten_the_same_length():
     assert labels == ("0.001", "0.01", "0.1", "1") and chart.mark_positions == [places[1]]
     assert places[0] == chart.left and places[-1] == chart.right
     assert places[1] - places[0] == pytest.approx(places[3] - places[2], abs=0.2)
+
+
+def test_on_a_logarithmic_axis_an_outlier_hides_no_other_value():
+    chart = Chart("noise", [Line("noise", [0.0, 1.0, 2.0], [9_000.0, 100.0, 40.0])], log_values=True)
+    places, labels = zip(*chart.y_ticks)
+    assert labels == ("10", "100", "1000", "10000") and places[0] == chart.bottom and places[-1] == chart.top
+    assert places[0] - places[1] == pytest.approx(places[2] - places[3], abs=0.2)
+    flat = Chart("noise", [Line("noise", [0.0, 1.0], [5.0, 5.0])], log_values=True)
+    assert [label for _, label in flat.y_ticks] == ["5", "10"]
