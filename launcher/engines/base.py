@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
 from launcher.engines.arithmetic import set_arithmetic
 from launcher.engines.connection import TIMEOUT, use_gpu_of_rank
+from launcher.engines.freed_memory import keep_freed_memory
 from launcher.engines.optimizer import set_ema_decay, set_weight_decay
 from launcher.world import this_process
 from recipes.errors import UserError
@@ -40,6 +41,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        keep_freed_memory()
     set_arithmetic(recipe.engine.deterministic)
     world = this_process()
     if world.is_launched:
