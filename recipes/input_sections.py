@@ -80,6 +80,12 @@ class AugmentSettings(Section):
         "its number of steps, so it shows the share 1 / repeats of the images",
     )
     flip: Share = Field(0.5, description="probability of a horizontal flip")
+    flip_mode: Literal["random", "alternate"] = added_in(
+        "0.2",
+        "random",
+        description="random: drawn anew in each epoch; alternate: drawn for the first epoch, and then in every other "
+        "epoch the other way (airbench)",
+    )
     randaugment: str | None = Field(
         "rand-m9-mstd0.5-inc1", description="a RandAugment policy in timm's notation; null: no RandAugment"
     )

@@ -25,7 +25,7 @@ from data.images.decode import EncodedImage
 from data.images.randaugment import with_array_operations
 from data.images.randaugment_pillow import PillowOperation
 from recipes.errors import UserError
-from recipes.randomness import random_key
+from recipes.randomness import KEY_BITS, random_key
 from recipes.schema import Recipe
 from recipes.user_code import Registry, running
 
@@ -100,7 +100,7 @@ class TrainTransform:
         seed_generators(random_key(self.recipe.seed, "augment", *view))
         # The order of the draws is timm's: crop, flip, policy, jitter, erasing. Another order is another run.
         pixels = self.crop(encoded)
-        if self.flip and torch.rand(1) < self.flip.p:
+        if self.flip and self._is_mirrored(self.flip.p, epoch, sample, copy):
             pixels = pixels.flip(2)
         if self.array_transform:
             pixels = torch.from_numpy(self.array_transform(pixels.permute(1, 2, 0).numpy())).permute(2, 0, 1)
@@ -110,6 +110,12 @@ class TrainTransform:
         if self.custom:  # last, so that its draws change none of the others
             pixels = self._customised(pixels, random_key(self.recipe.seed, "custom transform", *view))
         return pixels, box
+
+    def _is_mirrored(self, probability: float, epoch: int, sample: int, copy: int) -> bool:
+        if self.recipe.augment.flip_mode == "random":
+            return bool(torch.rand(1) < probability)
+        first = random_key(self.recipe.seed, "flip", *view_numbers(0, sample, copy)) < probability * 2**KEY_BITS
+        return first == (epoch % 2 == 0)
 
     def _customised(self, pixels: Tensor, key: int) -> Tensor:
         assert self.custom is not None

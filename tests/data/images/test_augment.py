@@ -154,3 +154,26 @@ def test_the_evaluation_of_a_strip_takes_little_memory(size):
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert view.shape == (3, 224, 224) and (view[:, 110:114, 110:114] > 200).all()
+
+
+def test_alternating_flips_mirror_each_image_in_every_other_epoch(image_bytes):
+    """Half of the images begin with a mirrored epoch, chosen by the seed. The crop's draws are another matter."""
+    plain = ["augment.crop=center", "augment.randaugment=null", "augment.color_jitter=0", "augment.erasing=0"]
+    settings = ["input.size=64", *plain, "augment.flip_mode=alternate"]
+    transform = TrainTransform(load("convnext_tiny_in1k", settings))
+    unchanged = TrainTransform(load("convnext_tiny_in1k", [*settings, "augment.flip=0"]))(image_bytes, 0, 0)[0]
+    mirrored = unchanged.flip(2)
+    began_mirrored = 0
+    for sample in range(400):
+        views = [transform(image_bytes, epoch, sample)[0] for epoch in range(4)]
+        began_mirrored += torch.equal(views[0], mirrored)
+        expected = [mirrored, unchanged] if torch.equal(views[0], mirrored) else [unchanged, mirrored]
+        assert all(torch.equal(view, expected[epoch % 2]) for epoch, view in enumerate(views))
+    assert 160 <= began_mirrored <= 240
+    assert any(
+        not torch.equal(
+            TrainTransform(load("convnext_tiny_in1k", [*settings, "seed=1"]))(image_bytes, 0, sample)[0],
+            transform(image_bytes, 0, sample)[0],
+        )
+        for sample in range(5)
+    )
