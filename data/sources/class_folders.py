@@ -73,7 +73,7 @@ def class_folders(
         offer = offered_tables(files)
         if offer is None:
             raise
-        raise UserError(f"{error}; to take the labels from what names the images, add {offer}") from None
+        raise UserError(f"{error}; to take the labels from the tables that name the images, add {offer}") from None
     require_no_lost_class(files, tree.folders)
     if not named:
         _require_shared_classes(np.array(tree.splits, np.uint8), labels, classes, files.place)
