@@ -114,8 +114,9 @@ class TrainTransform:
     def _is_mirrored(self, probability: float, epoch: int, sample: int, copy: int) -> bool:
         if self.recipe.augment.flip_mode == "random":
             return bool(torch.rand(1) < probability)
-        first = random_key(self.recipe.seed, "flip", *view_numbers(0, sample, copy)) < probability * 2**KEY_BITS
-        return first == (epoch % 2 == 0)
+        key = random_key(self.recipe.seed, "flip", *view_numbers(0, sample, copy))
+        in_first_epoch: bool = key < probability * 2**KEY_BITS
+        return in_first_epoch == (epoch % 2 == 0)
 
     def _customised(self, pixels: Tensor, key: int) -> Tensor:
         assert self.custom is not None
