@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
+from data.cpus import usable_cpus
 from data.exit_codes import describe_exit
 
 _ROOT = str(Path(__file__).parents[1])  # the folder of bigbatch's packages, which need not be installed
@@ -44,7 +45,7 @@ def run_processes(module: str, arguments: list[str], count: int) -> int:
     period. A rank that was killed by a signal is named on stderr, and its exit code is 128 plus the signal's number, as
     in a shell.
     """
-    threads = max(1, (os.cpu_count() or 1) // count)
+    threads = max(1, usable_cpus() // count)
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),

@@ -82,10 +82,26 @@ def test_a_killed_rank_is_named_and_the_others_end_without_a_traceback(training)
     wait_until(lambda: not processes_of(run), 30)  # its loader process too
 
 
+def start_two(folder: Path, program: str, before: str = "") -> subprocess.CompletedProcess:
+    """Run a program in two ranks, after the parent has run the statements `before`."""
+    (folder / "program.py").write_text(program)
+    script = (
+        f"from launcher.processes import run_processes\n{before}\nraise SystemExit(run_processes('program', [], 2))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(Path.cwd())])}
+    environment.pop("OMP_NUM_THREADS", None)
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
 def test_the_first_failure_decides_the_exit_code(tmp_path):
     """A rank that exits by itself is not said to be killed."""
-    (tmp_path / "program.py").write_text("import os, sys; sys.exit(3 if os.environ['RANK'] == '1' else 0)")
-    script = "from launcher.processes import run_processes; import sys; sys.exit(run_processes('program', [], 2))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path.cwd())])}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    done = start_two(tmp_path, "import os, sys; sys.exit(3 if os.environ['RANK'] == '1' else 0)")
     assert done.returncode == 3 and "killed" not in done.stderr, done.stderr
+
+
+def test_ranks_divide_the_cpus_that_their_parent_may_use(tmp_path):
+    """A job that is bound to one CPU of a large machine gives no rank threads for all of them."""
+    one_of_128 = "import os; os.cpu_count = lambda: 128; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    done = start_two(tmp_path, "import os; os.write(1, os.environ['OMP_NUM_THREADS'].encode() + b' ')", one_of_128)
+    assert done.stdout.split() == ["1", "1"], done.stderr
