@@ -7,8 +7,6 @@ deepspeed --module launcher.train RECIPE
 srun bigbatch train RECIPE                 in an allocation of SLURM, with one task per GPU
 """
 
-import sys
-
 from launcher.cli.entry import run_command
 from launcher.cli.training import train
 from launcher.processes import stop_with_parent
@@ -17,8 +15,6 @@ from launcher.processes import stop_with_parent
 def main() -> None:
     """Run `bigbatch train` without the word `train`."""
     stop_with_parent()
-    # The `deepspeed` launcher adds this argument, which repeats the variable LOCAL_RANK.
-    sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     run_command(train)
 
 

@@ -49,6 +49,10 @@ def run_app(app: typer.Typer, file_error: int = _USER_ERROR) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may not be text in the terminal's encoding
     threading.excepthook = _thread_ended
+    # The `deepspeed` launcher adds this argument before all others, also before the name of a command. It repeats the
+    # variable LOCAL_RANK.
+    if sys.argv[1:2] == [f"--local_rank={os.environ.get('LOCAL_RANK')}"]:
+        del sys.argv[1]
     try:
         app()
     except UserError as error:
