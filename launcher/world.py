@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 from recipes.errors import UserError
 
+LOCAL_SIZE_NAMES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE")  # the `deepspeed` launcher sets the first
+# The number of this process on its node, once LOCAL_RANK is the index of its GPU instead.
+_RANK_ON_NODE = "BIGBATCH_LOCAL_RANK"
+
 
 @dataclass(frozen=True)
 class World:
@@ -17,7 +21,7 @@ class World:
     Attributes:
         rank: number of this process among all, from 0.
         size: number of processes.
-        local_rank: number of this process on its machine, from 0.
+        local_rank: number of this process on its machine, from 0, whichever GPU it uses.
         local_size: number of processes on this machine.
         is_launched: whether a launcher set the variables; without one there is a single process.
     """
@@ -48,15 +52,21 @@ def this_process(environment: Mapping[str, str] = os.environ) -> World:
         return World()
     size = _number(environment, "WORLD_SIZE", None)
     rank = _number(environment, "RANK", 0 if size == 1 else None)
-    # The `deepspeed` launcher calls it LOCAL_SIZE.
-    local_size = _number(environment, "LOCAL_SIZE" if "LOCAL_SIZE" in environment else "LOCAL_WORLD_SIZE", size)
-    local_rank = _number(environment, "LOCAL_RANK", rank % max(1, local_size))
+    local_size = _number(environment, next((name for name in LOCAL_SIZE_NAMES if name in environment), ""), size)
+    name = _RANK_ON_NODE if _RANK_ON_NODE in environment else "LOCAL_RANK"
+    local_rank = _number(environment, name, rank % max(1, local_size))
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
         raise UserError(
             f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank} and LOCAL_WORLD_SIZE={local_size} contradict "
             f"each other: let torchrun, accelerate or `bigbatch train --procs` set them, or unset all four"
         )
     return World(rank, size, local_rank, local_size, is_launched=True)
+
+
+def set_libraries_local_rank(index: int) -> None:
+    """Give LOCAL_RANK the index of this rank's GPU, as libraries read it; `this_process` keeps the rank on the node."""
+    os.environ[_RANK_ON_NODE] = str(this_process().local_rank)
+    os.environ["LOCAL_RANK"] = str(index)
 
 
 def print_on_main(line: str) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from launcher.world import World, this_process
+from launcher.world import World, set_libraries_local_rank, this_process
 from recipes.errors import UserError
 
 # How long a rank waits for the others. NCCL's ten minutes are too short: one rank may write a large checkpoint or
@@ -43,13 +43,10 @@ def gpu_of_rank(world: World, visible: int, environment: Mapping[str, str] = os.
 
 
 def use_gpu_of_rank() -> None:
-    """Give LOCAL_RANK the index of this rank's GPU: Accelerate, DDP and DeepSpeed take one for the other.
-
-    Afterwards `this_process().local_rank` is that index as well.
-    """
+    """Give LOCAL_RANK the index of this rank's GPU: Accelerate, DDP and DeepSpeed take one for the other."""
     world = this_process()
     if world.is_launched and torch.cuda.is_available():
-        os.environ["LOCAL_RANK"] = str(gpu_of_rank(world, torch.cuda.device_count()))
+        set_libraries_local_rank(gpu_of_rank(world, torch.cuda.device_count()))
 
 
 class Connection:

@@ -16,7 +16,7 @@ from launcher.evaluation.initial_weights import load_initial_weights
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.fit_micro_batch import fit_micro_batch
 from launcher.training.on_all_ranks import raised_on_all_ranks
-from launcher.world import print_on_main
+from launcher.world import print_on_main, this_process
 from models.build import checkpoint_activations, compile_blocks, scale_head
 from models.prepared import PreparedModel
 from models.pretrained import cached_timm_file
@@ -130,7 +130,7 @@ def start_engine(
     if saved:
         load_model(model.module, saved)
     else:
-        _load_given_weights(model.module, recipe, classes, accelerator)
+        _load_given_weights(model.module, recipe, classes)
     # A single process without ZeRO needs no memory probe: the training loop catches the error and retries.
     if accelerator.num_processes > 1 or recipe.engine.zero:
         statistics_size = unit_of_cut(recipe, model.has_batch_norm)
@@ -161,16 +161,16 @@ def make_engine(recipe: Recipe, model: nn.Module, accelerator: Accelerator, cut:
     return Zero(recipe, model, accelerator, cut)
 
 
-def _load_given_weights(model: nn.Module, recipe: Recipe, classes: list[str], accelerator: Accelerator) -> None:
+def _load_given_weights(model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
     if recipe.model.weights == TIMM:
-        _download_by_turns(recipe.model.name, accelerator)
+        _download_by_turns(recipe.model.name)
     for note in load_initial_weights(model, recipe, classes, print_on_main):
         print_on_main(f"weights: {note}")
     if recipe.model.head_init_scale is not None:
         scale_head(model, recipe.model.head_init_scale)
 
 
-def _download_by_turns(name: str, accelerator: Accelerator) -> None:
+def _download_by_turns(name: str) -> None:
     """Download timm's weights of a model once per cache: on the main rank, then on the first rank of each node.
 
     The others wait. Nodes that share a cache find the weights of the main rank there.

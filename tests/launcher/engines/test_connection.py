@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from launcher.engines import connection
 from launcher.engines.base import make_accelerator
 from launcher.engines.connection import TIMEOUT, Connection, gpu_of_rank, use_gpu_of_rank
 from launcher.jobs import node_checks
+from launcher.training import start
 from launcher.world import World, this_process
 from recipes.errors import UserError
 from recipes.load import load
@@ -35,15 +37,40 @@ def test_more_ranks_than_gpus_are_refused(ranks, visible, part):
         gpu_of_rank(last, visible, environment={})
 
 
-def test_the_libraries_get_the_index_of_the_device_as_local_rank(monkeypatch):
-    """Accelerate, DDP and DeepSpeed read LOCAL_RANK as a device; the second of two tasks sees one GPU, number 0."""
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture
+def of_two_nodes_with_one_gpu_per_task(monkeypatch):
+    """Return a function that makes this process that rank of two nodes with two ranks each; each sees one GPU."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5e")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    use_gpu_of_rank()
-    assert this_process() == World(1, 2, 0, 2, is_launched=True)
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "BIGBATCH_LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # so that they are as before after the test, whoever sets them
+
+    def become(rank: int) -> None:
+        os.environ |= {"WORLD_SIZE": "4", "RANK": str(rank), "LOCAL_RANK": str(rank % 2), "LOCAL_WORLD_SIZE": "2"}
+        os.environ.pop("BIGBATCH_LOCAL_RANK", None)
+        use_gpu_of_rank()
+
+    return become
+
+
+def test_the_libraries_get_the_index_of_the_device_as_local_rank(of_two_nodes_with_one_gpu_per_task):
+    """Accelerate, DDP and DeepSpeed read LOCAL_RANK as a device. Whoever asks for the rank on the node gets that."""
+    of_two_nodes_with_one_gpu_per_task(3)
+    assert os.environ["LOCAL_RANK"] == "0" and this_process() == World(3, 4, 1, 2, is_launched=True)
+    use_gpu_of_rank()  # as for a second training in the same process
+    assert os.environ["LOCAL_RANK"] == "0" and this_process() == World(3, 4, 1, 2, is_launched=True)
+
+
+def test_one_rank_per_node_downloads_weights_where_each_sees_one_gpu(of_two_nodes_with_one_gpu_per_task, monkeypatch):
+    """Otherwise all ranks of a node without a shared cache would download at once."""
+    asked: list[int] = []
+    monkeypatch.setattr(start, "raised_on_all_ranks", nullcontext)
+    monkeypatch.setattr(start, "cached_timm_file", lambda name: asked.append(this_process().rank))
+    for rank in range(4):
+        of_two_nodes_with_one_gpu_per_task(rank)
+        start._download_by_turns("convnext")
+    assert set(asked) == {0, 2}
 
 
 def test_a_rank_waits_longer_for_the_others_than_a_save_may_take(monkeypatch):
@@ -96,8 +123,6 @@ def test_a_gpu_that_does_not_work_ends_the_preflight_before_nccl_begins(tmp_path
 
 def download(recipe: Recipe, run: Path) -> None:
     """Both ranks want timm's weights; the cache has them once somebody has downloaded them."""
-    from launcher.engines.base import make_accelerator
-    from launcher.training import start
 
     def cached(name):
         rank = os.environ["RANK"]
@@ -109,11 +134,11 @@ def download(recipe: Recipe, run: Path) -> None:
         file.touch()
 
     start.cached_timm_file = cached
-    accelerator = make_accelerator(recipe)
-    start._download_by_turns("convnext", accelerator)
+    make_accelerator(recipe)
+    start._download_by_turns("convnext")
     assert (run.parent / "convnext").exists()
     try:
-        start._download_by_turns("unreachable", accelerator)
+        start._download_by_turns("unreachable")
     except UserError as error:
         print(f"rank {os.environ['RANK']}: {error}", file=sys.stderr)
 
