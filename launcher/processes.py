@@ -118,13 +118,18 @@ def _death(code: int) -> str:
     return f"{describe_exit(code)}: {advice}"
 
 
+def has_patient_parent() -> bool:
+    """Return whether `run_processes` started this rank, which leaves the others time to end after one has failed."""
+    return _PARENT in os.environ
+
+
 def stop_with_parent() -> None:
     """Let this rank stop when the parent that started it with `run_processes` is gone, even after a `kill -9`.
 
     The rank then gets SIGTERM, so it saves after its current step, and its loader processes end with it. Ranks that
     another launcher started are left to that launcher.
     """
-    if _PARENT in os.environ:
+    if has_patient_parent():
         threading.Thread(target=_watch, args=(int(os.environ[_PARENT]),), daemon=True).start()
 
 

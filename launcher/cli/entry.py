@@ -4,20 +4,24 @@ The end of another rank is no mistake of the user, so the ranks that lose their 
 cluster, a job with that code starts again.
 """
 
+import contextlib
 import errno
 import io
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import typer
 
 from data.names import one_line
+from launcher.processes import has_patient_parent
 from launcher.world import this_process
 from recipes.errors import UserCodeError, UserError
 
 _USER_ERROR = 2
+_HEARD = 5.0  # seconds that rank 0 has to print a mistake which another rank has met before it
 # Errors of a full or read-only file system. Python does not always say which file they were about.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # What gloo and NCCL say, in a RuntimeError without a class of its own, when the process at the other end is gone.
@@ -89,6 +93,10 @@ def _print_error(message: str) -> bool:
     # Mostly every rank meets the same mistake, so only rank 0 prints it. A mistake that only some ranks meet starts
     # with the rank's number.
     if not (message.startswith("[rank") or _is_main_process()):
+        # torchrun, accelerate, deepspeed and srun end rank 0 as soon as another rank has failed.
+        if not has_patient_parent():
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(_HEARD)
         return False
     print(f"error: {one_line(message)}", file=sys.stderr)
     return True

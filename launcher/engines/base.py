@@ -46,8 +46,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     set_arithmetic(recipe.engine.deterministic)
     world = this_process()
     if world.is_launched:
-        os.environ.setdefault("LOCAL_WORLD_SIZE", str(world.local_size))  # Accelerate would set it to 1
         use_gpu_of_rank()
+        os.environ.setdefault("LOCAL_WORLD_SIZE", str(world.local_size))  # Accelerate would set it to 1
     # The Zero engine calls DeepSpeed itself; Accelerate would wrap the model a second time.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     accelerator = Accelerator(

@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from launcher.world import World, set_libraries_local_rank, this_process
+from launcher.world import LOCAL_SIZE_NAMES, World, set_libraries_local_rank, this_process
 from recipes.errors import UserError
 
 # How long a rank waits for the others. NCCL's ten minutes are too short: one rank may write a large checkpoint or
@@ -29,13 +29,20 @@ def gpu_of_rank(world: World, visible: int, environment: Mapping[str, str] = os.
         environment: says whether a launcher restricted them.
 
     Raises:
-        UserError: there are more ranks on the node than GPUs, which NCCL does not allow.
+        UserError: there are more ranks on the node than GPUs, which NCCL does not allow. One of the node's ranks has a
+            message to print.
     """
     if visible == 1 and any(environment.get(name) for name in _RESTRICTED):
         return 0
-    if world.local_rank >= visible:
+    # All ranks of the node end, so that the first one can say why. A launcher that does not tell how many there are
+    # ends those without a GPU.
+    is_counted = any(name in environment for name in LOCAL_SIZE_NAMES)
+    processes = world.local_size if is_counted else world.local_rank + 1
+    if processes > visible:
+        speaks = world.local_rank == (0 if is_counted else visible)
+        prefix = f"[rank {world.rank}] " if speaks and not world.is_main else ""
         raise UserError(
-            f"{world.local_size} processes were started on a node with {visible} visible "
+            f"{prefix}{processes} processes were started on a node with {visible} visible "
             f"GPU{'s' if visible > 1 else ''}, and each needs its own: start {visible} per node, e.g. with "
             f"`bigbatch train --procs {visible}`"
         )

@@ -57,6 +57,15 @@ def train(digits: Path, run: Path, ranks: int, *arguments: str) -> None:  # noqa
     check_device(run)
 
 
+def torchrun(digits: Path, run: Path, ranks: int) -> str:  # noqa: F811
+    """Start a training by torchrun that fails; return what it and its ranks printed."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "launcher.train"]
+    given = ["demo", *CHANGES, "--data", str(digits), "--run-dir", str(run)]
+    found = subprocess.run([sys.executable, *launcher, *given], capture_output=True, text=True, timeout=240)
+    assert found.returncode, found.stdout
+    return found.stdout + found.stderr
+
+
 def check_device(run: Path) -> None:
     start = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert start["device"] == "NVIDIA A100-SXM4-40GB"
@@ -82,6 +91,12 @@ def test_a_job_checks_its_nodes_over_gloo_and_trains_over_nccl(digits, on_a_cpu,
     assert "preflight: 2 processes" in output.out and "all-reduce" in output.out and "Warning" not in output.err
     check_device(run)
     assert_same_curve(run, on_a_cpu, steps=STEPS)
+
+
+def test_torchrun_with_more_ranks_than_gpus_ends_with_one_sentence(digits, tmp_path):  # noqa: F811
+    printed = torchrun(digits, tmp_path / "run", 3)
+    assert printed.count("3 processes were started on a node with 2 visible GPUs") == 1, printed
+    assert printed.count("error: ") == 1, printed
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import pytest
 
+from launcher import processes
+from launcher.cli import entry
 from launcher.world import World, this_process
 from recipes.errors import UserError
 
@@ -39,3 +41,17 @@ def test_a_mistake_in_the_variables_is_one_sentence(mistake):
     with pytest.raises(UserError, match=sentence) as caught:
         this_process(variables)
     assert "\n" not in str(caught.value)
+
+
+def test_a_silent_rank_leaves_rank_0_the_time_to_print(monkeypatch):
+    """torchrun ends all ranks when one has failed. `bigbatch train --procs` waits for the others by itself."""
+    waits: list[float] = []
+    monkeypatch.setattr(entry.time, "sleep", waits.append)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert not entry._print_error("every rank meets this") and len(waits) == 1
+    assert entry._print_error("[rank 1] only this rank meets this") and len(waits) == 1
+    monkeypatch.setenv(processes._PARENT, "1")
+    assert not entry._print_error("every rank meets this") and len(waits) == 1
+    monkeypatch.setenv("RANK", "0")
+    assert entry._print_error("every rank meets this") and len(waits) == 1

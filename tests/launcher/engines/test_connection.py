@@ -31,10 +31,24 @@ def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_that_it_sees():
 
 
 @pytest.mark.parametrize("ranks, visible, part", [(2, 1, "1 visible GPU,"), (4, 2, "2 visible GPUs,")])
-def test_more_ranks_than_gpus_are_refused(ranks, visible, part):
-    last = World(ranks - 1, ranks, ranks - 1, ranks, is_launched=True)
-    with pytest.raises(UserError, match=f"{ranks} processes .* {part} .*--procs {visible}`"):
-        gpu_of_rank(last, visible, environment={})
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_more_ranks_than_gpus_are_refused(ranks, visible, part, is_counted):
+    """By every rank of the node, or by those without a GPU where the launcher does not say how many there are."""
+    environment = {"LOCAL_WORLD_SIZE": str(ranks)} if is_counted else {}
+    begun = ranks if is_counted else visible + 1
+    for rank in range(0 if is_counted else visible, ranks):
+        with pytest.raises(UserError, match=f"{max(begun, rank + 1)} processes .* {part} .*--procs {visible}"):
+            gpu_of_rank(World(rank, ranks, rank, ranks, is_launched=True), visible, environment)
+
+
+def test_one_rank_of_each_node_says_that_there_are_too_few_gpus():
+    """`run_app` prints what rank 0 raises and what begins with the number of another rank."""
+    said = []
+    for rank in range(6):
+        with pytest.raises(UserError) as caught:
+            gpu_of_rank(World(rank, 6, rank % 3, 3, is_launched=True), 2, {"LOCAL_WORLD_SIZE": "3"})
+        said += [rank] if rank == 0 or str(caught.value).startswith(f"[rank {rank}] 3 processes") else []
+    assert said == [0, 3]
 
 
 @pytest.fixture
