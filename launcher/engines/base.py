@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
 from launcher.engines.arithmetic import set_arithmetic
-from launcher.engines.connection import TIMEOUT, use_gpu_of_rank
+from launcher.engines.connection import TIMEOUT, check_each_rank_has_a_gpu, use_gpu_of_rank
 from launcher.engines.freed_memory import keep_freed_memory
 from launcher.engines.optimizer import set_ema_decay, set_weight_decay
 from launcher.world import this_process
@@ -33,7 +33,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """Return the Accelerator of this process: its device, its peers and the precision.
 
     Raises:
-        UserError: the device does not support the precision, or not all started processes have connected.
+        UserError: the device does not support the precision, not all started processes have connected, or they have
+            not each a GPU of their own.
     """
     # The option that Accelerate recommends instead does not do the same yet. Accelerate and DeepSpeed call collectives
     # by their former names. DDP warns about strides of dimensions of size one, which have no effect.
@@ -65,6 +66,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             f"{world.size} processes were started but they did not connect to each other: start with "
             f"`bigbatch train --procs {world.size}`"
         )
+    check_each_rank_has_a_gpu(world)
     return accelerator
 
 

@@ -1,6 +1,7 @@
 """Chooses the GPU of a rank, and connects the ranks of a job once their nodes are known to work."""
 
 import os
+import socket
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -54,6 +55,46 @@ def use_gpu_of_rank() -> None:
     world = this_process()
     if world.is_launched and torch.cuda.is_available():
         set_libraries_local_rank(gpu_of_rank(world, torch.cuda.device_count()))
+
+
+def identity_of_gpu() -> str:
+    """Return which GPU this process uses, different for every GPU of a job, whatever index a process sees it under."""
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    # Some drivers leave the UUID empty, so the place on the node's bus is part of it.
+    bus = getattr(found, "pci_domain_id", ""), getattr(found, "pci_bus_id", ""), getattr(found, "pci_device_id", "")
+    return f"{socket.gethostname()} {bus} {found.uuid}"
+
+
+def refuse_shared_gpus(gpus: list[str]) -> None:
+    """Compare the identities of all ranks' GPUs.
+
+    Raises:
+        UserError: two ranks use the same GPU, which NCCL does not allow.
+    """
+    for rank, gpu in enumerate(gpus):
+        if (first := gpus.index(gpu)) < rank:
+            raise UserError(
+                f"ranks {first} and {rank} were started on the same GPU, and each needs its own: start one process per "
+                f"visible GPU, or make as many visible as there are processes on a node, e.g. with CUDA_VISIBLE_DEVICES"
+            )
+
+
+def check_each_rank_has_a_gpu(world: World) -> None:
+    """Compare the GPUs of all ranks, which are connected but have not yet communicated over NCCL.
+
+    The index of a GPU says nothing where each process sees only one: SLURM may have given each another one, or
+    CUDA_VISIBLE_DEVICES may have given all the same.
+
+    Raises:
+        UserError: on every rank, if two use the same GPU.
+    """
+    if world.size == 1 or not torch.cuda.is_available():
+        return
+    group = distributed.group.WORLD
+    assert group is not None
+    store = group.get_group_store()  # where the ranks have met, so that no collective is needed
+    store.set(f"GPU of rank {world.rank}", identity_of_gpu())
+    refuse_shared_gpus([store.get(f"GPU of rank {rank}").decode() for rank in range(world.size)])
 
 
 class Connection:

@@ -18,7 +18,7 @@ from torch import distributed
 from data.reading import staging
 from data.reading.shards import ShardSet
 from data.worker_processes import shared_memory_problem
-from launcher.engines.connection import Connection, gpu_of_rank
+from launcher.engines.connection import Connection, gpu_of_rank, identity_of_gpu, refuse_shared_gpus
 from launcher.runs.run_directory import RunDirectory
 from launcher.world import World, this_process
 from recipes.errors import UserError
@@ -34,6 +34,7 @@ class NodeReport:
     """What one process found on its node.
 
     Attributes:
+        gpu: its identity.
         problems: sentences; a node with a problem cannot be used.
         disk_mb_per_second: write speed of the run directory, measured by one process per node.
         clock: seconds since 1970, read by all processes at the same moment.
@@ -43,6 +44,7 @@ class NodeReport:
     rank: int
     node: str
     has_gpu: bool
+    gpu: str = ""
     problems: list[str] = field(default_factory=list)
     disk_mb_per_second: float | None = None
     clock: float = 0.0
@@ -53,6 +55,9 @@ def check_all_nodes(data: str, run: Path, stage: Path | None) -> Path | None:
     """Check all nodes of a job, staging the shards to each if asked; return the staged copy's folder, if there is one.
 
     Exits with `BAD_NODE` on every rank if a node cannot be used; only the ranks of that node print why.
+
+    Raises:
+        UserError: on every rank, if two use the same GPU.
     """
     started = time.monotonic()
     world, bandwidth = this_process(), None
@@ -73,6 +78,8 @@ def check_all_nodes(data: str, run: Path, stage: Path | None) -> Path | None:
         print(f"error: node {own.node} cannot be used: {own.problems[0]}", file=sys.stderr)
     if any(report.problems or (some_have_gpus and not report.has_gpu) for report in reports):
         sys.exit(BAD_NODE)
+    if some_have_gpus:
+        refuse_shared_gpus([report.gpu for report in reports])
     if connection:
         connection.connect_for_training()
         bandwidth = _all_reduce_speed(torch.device("cuda" if own.has_gpu else "cpu"))
@@ -96,6 +103,7 @@ def check_node(data: str | None, run: Path, stage: Path | None, world: World) ->
         if report.has_gpu:
             torch.cuda.set_device(gpu_of_rank(world, torch.cuda.device_count()))
             torch.ones(8, device="cuda").sum().item()  # a broken GPU is often still listed as available
+            report.gpu = identity_of_gpu()
         if data:
             ShardSet.open(data)
         if first_of_node:

@@ -81,6 +81,7 @@ def test_a_job_checks_its_nodes_over_gloo_and_trains_over_nccl(digits, on_a_cpu,
     """Each process sees only its own GPU, as under `srun --gpus-per-task=1`. Lines are still printed once."""
     monkeypatch.setenv("STAND_IN_GPUS", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("STAND_IN_BOUND", "1")
     run = tmp_path / "run"
     job = RunDirectory(run / "job").recipe_file  # as `bigbatch submit` leaves it
     job.parent.mkdir(parents=True)
@@ -97,6 +98,13 @@ def test_torchrun_with_more_ranks_than_gpus_ends_with_one_sentence(digits, tmp_p
     printed = torchrun(digits, tmp_path / "run", 3)
     assert printed.count("3 processes were started on a node with 2 visible GPUs") == 1, printed
     assert printed.count("error: ") == 1, printed
+
+
+def test_torchrun_with_two_ranks_on_one_visible_gpu_ends_with_one_sentence(digits, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("STAND_IN_GPUS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    printed = torchrun(digits, tmp_path / "run", 2)
+    assert printed.count("error: ranks 0 and 1 were started on the same GPU, and each needs its own") == 1, printed
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,28 @@ from torch import distributed
 from torch.profiler import ProfilerActivity
 from torch.utils import checkpoint
 
-COUNT = int(os.environ.get("STAND_IN_GPUS", "1"))
 MEMORY = 16 * 2**30
 NAME, CAPABILITY = "NVIDIA A100-SXM4-40GB", (8, 0)
 current = 0  # the device that this process has set
 sync_debug_mode: int | str = "default"  # as `torch.cuda.set_sync_debug_mode` has set it
 
 _nccl: dict = {}  # group: whether it stands for one of NCCL; None is the default group
+
+
+def count() -> int:
+    """Return the number of GPUs that this process sees."""
+    return int(os.environ.get("STAND_IN_GPUS", "1"))
+
+
+def _uuid(index: int) -> str:
+    """Return which of the node's GPUs a process sees under an index.
+
+    With STAND_IN_BOUND, each rank sees only its own, under index 0, as under `srun --gpus-per-task=1`.
+    """
+    if "STAND_IN_BOUND" in os.environ:
+        return f"GPU-{os.environ['RANK']}"
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count())))
+    return f"GPU-{chosen.split(',')[index]}"
 
 
 def largest_tensor() -> int:
@@ -78,8 +93,8 @@ def existing(device=None) -> torch.device:
         device = torch.device("cuda", device)
     device = torch.device(device or "cuda")
     index = current if device.index is None else device.index
-    if device.type != "cuda" or index >= COUNT:
-        raise RuntimeError(f"CUDA error: invalid device ordinal ({device}, {COUNT} devices)")
+    if device.type != "cuda" or index >= count():
+        raise RuntimeError(f"CUDA error: invalid device ordinal ({device}, {count()} devices)")
     return torch.device("cuda", index)
 
 
@@ -110,9 +125,10 @@ def _in_stream(stream):
 
 
 def _properties(device=None) -> SimpleNamespace:
-    existing(device)
+    index = existing(device).index
     return SimpleNamespace(
         name=NAME,
+        uuid=_uuid(index),
         total_memory=MEMORY,
         major=CAPABILITY[0],
         minor=CAPABILITY[1],
@@ -141,7 +157,7 @@ def replace_cuda() -> None:
         "_lazy_init": lambda: None,
         "_lazy_call": lambda call, **_: call(),
         "_is_in_bad_fork": lambda: False,
-        "device_count": lambda: COUNT,
+        "device_count": count,
         "current_device": lambda: current,
         "set_device": _set_device,
         "device": _in_device,
@@ -173,7 +189,7 @@ def replace_cuda() -> None:
     accelerator = {
         "is_available": lambda: True,
         "current_accelerator": lambda check_available=False: torch.device("cuda"),
-        "device_count": lambda: COUNT,
+        "device_count": count,
         "current_device_index": lambda: current,
         "set_device_index": _set_device,
         "current_stream": _checked(default),

@@ -11,7 +11,7 @@ import torch
 
 from launcher.engines import connection
 from launcher.engines.base import make_accelerator
-from launcher.engines.connection import TIMEOUT, Connection, gpu_of_rank, use_gpu_of_rank
+from launcher.engines.connection import TIMEOUT, Connection, gpu_of_rank, refuse_shared_gpus, use_gpu_of_rank
 from launcher.jobs import node_checks
 from launcher.training import start
 from launcher.world import World, this_process
@@ -49,6 +49,12 @@ def test_one_rank_of_each_node_says_that_there_are_too_few_gpus():
             gpu_of_rank(World(rank, 6, rank % 3, 3, is_launched=True), 2, {"LOCAL_WORLD_SIZE": "3"})
         said += [rank] if rank == 0 or str(caught.value).startswith(f"[rank {rank}] 3 processes") else []
     assert said == [0, 3]
+
+
+def test_two_ranks_on_one_gpu_are_refused():
+    refuse_shared_gpus(["node1 GPU-1", "node1 GPU-2", "node2 GPU-1"])
+    with pytest.raises(UserError, match="ranks 1 and 2 were started on the same GPU, .* CUDA_VISIBLE_DEVICES"):
+        refuse_shared_gpus(["node1 GPU-1", "node1 GPU-2", "node1 GPU-2"])
 
 
 @pytest.fixture
@@ -117,7 +123,7 @@ def preflight(_: Recipe, run: Path) -> None:
     real_ones, torch.ones = torch.ones, ones
     Connection._begin = recorded
     torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
-    torch.cuda.set_device = lambda _: None
+    torch.cuda.set_device, node_checks.identity_of_gpu = lambda _: None, lambda: "GPU-5e"
     connection._RESTRICTED = ()
     code: object = None
     try:
