@@ -69,6 +69,15 @@ def set_libraries_local_rank(index: int) -> None:
     os.environ["LOCAL_RANK"] = str(index)
 
 
+def said_once_per_node(message: str) -> str:
+    """Return a mistake that every rank of this node meets so that `launcher.cli.entry` prints it on one of them.
+
+    It prints what rank 0 raises, and on other ranks only what begins with their number.
+    """
+    world = this_process()
+    return f"[rank {world.rank}] {message}" if world.local_rank == 0 and not world.is_main else message
+
+
 def print_on_main(line: str) -> None:
     """Print a line to standard output on rank 0 only.
 

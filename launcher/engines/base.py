@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
 from launcher.engines.arithmetic import set_arithmetic
 from launcher.engines.connection import TIMEOUT, check_each_rank_has_a_gpu, use_gpu_of_rank
+from launcher.engines.disk_offload import check_disk_offload
 from launcher.engines.freed_memory import keep_freed_memory
 from launcher.engines.optimizer import set_ema_decay, set_weight_decay
 from launcher.world import this_process
@@ -33,9 +34,10 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """Return the Accelerator of this process: its device, its peers and the precision.
 
     Raises:
-        UserError: the device does not support the precision, not all started processes have connected, or they have
-            not each a GPU of their own.
+        UserError: this machine does not support the precision or the offload, not all started processes have connected,
+            or they have not each a GPU of their own.
     """
+    check_disk_offload(recipe)
     # The option that Accelerate recommends instead does not do the same yet. Accelerate and DeepSpeed call collectives
     # by their former names. DDP warns about strides of dimensions of size one, which have no effect.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)

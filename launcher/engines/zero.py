@@ -23,6 +23,7 @@ from launcher.cut import Cut
 from launcher.engines.base import WEIGHTS, Engine, optimizer_kinds
 from launcher.engines.connection import TIMEOUT
 from launcher.engines.deepspeed_config import deepspeed_config
+from launcher.engines.deepspeed_device import expect_no_gpu
 from launcher.engines.deepspeed_internals import (
     Partitions,
     ReplicatedParameters,
@@ -37,10 +38,7 @@ from launcher.world import print_on_main
 from recipes.schema import Recipe
 
 if not torch.cuda.is_available():
-    # Both before the import: otherwise DeepSpeed warns that it has to detect the device, and torch that there is no
-    # CUDA compiler.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    expect_no_gpu()
 import deepspeed
 
 skip_inference_extension(deepspeed.ops)

@@ -7,6 +7,7 @@ import torch
 from data.reading.class_counts import class_notes
 from launcher.checkpoints.checkpoint import saved_steps
 from launcher.engines.deepspeed_config import deepspeed_config
+from launcher.engines.disk_offload import check_disk_offload
 from launcher.evaluation.initial_weights import check_initial_weights
 from launcher.planning.accelerate_config import with_accelerate_config
 from launcher.planning.auto_engine import choose_engine, visible_hardware
@@ -28,8 +29,8 @@ def print_dry_run(recipe: Recipe, run: RunDirectory, processes: int | None, micr
         processes: None: as many as a launcher started, or one per GPU of this machine.
 
     Raises:
-        UserError: the recipe's model, engine or cut is impossible, its shards or weights do not fit it, or the run
-            directory holds another run.
+        UserError: the recipe's model, engine or cut is impossible, its shards or weights do not fit it, the run
+            directory holds another run, or this machine lacks what an offload to a disk needs.
     """
     check_code_is_found(recipe)
     check_trackers(recipe)
@@ -55,6 +56,7 @@ def print_dry_run(recipe: Recipe, run: RunDirectory, processes: int | None, micr
     hardware = visible_hardware(recipe, processes)
     choice = choose_engine(recipe, classes, processes, micro_batch, model.has_batch_norm, hardware)
     recipe, cut = choice.recipe, choice.cut
+    check_disk_offload(recipe)
     if not world.is_main:
         return
     if recipe.data.path:

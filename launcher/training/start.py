@@ -12,6 +12,7 @@ from launcher.checkpoints.checkpoint import Checkpoint, latest_valid
 from launcher.cut import Cut, unit_of_cut
 from launcher.engines.base import Engine, load_model
 from launcher.engines.data_parallel import DataParallel
+from launcher.engines.disk_offload import check_disk_offload
 from launcher.evaluation.initial_weights import load_initial_weights
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.fit_micro_batch import fit_micro_batch
@@ -122,8 +123,10 @@ def start_engine(
         checkpoint: the one to resume from; None: begin with `model.weights` or with weights drawn from the seed.
 
     Raises:
-        UserError: no micro-batch fits, the given weights do not fit the model, or DeepSpeed is missing.
+        UserError: no micro-batch fits, the given weights do not fit the model, or DeepSpeed or what it needs for an
+            offload to a disk is missing.
     """
+    check_disk_offload(recipe)  # before a download, where "auto" has chosen it just now
     if recipe.engine.checkpoint_activations:
         checkpoint_activations(model.module)
     saved = checkpoint.reader() if checkpoint else None
@@ -178,7 +181,9 @@ def _download_by_turns(name: str) -> None:
     Raises:
         UserError: on every rank, if the weights are not available to one of them.
     """
-    for is_my_turn in (accelerator.is_main_process, accelerator.is_local_main_process):
+    world = this_process()
+    # Accelerate's `is_local_main_process` is true on every rank where each process sees one GPU.
+    for is_my_turn in (world.is_main, world.local_rank == 0):
         with raised_on_all_ranks():
             if is_my_turn:
                 cached_timm_file(name)

@@ -5,10 +5,11 @@ import time
 import pytest
 import torch
 
-import launcher.engines.zero  # noqa: F401 - imports DeepSpeed for the device at hand
-from launcher.engines import disk_offload
-from launcher.engines.disk_offload import load_file_operator
+from launcher.engines import base, disk_offload
+from launcher.engines.base import make_accelerator
+from launcher.engines.disk_offload import check_disk_offload, load_file_operator
 from recipes.errors import UserError
+from recipes.load import load
 
 
 class Builder:
@@ -27,7 +28,41 @@ class Builder:
 
 @pytest.fixture(autouse=True)
 def builder(monkeypatch):
-    monkeypatch.setattr("deepspeed.ops.op_builder.AsyncIOBuilder", Builder)
+    monkeypatch.setattr(disk_offload, "_file_operator_builder", Builder)
+    disk_offload._compatible_builder.cache_clear()
+    yield
+    disk_offload._compatible_builder.cache_clear()
+
+
+@pytest.mark.slow
+def test_deepspeed_has_the_builder(monkeypatch):
+    """All other tests here replace it."""
+    monkeypatch.undo()
+    assert callable(disk_offload._file_operator_builder().is_compatible)
+
+
+def test_what_is_missing_is_said_before_the_ranks_connect(monkeypatch):
+    def connect(**_):
+        raise AssertionError("connected")
+
+    monkeypatch.setattr(base, "Accelerator", connect)
+    monkeypatch.setattr(Builder, "has_libaio", False)
+    recipe = load("demo", ["engine.zero=3", "engine.offload=nvme", "engine.nvme_path=disk"])
+    with pytest.raises(UserError, match="libaio-dev"):
+        make_accelerator(recipe)
+    check_disk_offload(load("demo", ["engine.offload=cpu"]))
+
+
+def test_the_first_rank_of_another_node_says_that_its_node_lacks_something(monkeypatch):
+    """Rank 0 may be on a node that has it."""
+    monkeypatch.setattr(Builder, "has_libaio", False)
+    recipe = load("demo", ["engine.zero=3", "engine.offload=nvme", "engine.nvme_path=disk"])
+    for rank, prefix in enumerate(["", "", r"\[rank 2\] ", ""]):
+        variables = {"RANK": rank, "WORLD_SIZE": 4, "LOCAL_RANK": rank % 2, "LOCAL_WORLD_SIZE": 2}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(UserError, match=f"^{prefix}engine.offload=nvme"):
+            check_disk_offload(recipe)
 
 
 def test_wheels_without_a_cuda_toolkit_are_refused(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data.writing.sharding import shard
+from launcher.engines import disk_offload
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.dry_run import print_dry_run
 from recipes.errors import UserError
@@ -74,6 +75,17 @@ def test_a_run_that_resumes_from_its_own_checkpoint_needs_no_weights(dry_run, tm
     recipe = run / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("  weights: null", "  weights: nowhere.safetensors"))
     dry_run("model.weights=nowhere.safetensors", run_directory=run)
+
+
+def test_an_offload_to_a_disk_without_libaio_is_refused(dry_run, monkeypatch):
+    class Builder:
+        def is_compatible(self):
+            return False
+
+    monkeypatch.setattr(disk_offload, "_file_operator_builder", Builder)
+    disk_offload._compatible_builder.cache_clear()
+    with pytest.raises(UserError, match="engine.offload=nvme compiles .*libaio-dev"):
+        dry_run("engine.zero=3", "engine.offload=nvme", "engine.nvme_path=disk")
 
 
 def test_another_run_or_a_file_in_the_way_is_refused(dry_run, tmp_path):
