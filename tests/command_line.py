@@ -37,19 +37,19 @@ def run_program(*arguments: object, folder: Path | None = None) -> subprocess.Co
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
-def environment_with_program(folder: Path, python: Path | str, command: str, changes: list[str]) -> dict[str, str]:
+def environment_with_program(folder: Path, python: Path | str, changes: dict[str, list[str]]) -> dict[str, str]:
     """Make a program `bigbatch` in `folder` that runs this code; return an environment whose PATH begins with it.
 
     Args:
         python: what runs it.
-        command: words that follow `bigbatch`, e.g. "train demo", to which the program adds `changes`.
-        changes: overrides that make the training of an example small.
+        changes: overrides that make the training of an example small, by the two words that follow `bigbatch`, e.g.
+            "train demo".
     """
     program = folder / "bigbatch"
     folder.mkdir()
+    cases = "".join(f'"{words}") set -- "$@" {shlex.join(added)} ;; ' for words, added in changes.items())
     program.write_text(
-        f'#!/bin/sh\ncase "$1 $2" in "{command}") set -- "$@" {shlex.join(changes)} ;; esac\n'
-        f'exec {shlex.quote(str(python))} -P -m launcher "$@"\n'
+        f'#!/bin/sh\ncase "$1 $2" in {cases} esac\nexec {shlex.quote(str(python))} -P -m launcher "$@"\n'
     )
     program.chmod(0o755)
     found = {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -49,7 +49,7 @@ def write_features(
     The file has the arrays `features` (float32 ``[n, d]``) and `ids` (text ``[n]``); of shards also `labels` (int64
     ``[n]``), `splits` (text ``[n]``) and `classes` (text). Images are viewed as in an evaluation. Those of a folder
     that cannot be read are named and left out. The file appears when it is complete. What an interrupted call computed
-    is in a folder beside it, with which the same call goes on.
+    is in a folder beside it, with which the same call continues.
 
     Returns the numbers of images, of values for each, and of images that could not be read.
 

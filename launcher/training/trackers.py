@@ -24,7 +24,7 @@ from recipes.user_code import import_modules
 _PROJECT = "bigbatch"  # the project or experiment to which all runs belong by default
 _PATIENCE = 60.0  # seconds that a finished run waits for trackers to send their last values
 _PACKAGES = {"tensorboard": "torch.utils.tensorboard"}  # what a tracker imports, where its name is not that
-# How a tracker that began a run names it, so that a later start of ours goes on in the same one.
+# How a tracker that began a run names it, so that a later start of ours continues the same one.
 _RUN_ID: dict[str, Callable[[Any], str]] = {
     "wandb": lambda tracker: tracker.tracker.id,
     "mlflow": lambda tracker: tracker.tracker.info.run_id,
@@ -135,7 +135,7 @@ class _Sender:
         return tracker
 
     def _arguments(self, run_id: str | None) -> dict[str, Any]:
-        """Return the arguments of a tracker's class that name the run and make it go on in an earlier one."""
+        """Return the arguments of a tracker's class that name the run and let it continue an earlier one."""
         name = self.run.path.resolve().name
         match self.name:
             case "wandb":
@@ -149,4 +149,4 @@ class _Sender:
     def _fail(self, reason: str) -> None:
         self.failed = True
         first_line = reason.splitlines()[0].rstrip(":")
-        say(f"warning: {self.name} failed ({first_line}): the run goes on, and {self.run.metrics.path} has every value")
+        say(f"warning: {self.name} failed ({first_line}): the run continues, and {self.run.metrics.path} has every value")

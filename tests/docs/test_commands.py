@@ -1,9 +1,10 @@
 """The commands in the documentation are real: every command and option exists, and the blocks marked `run` run.
 
 A block's info string says how it is tested. ``bash run`` runs line by line inside this process, ``bash run slow`` in a
-shell whose `bigbatch` is this code. Both start in an empty folder with images in `photos/`. The demo is trained for
-one epoch instead of 14, in a shell with a tiny model. The commands must print the lines of a block ``text output``,
-except for the numbers in them.
+shell whose `bigbatch` is this code. Both start in an empty folder with images in `photos/`, and in a folder for each
+class in `my-photos/`. The demo is trained for one epoch instead of 14, in a shell with a tiny model. The fine-tuning of
+photos begins with random weights of a tiny model. The commands must print the lines of a block ``text output``, except
+for the numbers in them.
 """
 
 import re
@@ -26,6 +27,8 @@ PROGRAM = get_command(app)
 COMMANDS = PROGRAM.commands
 OPTIONS = {option for parameter in PROGRAM.params for option in parameter.opts} | {"--help"}  # before a command
 SMALL_DEMO = ["schedule.epochs=1", "schedule.warmup_epochs=0"]
+TINY_MODEL = ["model.name=test_efficientnet", "model.layer_scale=null", "optimizer.layer_decay=null", "input.size=32"]
+TINY_FINE_TUNING = [*TINY_MODEL, "model.weights=null", "schedule.epochs=1", "schedule.warmup_epochs=0"]
 LAUNCHED = re.compile(r"-m launcher\.train |--module launcher\.train |\"\$\(which bigbatch\)\" train ")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=name)
@@ -124,6 +127,10 @@ def sandbox(tmp_path, monkeypatch) -> Path:
     (tmp_path / "photos").mkdir()
     for number in range(3):
         Image.new("RGB", (40, 30), (80 * number,) * 3).save(tmp_path / "photos" / f"{number}.png")
+    for number in range(40):
+        photo = tmp_path / "my-photos" / ("cat" if number % 2 else "dog") / f"{number}.jpg"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (6 * number, 0, 0)).save(photo)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return tmp_path
@@ -165,8 +172,11 @@ def test_short_blocks_run(page, sandbox, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", to_run(slow=True), ids=name)
 def test_long_blocks_run(page, sandbox):
-    changes = [*SMALL_DEMO, "model.name=test_convnext"]
-    environment = environment_with_program(sandbox / "bin", training_server().python, "train demo", changes)
+    changes = {
+        "train demo": [*SMALL_DEMO, "model.name=test_convnext"],
+        "train finetune_small": TINY_FINE_TUNING,
+    }
+    environment = environment_with_program(sandbox / "bin", training_server().python, changes)
     printed = ""
     for block in blocks(page, "bash"):
         if "run" in block.info and "slow" in block.info:

@@ -15,7 +15,7 @@ SMALL_DEMO = [*SMALL, "schedule.epochs=1", "schedule.warmup_epochs=0"]
 
 def test_the_first_example_trains_the_demo(bigbatch, tmp_path):
     """Blocks marked `slurm`; the demo is smaller, and `logs --follow` ends with the job."""
-    environment = environment_with_program(tmp_path / "bin", sys.executable, "submit demo", SMALL_DEMO)
+    environment = environment_with_program(tmp_path / "bin", sys.executable, {"submit demo": SMALL_DEMO})
     examples = [block for block in blocks(PAGE, "bash") if "slurm" in block.info]
     assert len(examples) == 1
     done = subprocess.run(
