@@ -149,4 +149,6 @@ class _Sender:
     def _fail(self, reason: str) -> None:
         self.failed = True
         first_line = reason.splitlines()[0].rstrip(":")
-        say(f"warning: {self.name} failed ({first_line}): the run continues, and {self.run.metrics.path} has every value")
+        say(
+            f"warning: {self.name} failed ({first_line}): the run continues, and {self.run.metrics.path} has every value"
+        )

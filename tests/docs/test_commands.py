@@ -28,7 +28,7 @@ COMMANDS = PROGRAM.commands
 OPTIONS = {option for parameter in PROGRAM.params for option in parameter.opts} | {"--help"}  # before a command
 SMALL_DEMO = ["schedule.epochs=1", "schedule.warmup_epochs=0"]
 TINY_MODEL = ["model.name=test_efficientnet", "model.layer_scale=null", "optimizer.layer_decay=null", "input.size=32"]
-TINY_FINE_TUNING = [*TINY_MODEL, "model.weights=null", "schedule.epochs=1", "schedule.warmup_epochs=0"]
+FROM_SCRATCH = ["model.weights=null", "model.norm_eval=false"]
 LAUNCHED = re.compile(r"-m launcher\.train |--module launcher\.train |\"\$\(which bigbatch\)\" train ")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=name)
@@ -174,7 +174,7 @@ def test_short_blocks_run(page, sandbox, monkeypatch):
 def test_long_blocks_run(page, sandbox):
     changes = {
         "train demo": [*SMALL_DEMO, "model.name=test_convnext"],
-        "train finetune_small": TINY_FINE_TUNING,
+        "train finetune_small": [*SMALL_DEMO, *TINY_MODEL, *FROM_SCRATCH],
     }
     environment = environment_with_program(sandbox / "bin", training_server().python, changes)
     printed = ""
