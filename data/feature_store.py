@@ -1,8 +1,8 @@
 """Features of images on disk: what a model's classifier receives for each, computed once.
 
 The images are in parts, each in a file of its own that is complete or absent. So a computation that was killed
-continues with the parts that are missing, and several ranks share the parts. Within a part, images go through the model in
-batches of a fixed size. Their features are then the same for every number of ranks.
+continues with the parts that are missing, and several ranks share the parts. Within a part, images go through the model
+in batches of a fixed size. Their features are then the same for every number of ranks.
 """
 
 from collections.abc import Iterator

@@ -149,6 +149,5 @@ class _Sender:
     def _fail(self, reason: str) -> None:
         self.failed = True
         first_line = reason.splitlines()[0].rstrip(":")
-        say(
-            f"warning: {self.name} failed ({first_line}): the run continues, and {self.run.metrics.path} has every value"
-        )
+        metrics = self.run.metrics.path
+        say(f"warning: {self.name} failed ({first_line}): the run continues, and {metrics} has every value")
