@@ -52,7 +52,9 @@ class Server:
         client = [sys.executable, "-S", "-E", "-s", str(Path(__file__).with_name("client.py")), self._address]
         self.python.write_text(f'#!/bin/sh\nexec {shlex.join([*client, sys.executable])} "$@"\n')
         self.python.chmod(0o755)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+        # Where there is a GPU, the usual check for it would begin what a forked process cannot continue.
+        fixed = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        environment = {**os.environ, **fixed, **variables}
         command = [sys.executable, "-P", "-m", "tests.preloaded.server", self._address, str(self.python), *modules]
         # Without a session of its own, Ctrl-C would end it before the tests have cleaned up.
         self._process = subprocess.Popen(
