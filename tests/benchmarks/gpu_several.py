@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from data.reading.shards import ShardSet
-from launcher.processes import run_processes
+from launcher.processes import run_processes, stop_with_parent
 from launcher.world import this_process
 from recipes.load import load
 from tests.benchmarks.gpu_contenders import Setting, ours
@@ -33,6 +33,7 @@ def main() -> None:
     chosen = parser.parse_args()
     needs_a_gpu()
     if this_process().is_launched:
+        stop_with_parent()
         measure_this_rank(chosen)
     elif (count := torch.cuda.device_count()) == 1:
         print("nothing to measure: there is one GPU")

@@ -8,8 +8,9 @@
     .venv/bin/python -m tests.benchmarks.on_a_gpu --tables            # the tables of what was measured, as Markdown
 
 Each stage runs in processes of its own, and writes what it prints to FOLDER/STAGE.txt and its figures to
-FOLDER/STAGE.jsonl, row by row. So a stage that is killed loses one row. A stage that fails or takes too long does not
-keep the next ones from running, and is tried again by the next start. A training that was stopped resumes.
+FOLDER/STAGE.jsonl, row by row. So a stage that is killed loses one row. A stage that fails or takes too long is ended
+with all of its processes, does not keep the next ones from running, and is tried again by the next start. A training
+that was stopped resumes.
 
 Only files of this repository are needed, and for accuracy shards. docs/measurements/gpu-performance.md says how to run
 this where nothing can be downloaded and nothing is kept. `--small` runs the stages at sizes for a CPU; the test suite
@@ -19,16 +20,20 @@ does, with the stand-in for CUDA.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from tests.benchmarks.rows import read_rows
 
 _MODULE = "tests.benchmarks."
+_GRACE = 10.0  # seconds that a command whose time is over has for ending by itself; a training saves
 _ACCURACY = {"cifar10": "convnet_cifar10", "cats-dogs": "convnext_atto_cats_dogs"}  # folder of the shards: recipe
 
 
@@ -109,22 +114,41 @@ def run(stage: Stage, folder: Path) -> bool:
             output.write(f"$ python -m {' '.join(command)}\n")
             output.flush()
             left = max(1.0, ends - time.monotonic())
-            code: int | str
-            try:
-                code = subprocess.run(
-                    arguments,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    timeout=left,
-                    env=os.environ | stage.environment,
-                ).returncode
-            except subprocess.TimeoutExpired:
-                code = f"stopped after {stage.seconds} s"
-            if code:
-                print(f"{stage.name}: failed ({code}), see {text}", flush=True)
+            code = _run_command(arguments, left, output, os.environ | stage.environment)
+            if code != 0:
+                why = f"stopped after {stage.seconds} s" if code is None else code
+                print(f"{stage.name}: failed ({why}), see {text}", flush=True)
                 return False
     (folder / f"{stage.name}.done").touch()
     return True
+
+
+def _run_command(arguments: list[str], seconds: float, output: IO[str], environment: dict[str, str]) -> int | None:
+    """Return the exit code of a command, or None if it took too long. No process that it started outlives it."""
+    # A session of its own, so that its ranks and loader processes can be ended with it. Ctrl-C does not reach them
+    # then, but `finally` does.
+    process = subprocess.Popen(
+        arguments, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let a command end by itself if it still runs, and kill what is left of its session."""
+    try:
+        if process.poll() is None:
+            process.terminate()  # it tells its ranks
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+    finally:
+        with suppress(ProcessLookupError, PermissionError):  # there is nothing left; macOS names it differently
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def tables(folder: Path) -> str:
@@ -173,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         if stage.needs and not stage.needs.exists():
             print(f"{stage.name}: not started, there is no {stage.needs}", flush=True)
             continue
-        if time.monotonic() + stage.seconds > ends:
+        if time.monotonic() + stage.seconds + _GRACE > ends:
             print(f"{stage.name}: not started, it may take {stage.seconds} s", flush=True)
             continue
         started = time.monotonic()
@@ -186,4 +210,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # As after Ctrl-C, the stage ends with this process. A machine that is lent for minutes sends it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     main()

@@ -1,6 +1,10 @@
 """The measurement on a GPU works when there is one: stages, their rows, and what happens to one that fails."""
 
 import os
+import signal
+import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +36,55 @@ def test_a_stage_that_takes_too_long_does_not_stop_the_next_and_is_tried_again(t
     assert "slow: failed" in (printed := capsys.readouterr().out) and "quick" not in printed
     assert measure(tmp_path, "--only", "quick", "--minutes", "0.01") == 0
     assert "quick: not started, it may take 1 s" in capsys.readouterr().out
+
+
+@pytest.fixture
+def grandchild(tmp_path, monkeypatch):
+    """A stage whose command starts a process and ignores SIGTERM; the file that will hold the process's id."""
+    file, ready = tmp_path / "grandchild", tmp_path / "ready"
+    code = (
+        "import signal, subprocess, time; from pathlib import Path; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"Path({str(file)!r}).write_text(str(subprocess.Popen(['sleep', '600']).pid)); "
+        f"Path({str(ready)!r}).touch(); time.sleep(600)"
+    )
+    monkeypatch.setattr(on_a_gpu, "_GRACE", 0.2)
+    yield Stage("ranks", 10, [["timeit", "-n1", "-r1", code]], rows=False), ready, file
+    if is_alive(int(file.read_text())):
+        os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+def is_alive(process: int) -> bool:
+    """Return whether a process runs; one that has ended may still wait for its parent."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def wait_until(condition) -> None:
+    ends = time.monotonic() + 60
+    while not condition() and time.monotonic() < ends:
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_nothing_that_a_stage_started_outlives_its_time_limit(grandchild, tmp_path):
+    stage, _, file = grandchild
+    assert on_a_gpu.run(stage, tmp_path) is False
+    wait_until(lambda: not is_alive(int(file.read_text())))
+    assert not is_alive(int(file.read_text()))
+
+
+def test_nothing_that_a_stage_started_outlives_ctrl_c(grandchild, tmp_path):
+    stage, ready, file = grandchild
+
+    def interrupt() -> None:
+        wait_until(ready.exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        on_a_gpu.run(stage, tmp_path)
+    wait_until(lambda: not is_alive(int(file.read_text())))
+    assert not is_alive(int(file.read_text()))
 
 
 @pytest.mark.slow
