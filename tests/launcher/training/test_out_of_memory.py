@@ -3,13 +3,19 @@
 import hashlib
 import json
 import os
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from launcher.cut import cut_batch
+from launcher.planning.engine_rules import with_default_engine
 from launcher.runs.run_directory import RunDirectory
+from launcher.training.fit_micro_batch import fit_micro_batch
 from launcher.training.train import StartOptions, train
+from models.prepared import prepare_model
 from recipes.errors import UserError
 from recipes.load import load
 from recipes.schema import Recipe
@@ -119,6 +125,27 @@ def test_under_zero_the_memory_probe_comes_before_any_communication(recipe, undi
     Group(2, recipe("engine.zero=3"), run, train_within_limit, micro_batch=32, images=8, of_rank=1).finish()
     assert "retrying with 8, which gives the same result" in (tmp_path / "run.log").read_text()
     assert_same_curve(run, undisturbed, steps=STEPS)
+
+
+def test_the_large_block_of_the_memory_probe_goes_back_to_the_gpu(monkeypatch):
+    """Kept in the allocator's cache, it would be split for the engine's tensors, and the memory would fragment."""
+    recipe = with_default_engine(load("demo", [*SMALL, *SHORT]))
+    prepared, cut = prepare_model(recipe, 10), cut_batch(recipe, 1, 8, 8)
+    make_empty, placeholders, held_when_cleared = torch.empty, [], []
+
+    def empty(*arguments, **options):
+        made = make_empty(*arguments, **options)
+        if options.get("dtype") == torch.uint8:
+            placeholders.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr("accelerate.utils.memory.is_cuda_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: held_when_cleared.append([made() is not None for made in placeholders])
+    )
+    assert fit_micro_batch(recipe, prepared.module, prepared.drop_path, Accelerator(cpu=True), cut, 1) == cut
+    assert held_when_cleared == [[False]], "the cache is cleared once, after the placeholder is gone"
 
 
 NOT_SMALLER = {
