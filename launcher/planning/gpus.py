@@ -16,6 +16,7 @@ CPU = "cpu"
 # Shares of the data sheet's arithmetic and memory bandwidth, fitted with `python -m tests.benchmarks.plan_accuracy`.
 _REACHED_ARITHMETIC = 1.0
 _REACHED_BANDWIDTH = 0.7
+DATA_SHEET = "data sheet, two constants"  # the source of rates that were neither measured nor given
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _card(
     """
 
     def reached(tflops: float) -> Rates:
-        return Rates(tflops * _REACHED_ARITHMETIC, gb_per_second * _REACHED_BANDWIDTH, "data sheet, two constants")
+        return Rates(tflops * _REACHED_ARITHMETIC, gb_per_second * _REACHED_BANDWIDTH, DATA_SHEET)
 
     rates = {"float32": reached(float32), "bf16": reached(sixteen_bit), "fp16": reached(sixteen_bit)}
     return Gpu(kind, memory_gib, rates, link_gb_per_second, has_bf16)

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data.images.augment import is_augmented
+from launcher.planning import published_errors
 from launcher.planning.checkpoint_interval import best_interval, goodput
-from launcher.planning.gpus import gpu_named
+from launcher.planning.gpus import DATA_SHEET, gpu_named
 from launcher.planning.memory_model import GIB
 from launcher.planning.model_profile import ModelProfile, profile_model
 from launcher.planning.plan import PlanOption, explain_no_fit, explain_recommendation, feasible_options, recommend
@@ -26,7 +27,6 @@ from recipes.schema import Recipe
 _PIPED_WIDTH = 200  # columns where the output is not a terminal, so that no table is cut off
 _RESTART = 300.0  # assumed seconds from a failure until training runs again: queue, start, read the checkpoint
 _PARTS = ("parameters", "gradients", "optimizer", "ema", "activations", "engine", "allowance", "peak")
-_MEMORY = "Memory is traced and counted. The allowance of 6% and 1 GiB is an assumption that no GPU has confirmed."
 _FEATURES = (
     "Only the head trains, on images that are not augmented. Unless the model forbids it, features are computed once, "
     "so that training takes little longer than its first epoch."
@@ -131,8 +131,10 @@ def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str]
     _print_table(recipe, profile, hardware, request, options, best, schedule)
     print(f"→ {explain_recommendation(best, options)}")
     print(f"  {_command(best, hardware, recipe_arguments)}")
-    print(_MEMORY)
+    print(published_errors.MEMORY)
     print(_sources_of_times(hardware, precision, request.network is None))
+    if hardware.gpu.rates[precision].source == DATA_SHEET:
+        print(published_errors.TIMES)
     if outdated := load_speeds().outdated:
         print(_outdated_note(outdated))
     if (fused := _fused_seconds(best, profile, hardware)) is not None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from launcher.cut import cut_batch
+from launcher.planning import published_errors
 from launcher.planning.engine_rules import with_default_engine
 from launcher.planning.gpus import GPUS
 from launcher.planning.memory_model import GIB, predict_memory
@@ -161,6 +162,8 @@ def test_the_command_plans_from_a_trace_and_the_second_time_from_its_cache(plan,
     monkeypatch.setattr("launcher.planning.model_profile._traced", lambda *_: pytest.fail("traced again"))
     assert plan("--gpus", "16", "--json", "--mtbf-hours", "2000")[1] == first
     shown = plan("--gpus", "16", "--cpus-per-gpu", "1")[1]
+    assert published_errors.MEMORY in shown and published_errors.TIMES in shown
+    assert published_errors.TIMES not in plan("--gpus", "16", "--tflops", "100")[1], "the error of other rates"
     assert (
         "→" in shown
         and "Reading bounds the step" in shown
