@@ -17,6 +17,7 @@ from timm.utils import ModelEmaV3
 
 from launcher.engines.optimizer import EMA, make_optimizer
 from recipes.load import load
+from tests.benchmarks.rows import add_rows_option, is_measured, write_row
 
 
 def updates(
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--model", default="convnext_tiny")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--procs", type=int, default=8)
+    add_rows_option(parser)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows: dict[str, tuple[float | None, bool]] = {
@@ -73,6 +75,8 @@ def main() -> None:
             f"{title}: {median * 1e3:.2f} ms per update ({median / plain:.2f} times that without an EMA), "
             f"{held / 2**20:.0f} MiB under DDP, {shared / 2**20:.0f} MiB per process under ZeRO on {arguments.procs}"
         )
+        if not is_measured(arguments.rows, EMA=title):
+            write_row(arguments.rows, {"EMA": title, "ms": median * 1e3, "of an update without": median / plain})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import nn
 
 from launcher.engines.arithmetic import set_arithmetic
 from tests.benchmarks.gpu_step import needs_a_gpu, wait
-from tests.benchmarks.rows import add_rows_option, write_row
+from tests.benchmarks.rows import add_rows_option, is_measured, write_row
 
 _STAGES = [(96, 56), (192, 28), (384, 14), (768, 7)]  # channels, side
 _FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
@@ -46,6 +46,8 @@ def main() -> None:
     set_arithmetic()
     for channels, side in _STAGES[-1:] if chosen.small else _STAGES:
         for name, memory_format in _FORMATS.items():
+            if is_measured(chosen.rows, channels=channels, format=name):
+                continue
             took = seconds(images, channels, side, memory_format, device)
             bandwidth = 5 * 2 * images * channels * side**2 / took / 1e9
             row = {"channels": channels, "side": side, "format": name, "ms": 1e3 * took, "bandwidth, GB/s": bandwidth}

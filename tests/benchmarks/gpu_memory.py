@@ -22,7 +22,7 @@ from launcher.planning.model_profile import profile_model
 from models.prepared import prepare_model
 from recipes.load import load
 from tests.benchmarks.gpu_step import needs_a_gpu
-from tests.benchmarks.rows import add_rows_option, write_row
+from tests.benchmarks.rows import add_rows_option, is_measured, write_row
 
 
 def main() -> None:
@@ -38,12 +38,17 @@ def main() -> None:
     small = ["model.name=test_convnext", "input.size=32"] if arguments.small else []
     print("recipe, micro-batch: predicted, allocated, error, reserved, used (GiB); TFLOP/s")
     for name in arguments.recipes:
+        left = [
+            size for size in arguments.micro_batches if not is_measured(arguments.rows, recipe=name, micro_batch=size)
+        ]
+        if not left:
+            continue
         recipe = with_default_engine(load(name, ["engine.precision=bf16", *small]))
         profile = profile_model(recipe, "bf16")
         assert recipe.data.classes is not None
         prepared = prepare_model(recipe, recipe.data.classes)
         engine = DataParallel(recipe, prepared.module.train(), make_accelerator(recipe))
-        for micro_batch in arguments.micro_batches:
+        for micro_batch in left:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             for _ in range(2):  # the second is the one timed

@@ -19,7 +19,7 @@ from launcher.world import this_process
 from recipes.load import load
 from tests.benchmarks.gpu_contenders import Setting, ours
 from tests.benchmarks.gpu_step import LARGE, SMALL, changes_to, made_up_images, measure, needs_a_gpu
-from tests.benchmarks.rows import add_rows_option, write_row
+from tests.benchmarks.rows import LEFT_OUT, add_rows_option, is_measured, write_row
 
 _RECIPE = "convnext_tiny_in1k"
 _ENGINES = {"DDP": [], "ZeRO-1": ["engine.zero=1"], "ZeRO-3": ["engine.zero=3"], "compiled": ["engine.compile=true"]}
@@ -37,6 +37,7 @@ def main() -> None:
         measure_this_rank(chosen)
     elif (count := torch.cuda.device_count()) == 1:
         print("nothing to measure: there is one GPU")
+        sys.exit(LEFT_OUT)
     else:
         for ranks in (number for number in (1, 2, 4, 8, 16) if number <= count):
             if code := run_processes("tests.benchmarks.gpu_several", sys.argv[1:], ranks):
@@ -53,7 +54,8 @@ def measure_this_rank(chosen: argparse.Namespace) -> None:
         shards = ShardSet.open(made_up_images(Path(scratch), *((40, 48) if chosen.small else (600, 375))))
         setting = Setting(load(_RECIPE, changes), changes, shards, device, 0, Path(scratch))
         for engine, more in _ENGINES.items():
-            if chosen.small and engine == "compiled":
+            # No rank can see a row of this engine before all of them have measured it.
+            if (chosen.small and engine == "compiled") or is_measured(chosen.rows, GPUs=world.size, engine=engine):
                 continue
             with ours(setting, *more) as step:
                 found = measure(step, images * world.size, device, chosen.seconds)

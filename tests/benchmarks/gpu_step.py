@@ -14,9 +14,10 @@ EMA. The contenders are in `gpu_contenders`:
   Its images come mixed, because timm's workers mix them.
 
 All read the same micro-batches from the device; "real loader" is ours with images decoded meanwhile. Each figure is
-the median over blocks of steps, with the first and third quartile. The first contender is measured again at the end
-of each model, to show whether the machine stayed the same. Contenders for which no time is left are named. The chip's
-rate is that of multiplying 8192 × 8192 matrices in bf16.
+the median over blocks of steps, with the first and third quartile. The first contender is measured again before those
+that are compiled, to show whether the machine stayed the same. A contender that fails does not stop the others. Those
+for which no time is left are named, and the exit code is then 3. With `--rows` the next start measures only what the
+file lacks. The chip's rate is that of multiplying 8192 × 8192 matrices in bf16.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ from models.build import build
 from models.cost import multiply_adds
 from recipes.load import load
 from tests.benchmarks.gpu_contenders import Setting, Step, contenders
-from tests.benchmarks.rows import add_rows_option, write_row
+from tests.benchmarks.rows import LEFT_OUT, add_rows_option, is_measured, write_row
 
 LARGE = {  # recipe: images of the micro-batch
     "convnext_tiny_in1k": 128,
@@ -159,8 +161,12 @@ def changes_to(name: str, images: int, small: bool) -> list[str]:
     ]
 
 
-def main(arguments: list[str] | None = None) -> list[dict]:
-    """Measure, print, and return one row of figures per contender and model."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print and write one row of figures per contender and model.
+
+    Returns:
+        the exit code: 1 if a contender failed, `LEFT_OUT` if no time was left for one, else 0.
+    """
     chosen = parsed(arguments)
     ends = time.monotonic() + 60 * chosen.minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -171,31 +177,39 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     print(f"{chip}, torch {torch.__version__}, timm {timm.__version__}")
     print(f"matrix products in bf16: {rate / 1e12:.3g} TFLOP/s")
     sizes = {name: images for name, images in (SMALL if chosen.small else LARGE).items() if name in chosen.recipes}
-    rows: list[dict] = []
+    failed, left_out = False, False
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shards = ShardSet.open(chosen.shards or made_up_images(folder, *((40, 48) if chosen.small else (600, 375))))
-        for name, images in sizes.items():
+        for number, (name, images) in enumerate(sizes.items()):
             changes = changes_to(name, images, chosen.small)
             recipe = load(name, changes)
             setting = Setting(recipe, changes, shards, device, default_workers() if not chosen.small else 0, folder)
             with torch.device("meta"):
                 cost = 6 * multiply_adds(build(recipe, setting.classes), recipe.input.size)
-            for title, make in contenders(setting, chosen.compile or not chosen.small, everything=not rows):
+            for title, make in contenders(setting, chosen.compile or not chosen.small, everything=not number):
+                if is_measured(chosen.rows, model=recipe.model.name, contender=title):
+                    continue
                 if time.monotonic() > ends:
                     print(f"{recipe.model.name}, {title}: not measured, no time left")
+                    left_out = True
                     continue
-                with make() as step:
-                    row: dict = measure(step, images, device, chosen.seconds)
-                gc.collect()
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
+                try:
+                    with make() as step:
+                        row: dict = measure(step, images, device, chosen.seconds)
+                except Exception:
+                    print(f"{recipe.model.name}, {title}: failed\n{traceback.format_exc()}", flush=True)
+                    failed = True
+                    continue
+                finally:
+                    gc.collect()
+                    if device.type == "cuda":
+                        torch.cuda.empty_cache()
                 row = {"model": recipe.model.name, "contender": title, "micro_batch": images} | row
                 row["utilisation"] = row["images_per_second"] * cost / rate
-                rows.append(row)
                 print(shown(row), flush=True)
                 write_row(chosen.rows, row)
-    return rows
+    return 1 if failed else LEFT_OUT if left_out else 0
 
 
 def shown(row: dict) -> str:
@@ -207,4 +221,4 @@ def shown(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

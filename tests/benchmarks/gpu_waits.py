@@ -24,7 +24,7 @@ from launcher.evaluation.prediction_recorder import PredictionRecorder
 from recipes.load import load
 from tests.benchmarks.gpu_contenders import Setting, make_timm_model, ours
 from tests.benchmarks.gpu_step import LARGE, SMALL, changes_to, made_up_images, needs_a_gpu
-from tests.benchmarks.rows import add_rows_option, write_row
+from tests.benchmarks.rows import add_rows_option, is_measured, write_row
 
 _RECIPE, _STEPS, _BATCHES = "convnext_tiny_in1k", 4, 10
 
@@ -63,6 +63,8 @@ def waits(work: Callable[[], object], times: int) -> Counter[str]:
 
 def report(what: str, count: int, found: Counter[str], rows: Path | None) -> None:
     """Print and write the waits of `count` steps or batches together, and those of each line."""
+    if is_measured(rows, **{"in": what, "line": "all"}):
+        return
     for line, times in [("all", found.total()), *found.most_common()]:
         print(f"{times / count:g} in {what} at {line}")
         write_row(rows, {"in": what, "line": line, "waits": times / count})
