@@ -34,6 +34,7 @@ _SCALES = (8, 4, 2)  # libjpeg-turbo has vectorised inverse transforms for these
 _MIN_OVERSAMPLING = 2  # a scaled crop keeps at least this many pixels per pixel of the result, on each side
 _JPEG_START = b"\xff\xd8\xff"
 _COLOUR_SPACES = ("YCbCr", "Gray", "RGB")
+_LONGEST = 100  # times its shorter side; of a longer image, what is resized as a whole is the middle
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,16 @@ class Crop:
         top, left = round(self.top / scale), round(self.left / scale)
         bottom, right = round((self.top + self.height) / scale), round((self.left + self.width) / scale)
         return Crop(top, left, min(bottom, height) - top, min(right, width) - left)
+
+
+def middle_of_strip(height: int, width: int) -> Crop:
+    """Return the middle of an image that is more than `_LONGEST` times longer than wide, and all of any other image.
+
+    A resize of the shorter side to 256 pixels would make an image of 256 x 1,536,000 from a strip of 1 x 6000 pixels,
+    which takes gigabytes.
+    """
+    top, left = max(0, height - _LONGEST * width) // 2, max(0, width - _LONGEST * height) // 2
+    return Crop(top, left, height - 2 * top, width - 2 * left)
 
 
 class EncodedImage:
@@ -112,13 +123,16 @@ class EncodedImage:
     def resized(self, shorter_side: int, interpolation: str) -> Tensor:
         """Return the whole image in its own aspect ratio as RGB, uint8 ``[3, height, width]``, channels last in memory.
 
+        Of a strip it is the part that `middle_of_strip` returns.
+
         Args:
             shorter_side: of the result, in pixels; the longer side is rounded down, as in torchvision's `Resize`.
             interpolation: "bicubic" or "bilinear", antialiased.
         """
-        shorter = min(self.height, self.width)
-        height, width = (side * shorter_side // shorter for side in (self.height, self.width))
-        return self._resized(Crop(0, 0, self.height, self.width), height, width, interpolation)
+        whole = middle_of_strip(self.height, self.width)
+        shorter = min(whole.height, whole.width)
+        height, width = (side * shorter_side // shorter for side in (whole.height, whole.width))
+        return self._resized(whole, height, width, interpolation)
 
     def _resized(self, crop: Crop, height: int, width: int, interpolation: str) -> Tensor:
         scale = self._scale(crop, height, width)

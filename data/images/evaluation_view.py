@@ -4,10 +4,9 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from data.images.decode import decode
+from data.images.decode import decode, middle_of_strip
 from recipes.schema import Recipe
 
-_LONGEST = 100  # times its shorter side; a longer image is evaluated by its middle
 WARP_FROM = 384  # pixels: ConvNeXt evaluates without a centre crop from this size on
 
 
@@ -36,15 +35,9 @@ class EvalTransform:
 
 
 def _middle_of_strip(image: Image.Image) -> Image.Image:
-    """Return the middle of an image that is more than `_LONGEST` times longer than wide; others are returned as is.
-
-    timm resizes the whole image before it crops the centre. From a strip of 1 x 6000 pixels it would make one of
-    256 x 1,536,000, which takes gigabytes.
-    """
+    """Return the middle of a very long image; others are returned as they are. timm would resize the whole strip."""
     width, height = image.size
-    short, long = sorted(image.size)
-    if long <= _LONGEST * short:
+    kept = middle_of_strip(height, width)
+    if (kept.height, kept.width) == (height, width):
         return image
-    start = (long - _LONGEST * short) // 2
-    end = long - start
-    return image.crop((start, 0, end, height) if width == long else (0, start, width, end))
+    return image.crop((kept.left, kept.top, kept.left + kept.width, kept.top + kept.height))

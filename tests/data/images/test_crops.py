@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, PILToTensor, RandomCrop, RandomHorizontalFlip, Resize
 
 from data.images.augment import TrainTransform, seed_generators
-from data.images.decode import decode
+from data.images.decode import EncodedImage, decode
 from recipes.load import load
 from recipes.randomness import random_key
 
@@ -51,3 +51,21 @@ def test_larger_images_are_resized_by_their_shorter_side_first():
     for sample in range(20):
         difference = transform(image, 3, sample)[0].int() - by_torchvision(image, reference, sample).int()
         assert difference.abs().max() <= 2  # the resize of torch and the one of Pillow round differently
+
+
+@pytest.mark.parametrize(("width", "height"), [(6000, 1), (1, 6000)])
+def test_a_strip_is_cut_before_it_is_resized(width, height):
+    """Resized as a whole, it would be an image of 892 MiB. Its middle is kept, as in evaluation."""
+    resized = EncodedImage(encoded(width, height)).resized(224, "bicubic")
+    assert sorted(resized.shape[1:]) == [224, 22400]
+    transform = TrainTransform(load("convnext_tiny_in1k", [*PLAIN, "input.size=224"]))
+    assert transform(encoded(width, height), 3, 0)[0].shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 1), (2, 200), (70, 50)])
+def test_every_other_image_is_resized_as_a_whole(width, height):
+    image = encoded(width, height)
+    size, resize = 32 * max(width, height) // min(width, height), Resize(32, InterpolationMode.BICUBIC)
+    resized = EncodedImage(image).resized(32, "bicubic")
+    assert max(resized.shape) == size
+    assert (resized.int() - PILToTensor()(resize(decode(image))).int()).abs().max() <= 2
