@@ -104,7 +104,7 @@ def predict(
     unreadable = [prediction for prediction in predictions if prediction.error is not None]
     for prediction in predictions:
         if as_json:
-            print(_json_line(prediction.to_dict()))
+            print(json.dumps(prediction.to_dict(), ensure_ascii=False))
         elif prediction.error is None:
             label, probability = prediction.likeliest[0]
             print(one_line(f"{probability:7.2%}  {label}  {printable(str(prediction.image))}"))
@@ -219,17 +219,3 @@ def _check_weights(weights: Path, step: int | None) -> tuple[RunDirectory, int |
     if found:
         found[0].recipe()
     return found
-
-
-def _json_line(value: dict[str, object]) -> str:
-    """Return a JSON object in one line; in ASCII if a file name in it is not valid Unicode, which JSON can escape."""
-    line = json.dumps(value, ensure_ascii=False)
-    return line if _is_unicode(line) else json.dumps(value)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

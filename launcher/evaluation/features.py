@@ -181,7 +181,9 @@ class _Files:
             raise UserError("none of the images can be read, so there are no features: see the reasons above")
         return {
             "features": found["features"][readable],
-            "ids": np.array([str(image) for image, is_readable in zip(self.images, readable) if is_readable]),
+            "ids": np.array(
+                [printable(str(image)) for image, is_readable in zip(self.images, readable) if is_readable]
+            ),
         }
 
 

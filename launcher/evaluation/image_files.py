@@ -11,6 +11,7 @@ from data.image_formats import IMAGE_ENDINGS
 from data.images.evaluation_view import EvalTransform
 from data.images.inspection import Unreadable, inspect
 from data.images.pillow_warnings import named_warnings
+from data.images.size_limit import SizeLimit
 from data.loader import load_in_order
 from data.names import printable
 from data.sources.files import FolderFiles
@@ -19,6 +20,8 @@ from recipes.errors import UserError
 from recipes.schema import Recipe
 
 BATCH_SIZE = 32
+_BOMB = "decompression-bomb"  # what `inspect` calls an image above Pillow's limit
+_OVERSAMPLING = 4  # of an image above that limit: the pixels that are kept, per pixel of the view, on each side
 
 
 def find_images(places: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -69,6 +72,7 @@ class ImageBatches:
     def __init__(self, images: list[Path], recipe: Recipe, batch_size: int, upright: bool = False):
         self.images, self.batch_size, self.upright = images, batch_size, upright
         self.transform = EvalTransform(recipe)
+        self.huge_limit = SizeLimit(shortest_side=_OVERSAMPLING * recipe.input.evaluated_size)
         self.item_bytes = batch_size * 3 * recipe.input.evaluated_size**2
 
     def __len__(self) -> int:
@@ -81,9 +85,25 @@ class ImageBatches:
         for number in chunk:
             try:
                 with named_warnings(partial(printable, str(self.images[number]))):
-                    pixels.append(self.transform(inspect(self.images[number].read_bytes(), upright=self.upright).data))
+                    pixels.append(self.transform(self._checked(self.images[number].read_bytes())))
             except Unreadable as unreadable:
-                errors[number] = unreadable.reason
+                advice = ": make it smaller first" if _BOMB in unreadable.odd else ""
+                errors[number] = unreadable.reason + advice
             except Exception as error:  # whatever a file system or a decoder raises: one image never stops the rest
                 errors[number] = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         return chunk, torch.stack(pixels) if pixels else torch.empty(0), errors
+
+    def _checked(self, data: bytes) -> bytes:
+        """Return an image in the form in which `bigbatch shard` stores it.
+
+        A JPEG above Pillow's limit of pixels is made smaller, as under a size limit of `bigbatch shard`.
+
+        Raises:
+            Unreadable: it cannot be decoded.
+        """
+        try:
+            return inspect(data, upright=self.upright).data
+        except Unreadable as unreadable:
+            if _BOMB not in unreadable.odd:
+                raise
+        return inspect(data, self.huge_limit, self.upright).data

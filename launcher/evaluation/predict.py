@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.names import printable
 from data.on_device import DevicePreprocessor
 from data.progress import progress, say
 from launcher.engines.base import make_accelerator
@@ -30,12 +31,13 @@ class Prediction:
     error: str | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as `--json` prints it."""
+        """Return it as `--json` prints it. The name of the image is written as in the output without `--json`."""
+        image = printable(str(self.image))
         if self.error is not None:
-            return {"image": str(self.image), "error": self.error}
+            return {"image": image, "error": self.error}
         (label, probability), *_ = self.likeliest
         others = [{"class": name, "probability": round(share, 6)} for name, share in self.likeliest]
-        return {"image": str(self.image), "class": label, "probability": round(probability, 6), "likeliest": others}
+        return {"image": image, "class": label, "probability": round(probability, 6), "likeliest": others}
 
 
 def predict(

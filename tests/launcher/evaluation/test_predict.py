@@ -126,6 +126,32 @@ def test_upright_predicts_for_the_turned_image_as_shards_hold_it(weights, tmp_pa
     assert shares("rotated.jpg", upright=True) == shares("turned.jpg") != shares("rotated.jpg")
 
 
+def test_a_scan_that_shards_take_smaller_is_predicted_too(weights, tmp_path, monkeypatch):
+    """With a lower limit than 178 million pixels, so that the test is quick."""
+    pixels = np.random.default_rng(3).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    scan = Image.fromarray(pixels).resize((2000, 1600), Image.Resampling.BICUBIC)
+    scan.save(tmp_path / "scan.jpg", quality=95)
+    scan.resize((400, 320)).save(tmp_path / "small.jpg", quality=95)
+    scan.save(tmp_path / "scan.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 800_000)
+    png, jpeg, small = predict(weights, [tmp_path / name for name in ("scan.png", "scan.jpg", "small.jpg")], workers=0)
+    assert png.error == "more than 178 million pixels: make it smaller first"  # a PNG decodes at full size only
+    assert jpeg.error is None
+    assert dict(jpeg.likeliest) == pytest.approx(dict(small.likeliest), abs=0.02)
+
+
+def test_json_names_a_file_as_the_plain_output_does(weights, tmp_path, monkeypatch, capfd):
+    """Its name is in Latin-1, so the byte E9 is no text in UTF-8."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "caf\udce9.png")
+    for option in ["--json"], []:
+        monkeypatch.setattr(sys, "argv", ["bigbatch", "predict", str(weights), str(tmp_path), *option])
+        with pytest.raises(SystemExit):
+            main()
+    line, plain = capfd.readouterr().out.splitlines()
+    assert json.loads(line)["image"] == str(tmp_path / "caf\\xe9.png")
+    assert plain.endswith(str(tmp_path / "caf\\xe9.png"))
+
+
 def test_names_cannot_control_the_terminal(weights, tmp_path, capsys, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "a\x1b[31mred\n.jpg")
     (tmp_path / "b\x1b[2J.jpg").write_bytes(b"no image")
