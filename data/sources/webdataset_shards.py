@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data.names import printable
 from data.reading.manifest import MANIFEST
-from data.reading.tar_samples import TarSample, tar_samples
+from data.reading.tar_samples import LABEL_ENDINGS, TarSample, tar_samples
 from data.sources.archives import COMPRESSED, DECOMPRESSION_ERRORS, archive_kind, open_tar
 from data.sources.class_map import read_class_map
 from data.sources.opening import TAR_ENDINGS
@@ -148,37 +148,37 @@ def _other_ending(file: Path) -> str:
 
 
 def label_text(sample: TarSample) -> str | None:
-    """Return the class number or name in a sample's label members; None if they hold none.
+    """Return the class number or name in a sample's label members; None if they hold none."""
+    return label_member(sample)[1]
 
-    The first member of ``cls``, ``json`` and ``txt`` that exists is used. In JSON it is the first of `_NUMBER_KEYS`,
+
+def label_member(sample: TarSample) -> tuple[str | None, str | None]:
+    """Return the ending of the member that decides the label of a sample, and its class number or name.
+
+    The first member of ``cls``, ``json`` and ``txt`` that exists decides. In JSON it is the first of `_NUMBER_KEYS`,
     which hold numbers, or else of `_NAME_KEYS`; JSON with neither, such as that of img2dataset, is skipped.
+    Both are None if no member decides. The second is None if the one that does holds no label.
     """
-    for ending in ("cls", "json", "txt"):
-        if ending in sample.labels:
-            text = sample.labels[ending].decode("utf-8", "replace")
-            try:
-                found = _from_json(text) if ending == "json" else text.strip()
-            except _NoLabelKey:
-                continue
-            return found or None
-    return None
+    for ending in LABEL_ENDINGS:
+        if ending in sample.labels and (found := labels_in(sample, ending)) is not None:
+            return ending, next(iter(found), "") or None
+    return None, None
 
 
-class _NoLabelKey(Exception):
-    """The JSON describes a sample, but not its class."""
-
-
-def _from_json(text: str) -> str | None:
+def labels_in(sample: TarSample, ending: str) -> list[str] | None:
+    """Return the class numbers and names in a label member, first the one that decides; None for JSON without a key."""
+    text = sample.labels[ending].decode("utf-8", "replace")
+    if ending != "json":
+        return [text.strip()]
     try:
         found = json.loads(text)
     except ValueError:
-        return None
+        return []
     if isinstance(found, dict):
-        for key in (*_NUMBER_KEYS, *_NAME_KEYS):
-            if isinstance(found.get(key), (int, str)) and not isinstance(found.get(key), bool):
-                return str(found[key]).strip()
-        raise _NoLabelKey
-    return str(found) if isinstance(found, int) else None
+        values = [found.get(key) for key in (*_NUMBER_KEYS, *_NAME_KEYS)]
+        # The truth values of JSON are integers in Python.
+        return [str(one).strip() for one in values if isinstance(one, int | str) and not isinstance(one, bool)] or None
+    return [str(found)] if isinstance(found, int) else []
 
 
 def _first_samples(paths: Sequence[Path]) -> list[TarSample]:

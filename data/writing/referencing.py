@@ -29,6 +29,7 @@ from data.sources.class_map import read_class_map, renumber
 from data.sources.opening import without_ending
 from data.sources.splits import SPLITS, TRAIN, with_validation
 from data.sources.webdataset_shards import WebDatasetShards, is_compressed, label_text
+from data.writing.label_members import LabelMembers, label_notes
 from data.writing.split_writing import write_split
 from recipes.errors import UserError
 
@@ -57,7 +58,7 @@ def reference(
         raise
     rows = [_rows(work, number, record, number_of) for number, record in enumerate(records)]
     splits_of, notes = _splits(shards, records, rows, val_fraction)
-    notes += _unused(records, rows)
+    notes += [*label_notes(records), *_unused(records, rows)]
     splits = {}
     for split, name in enumerate(SPLITS):
         listed: list[ShardRecord] = []
@@ -103,6 +104,7 @@ def _index_shard(worker: Worker, number: int) -> None:
     skipped: list[dict[str, str]] = []
     odd: Counter[str] = Counter()
     unused: Counter[str] = Counter()
+    members = LabelMembers()
     try:
         with path.open("rb") as stream:
             for sample in tar_samples(path):
@@ -124,6 +126,7 @@ def _index_shard(worker: Worker, number: int) -> None:
                 else:
                     rows.append((0, sample.offset, sample.size, labels.setdefault(text, len(labels))))
                     names.append(name)
+                    members.add(sample, name)
             stream.seek(0)
             checksum = hashlib.file_digest(stream, "sha256").hexdigest()
             size = path.stat().st_size
@@ -132,9 +135,8 @@ def _index_shard(worker: Worker, number: int) -> None:
         raise UserError(f"{path} is not a whole tar ({error}): download it again") from None
     write_durably(work / f"{number}.rows", np.array(rows, INDEX_DTYPE).tobytes())
     record = {"bytes": size, "sha256": checksum, "spots_sha256": spots, "labels": list(labels), "names": names}
-    write_durably(
-        work / f"{number}.json", json.dumps({**record, "skipped": skipped, "odd": odd, "unused": unused}).encode()
-    )
+    record |= {"skipped": skipped, "odd": odd, "unused": unused + members.unused, **members.record()}
+    write_durably(work / f"{number}.json", json.dumps(record).encode())
     worker.advance()
 
 
