@@ -125,6 +125,7 @@ class ShardSet:
         classes: names of the classes, by their number.
         splits: by name, e.g. "train" and "val".
         digest: identity of its contents, see `data.reading.manifest.contents_digest`.
+        upright: whether the images were turned as their EXIF orientation says when the shards were written.
     """
 
     def __init__(self, folder: LocalFolder | RemoteFolder, manifest: Manifest):
@@ -134,6 +135,7 @@ class ShardSet:
         self.classes = tuple(manifest["classes"])
         self.splits = {name: Split(folder, name, record) for name, record in manifest["splits"].items()}
         self.digest = contents_digest(manifest)
+        self.upright: bool = manifest.get("source", {}).get("options", {}).get("upright", False)
         self._shards = [shard for record in manifest["splits"].values() for shard in record["shards"]]
 
     @classmethod

@@ -32,6 +32,13 @@ RecipeOption = Annotated[
         help="The recipe of a weights file that does not name its recipe itself.", autocompletion=recipe_names
     ),
 ]
+UprightOption = Annotated[
+    bool,
+    typer.Option(
+        "--upright",
+        help="Turn images as their EXIF orientation says. Weights of runs that saw upright images do so by themselves.",
+    ),
+]
 RawOption = Annotated[bool, typer.Option("--raw", help="Use a run's raw weights instead of its EMA weights.")]
 
 
@@ -90,9 +97,7 @@ def predict(
     raw: RawOption = False,
     step: Step = None,
     workers: Workers = None,
-    upright: Annotated[
-        bool, typer.Option("--upright", help="Turn images as their EXIF orientation says, as `shard --upright` does.")
-    ] = False,
+    upright: UprightOption = False,
 ) -> None:
     """Print the class and probability of each image. The exit code is 1 if an image cannot be read."""
     _check_weights(weights, step)
@@ -138,6 +143,7 @@ def features(
     raw: RawOption = False,
     step: Step = None,
     workers: Workers = None,
+    upright: UprightOption = False,
 ) -> None:
     """Write what the classifier receives for each image, with ids, and for shards labels and class names, for NumPy.
 
@@ -146,7 +152,15 @@ def features(
     from launcher.evaluation.features import write_features
 
     images, values, unreadable = write_features(
-        weights, data, destination, recipe, ema=not raw, step=step, workers=workers, modules=modules or []
+        weights,
+        data,
+        destination,
+        recipe,
+        ema=not raw,
+        step=step,
+        workers=workers,
+        modules=modules or [],
+        upright=upright,
     )
     print(f"wrote {destination}: {images:,} images with {values:,} features each")
     if unreadable:

@@ -11,7 +11,7 @@ from torch import nn
 from data.atomic_io import replacing
 from launcher.evaluation.export_folder import write_folder
 from launcher.evaluation.export_graph import GRAPH_ENDINGS, write_graph
-from launcher.evaluation.saved_weights import SavedWeights, run_weights
+from launcher.evaluation.saved_weights import SavedWeights, recipe_for_images, run_weights
 from launcher.runs.metrics import TOP1_KEYS
 from launcher.runs.run_directory import RunDirectory
 from models.build import build
@@ -59,7 +59,7 @@ def export(
     if kind == ".safetensors":
         _write_safetensors(run, weights, destination)
     elif kind in GRAPH_ENDINGS:
-        difference = write_graph(run.recipe(), weights, _model(run, weights), destination)
+        difference = write_graph(recipe_for_images(run), weights, _model(run, weights), destination)
     else:
         write_folder(run, weights, _model(run, weights), destination, accuracies)
     return Export(weights, accuracies, difference)
@@ -82,7 +82,7 @@ def _model(run: RunDirectory, weights: SavedWeights) -> nn.Module:
 def _write_safetensors(run: RunDirectory, weights: SavedWeights, destination: Path) -> None:
     metadata = {
         "format": "pt",
-        "recipe": json.dumps(run.recipe().to_dict()),
+        "recipe": json.dumps(recipe_for_images(run).to_dict()),
         "classes": json.dumps(weights.classes),
         "weights": str(weights.kind),
         "step": str(weights.step),

@@ -12,7 +12,7 @@ from torch import nn
 
 from data.atomic_io import write_atomically
 from data.images.evaluation_view import WARP_FROM
-from launcher.evaluation.saved_weights import SavedWeights
+from launcher.evaluation.saved_weights import SavedWeights, recipe_for_images
 from launcher.runs.intervals import with_interval
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
@@ -89,7 +89,7 @@ def _timm_config(recipe: Recipe, model: nn.Module, classes: list[str]) -> dict[s
 
 
 def _model_card(run: RunDirectory, weights: SavedWeights, accuracies: dict[str, float]) -> str:
-    recipe, metadata = run.recipe(), run.metadata()
+    recipe, metadata = recipe_for_images(run), run.metadata()
     classes, data = weights.classes or [], metadata.dataset
     measured = [
         f"| {kind} | {with_interval(top1, data.val_images)} |" for kind, top1 in accuracies.items() if data.val_images
@@ -114,6 +114,7 @@ def _model_card(run: RunDirectory, weights: SavedWeights, accuracies: dict[str, 
         "```",
         "",
         "The class names are `label_names` in `config.json`.",
+        *(["Turn images with `PIL.ImageOps.exif_transpose` before the transform."] if recipe.input.upright else []),
         "",
         f"- Weights: {weights.kind}, after {weights.step:,} of {metadata.total_steps:,} steps"
         if weights.step is not None

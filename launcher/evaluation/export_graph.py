@@ -84,7 +84,9 @@ def write_graph(recipe: Recipe, weights: SavedWeights, model: nn.Module, destina
 def _view(recipe: Recipe) -> dict[str, object]:
     """Return how an evaluation resizes and crops an image."""
     size = recipe.input.evaluated_size
-    view = {"size": size, "interpolation": recipe.input.evaluated_interpolation}
+    view: dict[str, object] = {"size": size, "interpolation": recipe.input.evaluated_interpolation}
+    if recipe.input.upright:
+        view["upright"] = "turned as the EXIF orientation says, before the resize"
     if size >= WARP_FROM:
         return view | {"resize": "to a square, without a crop"}
     return view | {"resize": f"shorter side to {math.floor(size / recipe.input.eval_crop)}, then crop the centre"}

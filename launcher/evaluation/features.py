@@ -20,7 +20,7 @@ from data.reading.manifest import MANIFEST
 from data.reading.shards import ShardSet
 from launcher.engines.base import make_accelerator
 from launcher.evaluation.feature_extractor import FeatureExtractor, fill_parts
-from launcher.evaluation.image_files import ImageBatches, find_images
+from launcher.evaluation.image_files import UPRIGHT_NOTE, ImageBatches, find_images
 from launcher.evaluation.saved_weights import open_weights
 from launcher.recipe_shards import open_shards
 from launcher.workers import default_workers
@@ -43,6 +43,7 @@ def write_features(
     step: int | None = None,
     workers: int | None = None,
     modules: Sequence[str] = (),
+    upright: bool = False,
 ) -> tuple[int, int, int]:
     """Write the features of every image of some shards, or of a folder of images, to an ``.npz`` file.
 
@@ -63,6 +64,7 @@ def write_features(
         step: of the run's checkpoint; None: the newest.
         workers: processes that prepare images; None: what the CPUs allow.
         modules: the user's modules that a weights file may import, as `recipe_of` says.
+        upright: turn images as their EXIF orientation says. Weights of a run that saw upright images imply it.
 
     Raises:
         UserError: weights, recipe or images are missing or do not fit each other, or the file cannot be written.
@@ -71,13 +73,15 @@ def write_features(
         raise UserError(f"features are an .npz file, and {destination} does not end in that: name it {destination}.npz")
     recipe, weights, title = _recipe_and_weights(origin, recipe_name, ema, step, modules)
     recipe = recipe.variant(data={"classes": None, "path": data}, model={"train": "all"})
+    if upright:
+        recipe = recipe.variant(input={"upright": True})
     # Without `manifest.json` a folder has no shards.
     images = find_images([Path(data)]) if Path(data).is_dir() and not (Path(data) / MANIFEST).exists() else None
     shards = open_shards(recipe) if images is None else None
     model = build(recipe, len(shards.classes) if shards else 1)
     fit_weights(model, weights, origin)  # of the backbone: a head for other classes stays out
     accelerator = make_accelerator(recipe)
-    say(f"features of the {title}")
+    say(f"features of the {title}{UPRIGHT_NOTE if recipe.input.upright else ''}")
     source = _Shards(shards, recipe) if shards else _Files(images or [], recipe)
     parts = destination.with_name(destination.name + _PARTS_ENDING)
     _begin_parts(parts, _key(recipe, model.state_dict(), source.identity))

@@ -20,6 +20,7 @@ from recipes.errors import UserError
 from recipes.schema import Recipe
 
 BATCH_SIZE = 32
+UPRIGHT_NOTE = ", on images turned as their EXIF orientation says"
 _BOMB = "decompression-bomb"  # what `inspect` calls an image above Pillow's limit
 _OVERSAMPLING = 4  # of an image above that limit: the pixels that are kept, per pixel of the view, on each side
 

@@ -12,7 +12,7 @@ from data.on_device import DevicePreprocessor
 from data.progress import progress, say
 from launcher.engines.base import make_accelerator
 from launcher.evaluation.accuracy import evaluated_logits
-from launcher.evaluation.image_files import BATCH_SIZE, find_images, load_images
+from launcher.evaluation.image_files import BATCH_SIZE, UPRIGHT_NOTE, find_images, load_images
 from launcher.evaluation.saved_weights import SavedWeights, open_weights
 from models.build import build
 from models.weights import fit_weights
@@ -63,7 +63,8 @@ def predict(
         workers: processes that read images; None: what the CPUs allow, or 0 for few images.
         step: of the run's checkpoint; None: the newest.
         modules: the user's modules that a weights file may import, as `recipe_of` says.
-        upright: turn images as their EXIF orientation says, as `bigbatch shard --upright` does.
+        upright: turn images as their EXIF orientation says, as `bigbatch shard --upright` does. Weights of a run that
+            saw upright images imply it.
 
     Raises:
         UserError: weights or recipe are missing or do not fit each other, or there are no images.
@@ -73,7 +74,7 @@ def predict(
     classes = _class_names(origin, recipe, weights)
     model = build(recipe, len(classes))
     fit_weights(model, weights.tensors, str(origin), new_head=False)
-    say(f"predicts with the {weights.title}")
+    say(f"predicts with the {weights.title}{UPRIGHT_NOTE if upright or recipe.input.upright else ''}")
     accelerator = make_accelerator(recipe)
     model = model.to(accelerator.device).eval()
     preprocessor = DevicePreprocessor(recipe, accelerator.device)

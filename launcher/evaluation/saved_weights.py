@@ -53,6 +53,8 @@ def open_weights(
 ) -> tuple[Recipe, SavedWeights]:
     """Return the recipe and the weights of a run directory, of a checkpoint in one, or of a weights file.
 
+    The recipe of a run is that of `recipe_for_images`.
+
     Args:
         origin: the run, checkpoint or file.
         recipe_name: the recipe of a weights file that does not name one.
@@ -66,10 +68,20 @@ def open_weights(
     found = find_run(origin, step)
     if found:
         run, step = found
-        return run.recipe(), run_weights(run, ema, step)
+        weights = run_weights(run, ema, step)
+        return recipe_for_images(run), weights
     recipe = recipe_of(origin, recipe_name, [], modules)
     # In an exported recipe, the key refers to the file from which that training started, not to this file.
     return recipe, file_weights(origin, recipe.model.weights_key if recipe_name else None)
+
+
+def recipe_for_images(run: RunDirectory) -> Recipe:
+    """Return a run's recipe for images outside its shards; turned upright if those in the shards were.
+
+    For the shards themselves that changes nothing, since no rotation is left in them.
+    """
+    recipe = run.recipe()
+    return recipe.variant(input={"upright": True}) if run.metadata().dataset.upright else recipe
 
 
 def run_weights(run: RunDirectory, ema: bool, step: int | None = None, best: bool = False) -> SavedWeights:

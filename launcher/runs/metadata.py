@@ -9,6 +9,7 @@ class DatasetMetadata(BaseModel):
     Attributes:
         digest: identity of their contents (`data.reading.shards.ShardSet.digest`).
         classes: the names of the classes in the order of the model's outputs.
+        upright: whether `bigbatch shard --upright` turned the images as their EXIF orientation says.
     """
 
     name: str
@@ -16,6 +17,7 @@ class DatasetMetadata(BaseModel):
     train_images: int
     val_images: int
     classes: list[str]
+    upright: bool = False
 
 
 class ModelMetadata(BaseModel):

@@ -67,6 +67,7 @@ def describe_dataset(recipe: Recipe, shards: ShardSet) -> DatasetMetadata:
         train_images=len(shards.split("train")),
         val_images=len(shards.splits["val"]) if "val" in shards.splits else 0,
         classes=list(shards.classes),
+        upright=shards.upright,
     )
 
 

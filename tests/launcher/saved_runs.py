@@ -94,7 +94,9 @@ def make_saved_run(
 
 def metadata_of(recipe: Recipe, shards: Path, classes: tuple[str, ...], total_steps: int) -> RunMetadata:
     found = ShardSet.open(shards)
-    dataset = DatasetMetadata(name="toy", digest=found.digest, train_images=12, val_images=8, classes=list(classes))
+    dataset = DatasetMetadata(
+        name="toy", digest=found.digest, train_images=12, val_images=8, classes=list(classes), upright=found.upright
+    )
     return RunMetadata(
         name=recipe.name,
         recipe=recipe.name,
