@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from recipes.errors import UserError
+from recipes.local_paths import local_path
 from recipes.schema import Recipe, Values
 from recipes.sections import BatchSettings
 
@@ -133,13 +134,13 @@ def _layers(name_or_file: str, seen: tuple[str, ...]) -> list[Values]:
     if base is None:
         return [values]
     if str(base).endswith((".yaml", ".yml")) and name_or_file.endswith((".yaml", ".yml")):
-        base = str(Path(name_or_file).parent / base)
+        base = str(Path(name_or_file).parent / local_path(str(base)))
     return [*_layers(str(base), (*seen, name_or_file)), values]
 
 
 def _read(name_or_file: str) -> Values:
     if name_or_file.endswith((".yaml", ".yml")):
-        path: Path | Traversable = Path(name_or_file)
+        path: Path | Traversable = local_path(name_or_file)
         if not path.is_file():
             raise UserError(f"there is no recipe file {name_or_file}")
     elif name_or_file in names():

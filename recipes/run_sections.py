@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from recipes.local_paths import LocalPathText
 from recipes.sections import Count, Section, Share, added_in
 
 
@@ -30,7 +31,7 @@ class EngineSettings(Section):
         description="where ZeRO keeps the optimizer state, and at stage 3 with `cpu` also the parameters; "
         "auto: what `accelerate launch` is configured with, else what the plan recommends",
     )
-    nvme_path: str | None = Field(None, description="folder on a local disk, for engine.offload=nvme")
+    nvme_path: LocalPathText | None = Field(None, description="folder on a local disk, for engine.offload=nvme")
     checkpoint_activations: Literal["auto", True, False] = Field(
         "auto",
         description="recompute activations in the backward pass instead of storing them; auto: as the plan recommends",

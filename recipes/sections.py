@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from recipes.local_paths import LocalPathText, local_path
+
 TIMM = "timm"  # the value of `model.weights` that names timm's own
 _OPTIMIZERS = ("adamw", "sgd", "lamb", "lars", "lion")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -51,7 +53,7 @@ class ModelSettings(Section):
     head_init_scale: Positive | None = Field(
         None, description="factor on the head's weight and bias, applied after weights are loaded"
     )
-    weights: str | None = Field(
+    weights: LocalPathText | None = Field(
         None,
         description="initial weights: a run directory, a weights file, or 'timm' for timm's pretrained weights; "
         "null: train from scratch",
@@ -78,7 +80,7 @@ class ModelSettings(Section):
     @property
     def weights_path(self) -> Path | None:
         """The run or the file that `weights` names; None for timm's weights and from scratch."""
-        return None if self.weights in (None, TIMM) else Path(self.weights)
+        return None if self.weights in (None, TIMM) else local_path(self.weights)
 
     @field_validator("train")
     @classmethod
@@ -112,7 +114,7 @@ class DataSettings(Section):
         None,
         description="folder or URL (e.g. s3://bucket/folder) with shards written by `bigbatch shard`; also `--data`",
     )
-    cache: str | None = Field(
+    cache: LocalPathText | None = Field(
         None, description="local folder that caches blocks of remote shards for all processes of a node; null: no cache"
     )
     cache_gib: Positive = Field(50.0, description="largest size of the cache in GiB")

@@ -15,6 +15,7 @@ from platformdirs import user_config_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from recipes.errors import UserError
+from recipes.local_paths import LocalPathText
 
 LOCAL = "local"
 
@@ -95,7 +96,7 @@ class Cluster(BaseModel):
     setup: tuple[OneLine, ...] = Field((), description="shell lines at the start of a job, e.g. module load")
     environment: dict[VariableName, OneLine] = Field({}, description="environment variables of a job")
     python: OneLine | None = Field(None, description="the Python command of a job; default: the Python that submits")
-    stage: str | None = Field(
+    stage: LocalPathText | None = Field(
         None,
         description="folder on each node's own disk to copy the shards to; may contain a job's variables, e.g. $TMPDIR",
     )

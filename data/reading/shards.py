@@ -24,8 +24,9 @@ from data.names import printable
 from data.reading.block_cache import BlockCache
 from data.reading.manifest import FORMAT, Manifest, ShardRecord, SplitRecord, contents_digest, read_manifest
 from data.reading.sampled_checksum import sampled_checksum
-from data.reading.storage import LocalFolder, RemoteFolder, is_url
+from data.reading.storage import LocalFolder, RemoteFolder, place_of
 from recipes.errors import UserError
+from recipes.local_paths import local_path
 
 INDEX_DTYPE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
 
@@ -150,10 +151,11 @@ class ShardSet:
         Raises:
             UserError: the folder, its manifest, an index or a shard is missing, or a file has another size.
         """
-        folder = RemoteFolder(str(path)) if is_url(path) else LocalFolder(Path(path).expanduser())
+        place = place_of(path)
+        folder = LocalFolder(place) if isinstance(place, Path) else RemoteFolder(place)
         manifest = read_manifest(folder)
         if cache is not None and isinstance(folder, RemoteFolder):
-            folder.cache = BlockCache(Path(cache).expanduser(), cache_bytes, contents_digest(manifest))
+            folder.cache = BlockCache(local_path(cache), cache_bytes, contents_digest(manifest))
         opened = cls(folder, manifest)
         _at_once(lambda shard: _check_size(folder, shard["file"], shard["bytes"]), opened._shards, folder)
         for name, split in opened.splits.items():

@@ -15,6 +15,7 @@ from data.reading.manifest import MANIFEST, read_manifest
 from data.reading.shards import ShardSet
 from data.reading.storage import LocalFolder
 from recipes.errors import UserError
+from recipes.local_paths import local_path
 
 _BLOCK = 4 * 2**20
 _HEADROOM = 1.02  # a disk filled to its last byte makes the job's other files fail
@@ -28,7 +29,7 @@ def stage(source: Path, folder: Path) -> Path:
     Raises:
         UserError: the disk is too small or cannot be written, or a file differs from its manifest.
     """
-    source, folder = source.expanduser(), folder.expanduser()
+    source, folder = local_path(source), local_path(folder)
     shards = ShardSet.open(source)
     staged = folder / f"bigbatch-{shards.digest[:16]}"
     try:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from data.reading.block_cache import BLOCK, BlockCache
 from recipes.errors import UserError
+from recipes.local_paths import as_url, has_scheme, local_path
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -38,6 +39,19 @@ _READ_AHEAD = 32  # images per process, which bounds the memory they take
 def is_url(path: str | Path) -> bool:
     """Return whether `path` is a URL such as ``s3://bucket/folder``, and not a local path."""
     return "://" in str(path)
+
+
+def place_of(path: str | Path) -> str | Path:
+    """Return the place of a data set: a URL as text, or a local path.
+
+    Raises:
+        UserError: it is a URL that has lost a slash, as in `Path`.
+    """
+    if is_url(path):
+        return str(path)
+    if has_scheme(path):
+        raise UserError(f"{path} is neither a folder nor a URL: write {as_url(path)}, as text")
+    return local_path(path)
 
 
 class LocalFolder:

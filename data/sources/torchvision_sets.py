@@ -16,6 +16,7 @@ from PIL import Image
 from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.splits import SPLITS, TEST, TRAIN, VAL, with_validation
 from recipes.errors import UserError
+from recipes.local_paths import local_path
 
 if TYPE_CHECKING:
     from torchvision.datasets import VisionDataset
@@ -41,8 +42,8 @@ class TorchvisionSet(Source):
         root = root.removesuffix("::").removesuffix(":")
         if not name or not root:
             raise UserError(f"{source!r} is not of the form torchvision:NAME:ROOT, e.g. torchvision:Flowers102:/data")
-        self.name = name
-        parts, notes = _parts(_dataset_class(name), name, Path(root))
+        self.name, folder = name, local_path(root)
+        parts, notes = _parts(_dataset_class(name), name, folder)
         self._parts, self._splits = list(parts.values()), list(parts)
         self._files = [_files(part) for part in self._parts]
         labels = [_labels(part, files) for part, files in zip(self._parts, self._files)]
@@ -51,7 +52,7 @@ class TorchvisionSet(Source):
         self._row_of = np.concatenate([np.arange(count) for count in counts])
         classes = _classes(self._parts[0], max((int(of_part.max()) for of_part in labels if len(of_part)), default=-1))
         require_classes(classes, f"torchvision's {name}")
-        names = Names(self._names(Path(root), counts))
+        names = Names(self._names(folder, counts))
         sizes = np.array(
             [_size(files, row) for files, count in zip(self._files, counts) for row in range(count)], np.int64
         )

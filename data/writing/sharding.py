@@ -9,7 +9,7 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from data.writing.summary import summary
 from data.writing.timm_info import TIMM_INFO, timm_info
 from data.writing.work_folder import WORK, work_folder
 from recipes.errors import UserError
+from recipes.local_paths import as_url, has_scheme, local_path
 from recipes.randomness import random_key
 
 SHARD_SIZE = 256 * 2**20
@@ -80,15 +81,17 @@ def shard(
     """
     if shard_size < 1:
         raise UserError(f"a shard size of {shard_size} bytes is not valid: give e.g. {SHARD_SIZE}")
-    source = str(source)
     limit = SizeLimit(shortest_side, longest_side, quality)
-    if is_url(folder):
+    if has_scheme(folder):
         raise UserError(
-            f"shards are written to a local folder, not to {folder}: write them to a disk, then upload them"
+            f"shards are written to a local folder, not to {as_url(folder)}: write them to a disk, then upload them"
         )
-    if is_url(source):
-        raise UserError(f"a source has to be on a local disk, and {source} is a URL: download it first")
-    dest = Path(folder).expanduser()
+    # Text may be the NAME:LOCATION of a source that the user registered, with a location that begins with a slash.
+    if is_url(source) or (isinstance(source, Path) and has_scheme(source)):
+        raise UserError(f"a source has to be on a local disk, and {as_url(source)} is a URL: download it first")
+    source, dest = str(source), local_path(folder)
+    class_map = None if class_map is None else local_path(class_map)
+    labels = None if labels is None else replace(labels, tables=tuple(map(local_path, labels.tables)))
     try:
         opened = open_source(source, val_fraction, class_map, workers, progress, labels, modules)
         if isinstance(opened, WebDatasetShards):

@@ -17,7 +17,7 @@ from data.names import printable
 from data.parallel import Worker, for_each
 from data.reading.manifest import ShardRecord, SplitRecord, read_manifest
 from data.reading.shards import INDEX_DTYPE
-from data.reading.storage import LocalFolder, RemoteFolder, is_url
+from data.reading.storage import LocalFolder, RemoteFolder, place_of
 from data.reading.tar_samples import TarSample, tar_samples
 from data.sources.webdataset_shards import label_text
 
@@ -51,10 +51,10 @@ def verify(path: str | Path, progress: bool = True, workers: int | None = None) 
     Raises:
         UserError: there is no folder, or no manifest that can be read.
     """
-    if is_url(path):
+    root = place_of(path)
+    if isinstance(root, str):
         with tempfile.TemporaryDirectory(prefix="bigbatch-verify-") as copy:
-            return _problems(RemoteFolder(str(path)), Path(copy), progress, workers)
-    root = Path(path).expanduser()
+            return _problems(RemoteFolder(root), Path(copy), progress, workers)
     return _problems(LocalFolder(root), root, progress, workers)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import Import
+from launcher.cli.options import Import, on_this_machine
 from recipes.errors import UserError
 
 data = typer.Typer()
@@ -31,11 +31,19 @@ def shard(
     ] = 0.1,
     class_map: Annotated[
         Path | None,
-        typer.Option(help="A file that maps folder names to class names or numbers.", show_default=False),
+        typer.Option(
+            callback=on_this_machine,
+            help="A file that maps folder names to class names or numbers.",
+            show_default=False,
+        ),
     ] = None,
     labels: Annotated[
         list[Path] | None,
-        typer.Option(help="A table of labels: CSV, TSV, JSON, parquet or a list. May be repeated.", show_default=False),
+        typer.Option(
+            callback=on_this_machine,
+            help="A table of labels: CSV, TSV, JSON, parquet or a list. May be repeated.",
+            show_default=False,
+        ),
     ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="The table's column of image names, if the guess is wrong.", show_default=False)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import DataOption, Overrides, RunArgument, SplitName, Workers, with_data
+from launcher.cli.options import DataOption, Overrides, RunArgument, SplitName, Workers, on_this_machine, with_data
 from launcher.cli.training import INTERRUPTED, processes_to_start, take_srun_as_launcher
 from launcher.processes import option_arguments, run_processes, stop_with_parent
 from launcher.runs.run_directory import RunDirectory
@@ -32,7 +32,10 @@ class ReplayCut(StrEnum):
 @experiments.command(epilog="Example: bigbatch branch runs/demo runs/longer schedule.epochs=40", rich_help_panel=_PANEL)
 def branch(
     run: RunArgument,
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="The run directory to make.", show_default=False)],
+    new: Annotated[
+        Path,
+        typer.Argument(callback=on_this_machine, metavar="NEW", help="The run directory to make.", show_default=False),
+    ],
     overrides: Overrides = None,
     at_step: Annotated[
         int | None,
@@ -54,7 +57,9 @@ def branch(
 
 @experiments.command(epilog="Example: bigbatch compare runs/demo runs/hotter", rich_help_panel=_PANEL)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Two or more run directories.")],
+    runs: Annotated[
+        list[Path], typer.Argument(callback=on_this_machine, metavar="RUN", help="Two or more run directories.")
+    ],
     seeds: Annotated[
         bool, typer.Option("--seeds", help="Also compare the means of runs that differ in their seed only.")
     ] = False,
@@ -144,7 +149,9 @@ def _processes_of_replay(then: int, cut: ReplayCut) -> int:
 @experiments.command(epilog="Example: bigbatch diff runs/demo runs/longer", rich_help_panel=_PANEL)
 def diff(
     first: RunArgument,
-    second: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory to compare with it.")],
+    second: Annotated[
+        Path, typer.Argument(callback=on_this_machine, metavar="RUN", help="The run directory to compare with it.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Say what differs between two runs, and the first step and the first part of it in which they diverge."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli.completion import recipe_names_and_keys
-from launcher.cli.options import DataOption, Import, MicroBatch, RunArgument, Workers
+from launcher.cli.options import DataOption, Import, MicroBatch, RunArgument, Workers, on_this_machine
 
 jobs = typer.Typer()
 _PANEL = "Planning and jobs"
@@ -32,7 +32,10 @@ def submit(
     modules: Import = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="The run directory; for several runs the folder that holds theirs. Default: runs/RECIPE."),
+        typer.Option(
+            callback=on_this_machine,
+            help="The run directory; for several runs the folder that holds theirs. Default: runs/RECIPE.",
+        ),
     ] = None,
     array: Annotated[
         str | None,
@@ -125,9 +128,10 @@ def submit(
 
 @jobs.command(epilog="Example: bigbatch runs", rich_help_panel=_PANEL)
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds the run directories.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[
+        Path,
+        typer.Argument(callback=on_this_machine, metavar="FOLDER", help="The folder that holds the run directories."),
+    ] = Path("runs"),
     watch: Annotated[
         bool, typer.Option("--watch", help="Bring the table up to date every ten seconds until Ctrl-C.")
     ] = False,
@@ -169,7 +173,9 @@ def resume(run: RunArgument) -> None:
 @jobs.command(epilog="Example: bigbatch doctor --data shards/digits", rich_help_panel=_PANEL)
 def doctor(
     data: Annotated[str | None, typer.Option("--data", help="Shards to check.")] = None,
-    run_dir: Annotated[Path, typer.Option(help="A folder for runs, whose disk is measured.")] = Path("runs"),
+    run_dir: Annotated[
+        Path, typer.Option(callback=on_this_machine, help="A folder for runs, whose disk is measured.")
+    ] = Path("runs"),
 ) -> None:
     """Check this machine's GPUs, memory, shards, disk and SLURM. Jobs check their nodes likewise before they train."""
     from launcher.jobs.doctor import print_machine

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli.completion import recipe_keys, recipe_names, run_directories
+from recipes.local_paths import local_path
 from recipes.schema import Recipe
 
 
@@ -18,6 +19,17 @@ def _micro_batch(text: str) -> int | None:
     if not text.isdecimal():
         raise typer.BadParameter(f"{text!r} is neither a number of images nor auto")
     return int(text)
+
+
+def on_this_machine(given: Path | list[Path] | None) -> Path | list[Path] | None:
+    """Return the path or paths of an option as `recipes.local_paths.local_path` does; every option of paths calls it.
+
+    Raises:
+        UserError: one is a URL.
+    """
+    if isinstance(given, list):
+        return [local_path(one) for one in given]
+    return None if given is None else local_path(given)
 
 
 RecipeArgument = Annotated[
@@ -34,7 +46,13 @@ Overrides = Annotated[
 ]
 RunArgument = Annotated[
     Path,
-    typer.Argument(metavar="RUN", help="A run directory.", show_default=False, autocompletion=run_directories),
+    typer.Argument(
+        callback=on_this_machine,
+        metavar="RUN",
+        help="A run directory.",
+        show_default=False,
+        autocompletion=run_directories,
+    ),
 ]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="Folder or URL of shards that `bigbatch shard` wrote.", show_default=False)

@@ -1,6 +1,5 @@
 """The commands that predict memory, time and the worth of a batch size: plan, batchsize."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,6 +7,7 @@ import typer
 from launcher.cli.completion import run_directories
 from launcher.cli.options import Import, Overrides, RecipeArgument, load_recipe, print_lr_note, with_data
 from recipes.errors import UserError
+from recipes.local_paths import local_path
 
 planning = typer.Typer()
 _ASSUMPTIONS = "Values to use instead of the assumed ones"
@@ -131,7 +131,7 @@ def batchsize(
     from recipes.load import override
     from recipes.schedule import StepSchedule
 
-    path, request = Path(source), PlanRequest(gpus, gpus_per_node, gpu)
+    path, request = local_path(source), PlanRequest(gpus, gpus_per_node, gpu)
     if path.is_dir():
         run = RunDirectory(path)
         recipe = override(run.recipe(), overrides or [])

@@ -9,7 +9,7 @@ import typer
 from data.names import one_line, printable
 from data.progress import say
 from launcher.cli.completion import recipe_names, run_directories
-from launcher.cli.options import DataOption, Import, Overrides, SplitName, Step, Workers, with_data
+from launcher.cli.options import DataOption, Import, Overrides, SplitName, Step, Workers, on_this_machine, with_data
 from launcher.runs.run_directory import RunDirectory, find_run
 from launcher.world import this_process
 from recipes.errors import UserError
@@ -20,6 +20,7 @@ _PANEL = "Training and results"
 WeightsArgument = Annotated[
     Path,
     typer.Argument(
+        callback=on_this_machine,
         metavar="RUN|CHECKPOINT|WEIGHTS",
         help="A run directory, a checkpoint in one (RUN/checkpoints/step-N), or a weights file.",
         show_default=False,
@@ -88,7 +89,10 @@ def evaluate(
 @results.command(epilog="Example: bigbatch predict runs/demo photograph.jpg --json", rich_help_panel=_PANEL)
 def predict(
     weights: WeightsArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images, or folders of images.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(callback=on_this_machine, metavar="IMAGE|FOLDER", help="Images, or folders of images."),
+    ],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per line, with the five most likely classes.")
     ] = False,
@@ -137,7 +141,9 @@ def features(
             help="Folder or URL of shards, of which all splits are read; or a folder of images.",
         ),
     ],
-    destination: Annotated[Path, typer.Argument(metavar="FILE", help="The .npz file to write.")],
+    destination: Annotated[
+        Path, typer.Argument(callback=on_this_machine, metavar="FILE", help="The .npz file to write.")
+    ],
     recipe: RecipeOption = None,
     modules: Import = None,
     raw: RawOption = False,
@@ -173,6 +179,7 @@ def export(
     run: Annotated[
         Path,
         typer.Argument(
+            callback=on_this_machine,
             metavar="RUN|CHECKPOINT",
             help="A run directory, or a checkpoint in one.",
             show_default=False,
@@ -182,6 +189,7 @@ def export(
     destination: Annotated[
         Path,
         typer.Argument(
+            callback=on_this_machine,
             metavar="FILE|FOLDER",
             help="What to write: a .safetensors, .onnx or .pt2 file, or a folder that timm loads.",
         ),
@@ -215,10 +223,13 @@ def export(
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="One or more run directories.", autocompletion=run_directories),
+        typer.Argument(
+            callback=on_this_machine, metavar="RUN", help="One or more run directories.", autocompletion=run_directories
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The HTML file to write. Default: report.html in the first run.")
+        Path | None,
+        typer.Option(callback=on_this_machine, help="The HTML file to write. Default: report.html in the first run."),
     ] = None,
 ) -> None:
     """Write one self-contained HTML page with curves and recipe, and a comparison if there are several runs."""

@@ -17,6 +17,7 @@ from launcher.cli.options import (
     RecipeArgument,
     Workers,
     load_recipe,
+    on_this_machine,
     print_lr_note,
 )
 from launcher.processes import option_arguments, run_processes, stop_with_parent
@@ -39,7 +40,10 @@ def train(
     modules: Import = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="The run directory. A run that it holds already is resumed. Default: runs/RECIPE."),
+        typer.Option(
+            callback=on_this_machine,
+            help="The run directory. A run that it holds already is resumed. Default: runs/RECIPE.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -113,7 +117,8 @@ def lr(
     ] = None,
     steps: Annotated[int, typer.Option(help="Number of optimizer steps.", min=20)] = 100,
     out: Annotated[
-        Path | None, typer.Option(help="Also write an HTML page with the curve.", show_default=False)
+        Path | None,
+        typer.Option(callback=on_this_machine, help="Also write an HTML page with the curve.", show_default=False),
     ] = None,
     procs: Procs = None,
     micro_batch: MicroBatch = None,

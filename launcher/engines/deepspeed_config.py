@@ -3,6 +3,7 @@
 from typing import Any
 
 from launcher.cut import Cut
+from recipes.local_paths import local_path
 from recipes.schema import Recipe
 
 _BUCKET = 50_000_000  # elements reduced at once; DeepSpeed's default of 500 million takes 2 GB of each GPU in float32
@@ -44,7 +45,7 @@ def deepspeed_config(recipe: Recipe, cut: Cut, parameters: int) -> dict[str, Any
     if engine.offload != "none":
         place: dict[str, object] = {"device": engine.offload, "pin_memory": True}
         if engine.offload == "nvme":
-            place |= {"nvme_path": engine.nvme_path, "buffer_count": NVME_BUFFERS}
+            place |= {"nvme_path": engine.nvme_path and str(local_path(engine.nvme_path)), "buffer_count": NVME_BUFFERS}
         zero["offload_optimizer"] = place
         if engine.zero == 3:
             # Parameters are a fifth of the state, and on a disk they would be read twice in every micro-batch.

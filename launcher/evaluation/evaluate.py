@@ -28,6 +28,7 @@ from models.build import build
 from models.weights import fit_weights
 from recipes.errors import UserError
 from recipes.load import override
+from recipes.local_paths import local_path
 from recipes.schema import Recipe
 
 _BATCH_SIZE = 64
@@ -76,7 +77,7 @@ def evaluate_weights(
     Raises:
         UserError: weights, recipe or shards are missing or do not fit each other.
     """
-    origin, options = Path(origin), options or EvaluateOptions()
+    origin, options = local_path(origin), options or EvaluateOptions()
     found = find_run(origin, options.step)
     run = found[0] if found else None
     if found:

@@ -17,6 +17,7 @@ from launcher.runs.run_directory import RunDirectory
 from models.build import build
 from models.weights import fit_weights
 from recipes.errors import UserError
+from recipes.local_paths import local_path
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def export(
     Raises:
         UserError: there is no such run or checkpoint, the name has another ending, or it cannot be written.
     """
+    destination = local_path(destination)
     kind, files = destination.suffix, (".safetensors", *GRAPH_ENDINGS)
     if destination.is_dir() and kind not in files:
         kind = ""  # a folder such as weights.v2

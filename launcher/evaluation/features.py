@@ -18,6 +18,7 @@ from data.names import printable
 from data.progress import say
 from data.reading.manifest import MANIFEST
 from data.reading.shards import ShardSet
+from data.reading.storage import place_of
 from launcher.engines.base import make_accelerator
 from launcher.evaluation.feature_extractor import FeatureExtractor, fill_parts
 from launcher.evaluation.image_files import UPRIGHT_NOTE, ImageBatches, find_images
@@ -29,6 +30,7 @@ from models.pretrained import timm_pretrained
 from models.weights import fit_weights
 from recipes.errors import UserError
 from recipes.load import load
+from recipes.local_paths import local_path
 from recipes.schema import Recipe
 
 _PARTS_ENDING = ".parts"  # of the folder beside the file in which a command that was interrupted left its work
@@ -69,6 +71,7 @@ def write_features(
     Raises:
         UserError: weights, recipe or images are missing or do not fit each other, or the file cannot be written.
     """
+    destination, place = local_path(destination), place_of(data)
     if destination.suffix != ".npz":
         raise UserError(f"features are an .npz file, and {destination} does not end in that: name it {destination}.npz")
     recipe, weights, title = _recipe_and_weights(origin, recipe_name, ema, step, modules)
@@ -76,7 +79,8 @@ def write_features(
     if upright:
         recipe = recipe.variant(input={"upright": True})
     # Without `manifest.json` a folder has no shards.
-    images = find_images([Path(data)]) if Path(data).is_dir() and not (Path(data) / MANIFEST).exists() else None
+    is_folder = isinstance(place, Path) and place.is_dir() and not (place / MANIFEST).exists()
+    images = find_images(place) if is_folder else None
     shards = open_shards(recipe) if images is None else None
     model = build(recipe, len(shards.classes) if shards else 1)
     fit_weights(model, weights, origin)  # of the backbone: a head for other classes stays out
@@ -207,10 +211,10 @@ def _recipe_and_weights(
     origin: str, recipe_name: str | None, ema: bool, step: int | None, modules: Sequence[str]
 ) -> tuple[Recipe, dict[str, Tensor], str]:
     """Return recipe and weights of what `origin` names, and a title for them."""
-    if not Path(origin).exists() and timm.is_model(origin):
+    if not local_path(origin).exists() and timm.is_model(origin):
         pretrained = timm_pretrained(origin, say)
         return _timm_recipe(origin), pretrained, f"pretrained weights of {origin}"
-    recipe, weights = open_weights(Path(origin), recipe_name, ema, step, modules)
+    recipe, weights = open_weights(local_path(origin), recipe_name, ema, step, modules)
     return recipe, weights.tensors, weights.title
 
 

@@ -17,6 +17,7 @@ from data.names import printable
 from data.sources.files import FolderFiles
 from launcher.workers import default_workers
 from recipes.errors import UserError
+from recipes.local_paths import local_path
 from recipes.schema import Recipe
 
 BATCH_SIZE = 32
@@ -32,7 +33,7 @@ def find_images(places: str | Path | Sequence[str | Path]) -> list[Path]:
         UserError: a place does not exist, or is a folder without images.
     """
     found: list[Path] = []
-    for place in map(Path, [places] if isinstance(places, str | Path) else places):
+    for place in map(local_path, [places] if isinstance(places, str | Path) else places):
         if place.is_dir():
             names = [name for name in FolderFiles(place).names if name.lower().endswith(IMAGE_ENDINGS)]
             if not names:

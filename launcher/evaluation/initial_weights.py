@@ -21,6 +21,7 @@ from models.build import build
 from models.pretrained import timm_pretrained
 from models.weights import fit_weights
 from recipes.errors import UserError
+from recipes.local_paths import local_path
 from recipes.schema import Recipe
 from recipes.sections import TIMM
 
@@ -52,7 +53,7 @@ def load_initial_weights(
         return [] if recipe.model.train == "all" else [_FROZEN_AT_RANDOM.format(recipe.model.train)]
     if origin == TIMM:
         return fit_weights(model, timm_pretrained(recipe.model.name, say), origin)
-    weights = _weights(Path(origin), recipe.model.weights_key)
+    weights = _weights(local_path(origin), recipe.model.weights_key)
     tensors, notes = weights.tensors, [f"starts from the {weights.title}"]
     match match_classes(weights.classes, classes):
         case ClassMatch.REORDERED:

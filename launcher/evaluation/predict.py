@@ -17,6 +17,7 @@ from launcher.evaluation.saved_weights import SavedWeights, open_weights
 from models.build import build
 from models.weights import fit_weights
 from recipes.errors import UserError
+from recipes.local_paths import local_path
 from recipes.schema import Recipe
 
 _TOP = 5
@@ -69,7 +70,7 @@ def predict(
     Raises:
         UserError: weights or recipe are missing or do not fit each other, or there are no images.
     """
-    origin, images = Path(origin), find_images(places)
+    origin, images = local_path(origin), find_images(places)
     recipe, weights = open_weights(origin, recipe_name, ema, step, modules)
     classes = _class_names(origin, recipe, weights)
     model = build(recipe, len(classes))

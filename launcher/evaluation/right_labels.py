@@ -11,6 +11,7 @@ from timm.data import ImageNetInfo
 from data.progress import say
 from data.reading.shards import Split
 from recipes.errors import UserError
+from recipes.local_paths import local_path
 
 REAL = "real"  # the option's value for ImageNet's reassessed labels
 _REAL_FILE = "imagenet_real_labels.json"  # class numbers by validation image, in timm
@@ -31,7 +32,7 @@ def right_label_accuracy(guesses: np.ndarray, split: Split, classes: list[str], 
     Raises:
         UserError: the file cannot be read, or it has labels for none of the images.
     """
-    by_name = _real_labels() if source == REAL else _read(Path(source))
+    by_name = _real_labels() if source == REAL else _read(local_path(source))
     numbers = {name: number for number, name in enumerate(classes)}
     right, counted = 0, 0
     for sample, guess in enumerate(guesses.tolist()):

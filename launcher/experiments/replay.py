@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
 
-from data.reading.storage import is_url
+from data.reading.storage import place_of
 from launcher.checkpoints.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
@@ -88,7 +88,7 @@ def replay(plan: ReplayPlan, cut_here: bool, workers: int | None = None) -> Repl
     """
     check_code_is_found(plan.recipe)
     path = plan.recipe.data.path
-    if path and not is_url(path) and not Path(path).exists():
+    if path and isinstance(place := place_of(path), Path) and not place.exists():
         raise UserError(f"the shards of {plan.run.path} are not in {path}: say with --data where they are now")
     shards = open_shards(plan.recipe)
     if plan.run.metadata().dataset.digest != shards.digest:

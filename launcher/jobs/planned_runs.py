@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.reading.storage import is_url
+from data.reading.storage import place_of
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
 from recipes.learning_rate import lr_note
@@ -144,7 +144,8 @@ def _planned(name: str, overrides: list[str], path: Path, options: SubmitOptions
     weights = recipe.model.weights_path
     changes: dict[str, Any] = {}
     if shards is not None:
-        changes["data"] = {"path": shards if is_url(shards) else str(Path(shards).absolute())}
+        place = place_of(shards)
+        changes["data"] = {"path": str(place.absolute()) if isinstance(place, Path) else place}
     if weights is not None:
         changes["model"] = {"weights": str(weights.absolute())}
     return PlannedRun(recipe.variant(**changes), RunDirectory(path.absolute()), lr_note(recipe))

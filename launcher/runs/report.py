@@ -20,6 +20,7 @@ from launcher.runs.recipe_differences import flat_recipe, recipe_differences
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
 from recipes.load import load
+from recipes.local_paths import local_path
 from recipes.schema import Recipe
 
 _REFERENCE = "convnext_tiny_in1k"
@@ -35,8 +36,8 @@ def write_report(runs: str | Path | Sequence[str | Path], destination: str | Pat
     """
     if not runs:
         raise UserError("name at least one run directory, e.g. `bigbatch report runs/demo`")
-    paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
-    destination = Path(destination)
+    paths = [local_path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    destination = local_path(destination)
     histories = [History(path) for path in paths]
     page = (
         _environment()

@@ -18,6 +18,7 @@ from launcher.runs.metrics import Metrics
 from launcher.runs.weights_digest import weights_digest
 from recipes.errors import UserError
 from recipes.load import validate
+from recipes.local_paths import local_path
 from recipes.schema import Recipe
 
 
@@ -29,7 +30,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path):
-        self.path = path = Path(path)
+        self.path = path = local_path(path)
         self.recipe_file = path / "recipe.yaml"
         self.metadata_file = path / "run.json"
         self.metrics = Metrics(path / "metrics.jsonl")
@@ -215,7 +216,7 @@ def find_run(path: str | Path, step: int | None = None) -> tuple[RunDirectory, i
     Raises:
         UserError: there is no such path, or `step` is given together with a checkpoint or a file.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
         raise UserError(
             f"there is no run or weights file {path}: give a run directory, one of its checkpoints, or a weights file"

@@ -1,7 +1,8 @@
 """Identifies weights by their contents, so that a file that was moved or copied counts as the same."""
 
 import hashlib
-from pathlib import Path
+
+from recipes.local_paths import local_path
 
 _NEWEST_STEP = "checkpoints/step-*/checkpoint.json"  # below a run directory
 
@@ -14,7 +15,7 @@ def weights_digest(origin: str | None) -> str | None:
     """
     if origin is None:
         return None
-    path = Path(origin)
+    path = local_path(origin)
     try:
         if path.is_dir():
             manifests = [path / "checkpoint.json", *sorted(path.glob(_NEWEST_STEP), reverse=True)]
