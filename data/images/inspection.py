@@ -12,6 +12,7 @@ Every kind of unusual image has a name, under which it is counted, and one treat
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,26 @@ def inspect(data: bytes, limit: SizeLimit = _NO_LIMIT, upright: bool = False) ->
     except Exception as error:  # Pillow's readers raise almost any exception on damaged bytes
         odd = ("truncated",) if "truncated" in str(error).lower() else ()
         raise Unreadable(f"{type(error).__name__}: {error}", odd) from None
+
+
+def format_and_colour(data: bytes) -> tuple[str, bool]:
+    """Return the format of an image, and whether its pixels are colours and no grey values or numbers of a palette.
+
+    Only the header is read.
+
+    Raises:
+        Unreadable: it is no image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those are said when the image is decoded
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Exception as error:
+            raise Unreadable(f"{type(error).__name__}: {error}") from None
+    file_format = "JPEG" if image.format == "MPO" else str(image.format)
+    # Every GIF has a palette, of a photograph too.
+    plain = image.mode.partition(";")[0] in ("1", "L", "LA", "P", "PA", "I", "F") and file_format != "GIF"
+    return file_format, not plain
 
 
 def _inspect(data: bytes, limit: SizeLimit, upright: bool) -> CheckedImage:

@@ -1,18 +1,20 @@
 """Recognises images that annotate other images, such as the masks of a segmentation data set: these are no classes."""
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import pairwise
 
 from data.sources.splits import split_of_name
-from recipes.errors import UserError
 
-_IMAGE_FOLDERS = {"images", "image", "img", "imgs", "jpegimages", "photos", "rgb"}
-_ANNOTATION_FOLDERS = {"annotations", "annotation", "masks", "mask", "labels", "label", "trimaps", "segmentation"} | {
-    *("segmentations", "groundtruth", "gt", "depth", "seg", "bboxes", "annots")
+# The name of a folder of images, or a word in it.
+IMAGE_WORDS = {"images", "image", "img", "imgs", "jpegimages", "photos", "rgb"}
+# Words for annotations that hardly occur in the name of a class.
+ANNOTATION_WORDS = {"annotations", "annotation", "annots", "masks", "trimap", "trimaps", "segmentation"} | {
+    *("segmentations", "groundtruth", "groundtruths", "bboxes", "boundingboxes")
 }
-_FOLDERS_OF_PAIRS = 4  # with more folders, these are classes
+# Words that may be classes too, such as masks beside helmets, or a Ford GT.
+UNSURE_ANNOTATION_WORDS = {"mask", "label", "labels", "gt", "seg", "depth"}
+_ALL_WORDS = ANNOTATION_WORDS | UNSURE_ANNOTATION_WORDS
 _MASK = re.compile(r"(.+?)[ _.-](?:masks?|gt|groundtruth|segmentation|seg)(?:[ _.-]?\d+)?", re.IGNORECASE)
 
 
@@ -25,7 +27,7 @@ def masks_of_images(paths: Sequence[str]) -> list[int]:
     for path in paths:
         folder, name, stem = _parts(path)
         beside.add((folder, name, stem))
-        if name.lower() in _IMAGE_FOLDERS:
+        if name.lower() in IMAGE_WORDS:
             in_image_folders.add((folder, stem))
     found = []
     for number, path in enumerate(paths):
@@ -33,36 +35,17 @@ def masks_of_images(paths: Sequence[str]) -> list[int]:
         mask = _MASK.fullmatch(stem)
         # Folders at the top or directly below a split would be the classes: `refuse_annotation_folders` decides there.
         inside_class = folder and split_of_name(folder.rpartition("/")[2]) is None
-        in_folder = name.lower() in _ANNOTATION_FOLDERS and inside_class and (folder, stem) in in_image_folders
+        in_folder = inside_class and (folder, stem) in in_image_folders and bool(words_of(name) & _ALL_WORDS)
         if in_folder or (mask and (folder, name, mask[1]) in beside):
             found.append(number)
     return found
 
 
-def refuse_annotation_folders(folders: Sequence[str], place: str) -> None:
-    """Raise a `UserError` if folders that would be classes are named like images and their annotations."""
-    names = {folder.lower() for folder in folders}
-    annotations = any(_words(folder) & _ANNOTATION_FOLDERS for folder in folders)
-    if (annotations and names & _IMAGE_FOLDERS) or (names and names <= _ANNOTATION_FOLDERS):
-        raise _annotated(place, ", ".join(folders[:4]) + (", …" if len(folders) > 4 else ""))
-
-
-def refuse_pairs(files: Sequence[tuple[str, str]], place: str) -> None:
-    """Raise a `UserError` if two folders hold the same names in different formats, such as photos and their masks.
-
-    `files` are pairs of the folder that would be a class, and the path of an image inside.
-    """
-    stems: dict[str, set[str]] = defaultdict(set)
-    endings: dict[str, set[str]] = defaultdict(set)
-    for folder, inside in files:
-        stem, _, ending = inside.rpartition(".")
-        stems[folder].add(stem)
-        endings[folder].add(ending.lower())
-    if not 2 <= len(stems) <= _FOLDERS_OF_PAIRS:
-        return
-    for one, other in combinations(sorted(stems), 2):
-        if len(stems[one]) > 1 and stems[one] == stems[other] and not endings[one] & endings[other]:
-            raise _annotated(place, f"{one} and {other} with files of the same names in different formats")
+def words_of(folder: str) -> set[str]:
+    """Return the words of a name such as ``SegmentationClass``, in lower case, and neighbours joined: "groundtruth"."""
+    spaced = re.sub(r"([a-z])([A-Z])|([A-Z])([A-Z][a-z])", r"\1\3 \2\4", folder)
+    words = re.findall("[a-z]+", spaced.lower())
+    return {*words, *(one + other for one, other in pairwise(words))}
 
 
 def _parts(path: str) -> tuple[str, str, str]:
@@ -70,15 +53,3 @@ def _parts(path: str) -> tuple[str, str, str]:
     above, _, file = path.rpartition("/")
     folder, _, name = above.rpartition("/")
     return folder, name, file.rpartition(".")[0]
-
-
-def _words(folder: str) -> set[str]:
-    """Return the words of a name such as ``SegmentationClass`` or ``gt_masks``, in lower case."""
-    return set(re.findall("[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", folder).lower()))
-
-
-def _annotated(place: str, listed: str) -> UserError:
-    return UserError(
-        f"{place} has the folders {listed}, which look like images beside their annotations and not like classes: "
-        f"sort the images into one folder per class, or give a table of their labels with --labels"
-    )

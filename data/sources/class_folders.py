@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.image_formats import IMAGE_ENDINGS
+from data.images.inspection import Unreadable, format_and_colour
 from data.names import printable
 from data.sources.annotations import masks_of_images
 from data.sources.base import Listing, Names, Source, require_classes
@@ -66,7 +67,7 @@ def class_folders(
     """
     rows, paths, left_out = _without_masks(*image_paths(files))
     try:
-        tree = read_tree(paths, files.place, named)
+        tree = read_tree(paths, files.place, named, lambda number: _look(files, int(rows[number])))
         labels, classes, notes = class_numbers([printable(folder) for folder in tree.folders])
         require_classes(classes, files.place)
     except UserError as error:
@@ -85,6 +86,14 @@ def class_folders(
         notes += split_list_notes(files)
     listing = Listing(splits, labels, files.sizes[kept], Names(names), classes, notes)
     return FileSource("class folders", name, files, kept, listing)
+
+
+def _look(files: Files, row: int) -> tuple[str, bool] | None:
+    """Return the format of an image and whether it has colours, or None if it cannot be read."""
+    try:
+        return format_and_colour(files.read(row))
+    except (Unreadable, OSError):
+        return None
 
 
 def _without_masks(rows: NDArray[np.int64], paths: list[str]) -> tuple[NDArray[np.int64], list[str], list[str]]:

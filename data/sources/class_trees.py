@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.annotations import refuse_annotation_folders, refuse_pairs
+from data.sources.paired_folders import Look, refuse_annotation_folders, require_unpaired
 from data.sources.splits import SPLITS, TRAIN, split_of_name
 from recipes.errors import UserError
 
@@ -51,13 +51,14 @@ class ClassTree:
         self.splits.append(split)
 
 
-def read_tree(paths: Sequence[str], place: str, named: Collection[str]) -> ClassTree:
+def read_tree(paths: Sequence[str], place: str, named: Collection[str], look: Look) -> ClassTree:
     """Return the interpretation of a tree of images.
 
     Args:
         paths: of the images, relative to the folders common to all, with forward slashes.
         place: name of the tree in messages.
         named: folders that a class map names: these are classes, whatever they look like.
+        look: reads the header of an image, by its number.
 
     Raises:
         UserError: the folders could be splits or classes, or they hold images and their annotations.
@@ -79,8 +80,10 @@ def read_tree(paths: Sequence[str], place: str, named: Collection[str]) -> Class
         _refuse_unclear(subfolders, split_of, place)
         _refuse_parts(sorted(subfolders), place)
         tree = _plain(paths)
-    refuse_annotation_folders(sorted(set(tree.folders)), place)
-    refuse_pairs([(folder, _inside(paths[row], folder)) for row, folder in zip(tree.rows, tree.folders)], place)
+    if not set(named) & set(tree.folders):
+        tree.notes += require_unpaired(
+            tree.folders, [paths[row] for row in tree.rows], lambda number: look(tree.rows[number]), place
+        )
     return tree
 
 
@@ -191,13 +194,6 @@ def _plain(paths: Sequence[str]) -> ClassTree:
     if len(inside) > len(set(tree.folders)):
         tree.notes.append(f"the {len(inside):,} folders inside the classes, such as {inside[0]}, are no classes")
     return tree
-
-
-def _inside(path: str, folder: str) -> str:
-    """Return a path without the folder that is the class, e.g. ``val/1.jpg`` of ``val/<class>/1.jpg``."""
-    parts = path.split("/")
-    parts.remove(folder)
-    return "/".join(parts)
 
 
 def _refuse_unclear(subfolders: dict[str, set[str]], split_of: dict[str, int | None], place: str) -> None:
