@@ -24,19 +24,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.image_formats import IMAGE_ENDINGS
-from data.names import printable
+from data.names import one_line, printable
 from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.class_labels import cleaned_labels, numbered
 from data.sources.files import hidden
 from data.sources.hugging_face_files import (
+    Columns,
     count_rows,
     estimated_sizes,
     find_columns,
     image_columns,
     read_images,
     read_labels,
+    split_cells,
 )
-from data.sources.splits import TRAIN, split_of_name, with_validation
+from data.sources.splits import SPLITS, TRAIN, split_of_name, with_validation
 from recipes.errors import UserError
 
 _DICT, _STATE = "dataset_dict.json", "state.json"
@@ -63,6 +65,7 @@ class HuggingFaceSet(Source):
         splits: list[int] = []
         sizes: list[NDArray[np.int64]] = []
         left_out: Counter[str] = Counter()
+        used: list[str] = []
         known = [_split(root, path) for path in files]
         classes: list[str] | None = None
         for path, split in zip(files, known):
@@ -73,13 +76,16 @@ class HuggingFaceSet(Source):
             if classes is not None and columns.classes is not None and columns.classes != classes:
                 raise UserError(f"{path} has other class names than {files[0]}: shard them separately")
             classes = columns.classes if classes is None else classes
-            found = read_labels(path, columns.label)
+            found, of_rows = read_labels(path, columns.label), _splits_of_rows(path, columns, split)
             kept = np.array([label != -1 and _text(label) != "" for label in found], bool)
-            if unlabelled := len(found) - int(kept.sum()):
-                left_out["images without a label"] += unlabelled
+            in_split = np.array([of_row is not None for of_row in of_rows], bool)
+            left_out["images without a label"] += len(found) - int(kept.sum())
+            left_out[f"images whose {columns.split!r} names no split"] += int((kept & ~in_split).sum())
+            kept &= in_split
             labels += [label for label, is_kept in zip(found, kept) if is_kept]
-            splits += [TRAIN if split is None else split] * int(kept.sum())
+            splits += [of_row for of_row, is_kept in zip(of_rows, kept) if of_row is not None and is_kept]
             sizes.append(estimated_sizes(path, columns.image)[kept])
+            used += columns.note()
             self._files.append((path, columns.image, kept))
         if classes is None:
             texts = cleaned_labels([_text(label) for label in labels], f"the column of labels of {root}", _ONE_CLASS)
@@ -90,7 +96,8 @@ class HuggingFaceSet(Source):
             numbers = np.array(labels, np.int32)
         names = Names(self._names())
         own, held_out = with_validation(np.array(splits, np.uint8), names, numbers, val_fraction)
-        notes = [f"left out {count:,} {what}" for what, count in left_out.items()] + held_out
+        counted = [f"left out {count:,} {what}" for what, count in left_out.items() if count]
+        notes = [*dict.fromkeys(used), *counted, *held_out]
         self.listing = Listing(own, numbers, np.concatenate(sizes), names, classes, notes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -135,8 +142,8 @@ def hugging_face(path: Path, name: str, val_fraction: float) -> HuggingFaceSet |
     """
     root = path if path.is_dir() else path.parent
     if (path / _DICT).is_file():
-        splits = _json(path / _DICT).get("splits", [])
-        files = [file for split in splits for file in _arrow_files(path / Path(str(split)).name)]
+        splits = _listed(path / _DICT, "splits")
+        files = [file for split in splits for file in _arrow_files(path / Path(split).name)]
     elif (path / _STATE).is_file():
         files = _arrow_files(path)
     else:
@@ -204,6 +211,25 @@ def _text(label: object) -> str:
     return "" if label is None or label != label else str(label)
 
 
+def _splits_of_rows(path: Path, columns: Columns, split: int | None) -> list[int | None]:
+    """Return the split of each row: that in its column of splits, or else that of the file, by default `TRAIN`.
+
+    `datasets` calls the file of any table "train". So a column of splits says more.
+
+    Raises:
+        UserError: the file is named as another split, and a row disagrees.
+    """
+    if columns.split is None:
+        return [TRAIN if split is None else split] * count_rows(path)
+    found = [split_of_name(cell) for cell in split_cells(path, columns.split, columns.split_names)]
+    if split not in (None, TRAIN) and (others := sorted({SPLITS[row] for row in found if row not in (None, split)})):
+        raise UserError(
+            f"{path} is named as the {SPLITS[split]} split, but its column {columns.split!r} names "
+            f"{' and '.join(others)} rows: rename the file, or remove the column"
+        )
+    return found
+
+
 def _require_numbers(labels: list[Any], classes: int, root: Path) -> None:
     """Raise a `UserError` if a label is not the number of one of the classes that the files name."""
     for label in labels:
@@ -218,14 +244,28 @@ def _arrow_files(folder: Path) -> list[Path]:
     state = _json(folder / _STATE)
     if state.get("_indices_files"):
         raise UserError(f"{folder} selects its rows by a file of indices: save it with a newer version of `datasets`")
-    return [folder / Path(str(file["filename"])).name for file in state.get("_data_files", [])]
+    return [folder / Path(name).name for name in _listed(folder / _STATE, "_data_files", "filename")]
+
+
+def _listed(path: Path, key: str, inner: str | None = None) -> list[str]:
+    """Return the texts in a list of a JSON file, or those under a key of the objects in it.
+
+    Raises:
+        UserError: the file has another form.
+    """
+    found = _json(path).get(key, [])
+    if isinstance(found, list) and inner is not None:
+        found = [entry.get(inner) if isinstance(entry, dict) else None for entry in found]
+    if not isinstance(found, list) or not all(isinstance(text, str) and text and "\0" not in text for text in found):
+        raise UserError(f"{path} does not list its {key.strip('_')} as `datasets` writes them: copy the whole folder")
+    return [str(text) for text in found]
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): copy the whole folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(one_line(f"{path} cannot be read ({error}): copy the whole folder")) from None
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a JSON object: copy the whole folder")
     return found

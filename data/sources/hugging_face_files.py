@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.label_columns import LABEL_NAMES
+from data.names import one_line
+from data.sources.label_columns import LABEL_NAMES, SPLIT_NAMES, holds_splits
 from recipes.errors import UserError
 
 _LABELS_AT_ONCE, _IMAGES_AT_ONCE = 4096, 16
 # Bytes that pyarrow reads at once. By default, it reads a whole column of all row groups into memory.
 _BUFFER = 2**20
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # without it, pyarrow reads a file that is cut between two batches
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,26 @@ class Columns:
         image: a struct of `bytes` and `path`.
         label: class numbers or names.
         classes: names of the class numbers; None if the labels are the names.
+        split: names of splits; None without such a column.
+        split_names: names of their numbers; None if that column holds the names.
+        unused: the other columns.
     """
 
     image: str
     label: str
     classes: list[str] | None
+    split: str | None
+    split_names: list[str] | None
+    unused: list[str]
+
+    def note(self) -> list[str]:
+        """Return a sentence about what is used of a file with columns of splits or of anything else."""
+        if self.split is None and not self.unused:
+            return []
+        used = f"images in the column {self.image!r}, labels in {self.label!r}"
+        splits = f", splits in {self.split!r}" if self.split else ""
+        unused = f"; not used: {', '.join(map(repr, self.unused))}" if self.unused else ""
+        return [used + splits + unused]
 
 
 def find_columns(path: Path) -> Columns:
@@ -39,21 +56,50 @@ def find_columns(path: Path) -> Columns:
         UserError: the file is damaged, or it is not clear which columns are meant.
     """
     schema = _schema(path)
-    try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    except (ValueError, AttributeError):
-        features = {}
+    names = _names_of_classes(schema)
     images = image_columns(path)
-    named = {column: about.get("names") for column, about in features.items() if about.get("_type") == "ClassLabel"}
-    labels = list(named) or [column for column in schema.names if column.lower() in LABEL_NAMES]
+    split = next((column for column in schema.names if _is_split(path, column, names.get(column))), None)
+    others = [column for column in schema.names if column != split]
+    labels = [column for column in others if column in names] or [
+        column for column in others if column.lower() in LABEL_NAMES
+    ]
     for what, found in (("images", images), ("labels", labels)):
         if len(found) != 1:
             listed = f"several columns of {what} ({', '.join(found)})" if found else f"no column of {what}"
             raise UserError(
-                f"{path} has {listed} among its columns {', '.join(schema.names)}: write it again with one column of "
-                f"images and one of labels"
+                one_line(
+                    f"{path} has {listed} among its columns {', '.join(schema.names)}: write it again with one column "
+                    f"of images and one of labels"
+                )
             )
-    return Columns(images[0], labels[0], named.get(labels[0]))
+    unused = [column for column in others if column not in (images[0], labels[0])]
+    return Columns(images[0], labels[0], names.get(labels[0]), split, names.get(split or ""), unused)
+
+
+def _names_of_classes(schema: Any) -> dict[str, list[str]]:
+    """Return the names of the class numbers in each `ClassLabel` column, from the metadata of a file."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        labels = {name: about["names"] for name, about in features.items() if about.get("_type") == "ClassLabel"}
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):  # any JSON may be there
+        return {}
+    return {
+        name: [str(text) for text in names]
+        for name, names in labels.items()
+        if name in schema.names and isinstance(names, list)
+    }
+
+
+def _is_split(path: Path, column: str, names: list[str] | None) -> bool:
+    return column.lower() in SPLIT_NAMES and holds_splits(set(split_cells(path, column, names)))
+
+
+def split_cells(path: Path, column: str, names: list[str] | None) -> list[str]:
+    """Return the cell of each row in a column of splits as text; `names` are those of its class numbers."""
+    cells = read_labels(path, column)
+    if names is not None:
+        cells = [names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else cell for cell in cells]
+    return ["" if cell is None else str(cell) for cell in cells]
 
 
 def image_columns(path: Path) -> list[str]:
@@ -121,7 +167,7 @@ def _batches(path: Path, column: str, rows: int) -> Iterator[Any]:
     try:
         yield from opened.iter_batches(rows, columns=[column]) if path.suffix == ".parquet" else opened
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): copy it again") from None
+        raise _damaged(path, error) from None
 
 
 def _no_bytes(path: Path) -> UserError:
@@ -143,9 +189,19 @@ def _opened(path: Path) -> Any:
     try:
         if path.suffix == ".parquet":
             return pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
-        return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged or missing ({error}): copy it again") from None
+        opened = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - len(_END_OF_STREAM)))
+            if stream.read() != _END_OF_STREAM:
+                raise OSError("it ends too early")
+        return opened
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+    return UserError(one_line(f"{path} is damaged or missing ({reason}): copy it again"))
 
 
 def _schema(path: Path) -> Any:

@@ -1,6 +1,6 @@
 """Finds the columns of a table that hold the images, their labels and their splits, unless the user names them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from data.image_formats import IMAGE_ENDINGS
@@ -13,7 +13,7 @@ LABEL_NAMES = (
     *("label", "labels", "class", "class_name", "classname", "category", "category_name", "target", "cls", "y"),
     *("label_name", "class_id", "classid", "label_id", "breed", "species", "diagnosis", "dx", "variety", "type"),
 )
-_SPLIT_NAMES = ("split", "set", "subset", "partition", "data_set", "dataset", "usage", "phase")
+SPLIT_NAMES = ("split", "set", "subset", "partition", "data_set", "dataset", "usage", "phase")
 _RESOLVED = 0.5  # smallest share of a column's cells that must name a file for it to be the column of images
 _LISTED = 6  # columns or cells in a sentence
 
@@ -50,7 +50,9 @@ def labelled_rows(table: Table, find: Find, image_column: str | None, label_colu
         table = Table(table.name, columns, [table.columns, *table.rows])  # it has no header
     image = image_column or _image_column(table, find)
     table.column(image)
-    split = next((name for name in table.columns if _plain(name) in _SPLIT_NAMES and _holds_splits(table, name)), None)
+    split = next(
+        (name for name in table.columns if _plain(name) in SPLIT_NAMES and holds_splits(set(table.column(name)))), None
+    )
     table, notes = _rows_of_splits(table, split) if split else (table, [])
     others = [name for name in table.columns if name not in (image, split) and name]
     summary = f"{table.name}: images in the column {image!r}" + (f", splits in {split!r}" if split else "")
@@ -129,7 +131,7 @@ def _label_column(table: Table, others: list[str]) -> str:
     known = [name for name in known if not name.lower().endswith("id")] or known
     if len(known) == 1:
         return known[0]
-    if len(others) == 1 and _plain(others[0]) not in _SPLIT_NAMES:
+    if len(others) == 1 and _plain(others[0]) not in SPLIT_NAMES:
         return others[0]
     listed = ", ".join(table.columns)
     raise UserError(
@@ -155,9 +157,9 @@ def _plain(name: str) -> str:
     return name.lower().replace(" ", "_")
 
 
-def _holds_splits(table: Table, name: str) -> bool:
+def holds_splits(cells: Set[str]) -> bool:
     """Return whether all cells of a column are splits, or at least the training and another split are among them."""
-    found = {split_of_name(cell) for cell in set(table.column(name))}
+    found = {split_of_name(cell) for cell in cells}
     return None not in found or (TRAIN in found and len(found) >= 3)
 
 

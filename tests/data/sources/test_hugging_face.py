@@ -196,6 +196,67 @@ def test_a_download_that_is_not_whole_is_said_and_two_versions_are_refused(tmp_p
         open_source(str(tmp_path), 0)
 
 
+@pytest.mark.parametrize("file", ["data/all.parquet", "data/train-00000-of-00001.parquet"])
+@pytest.mark.parametrize("kind", ["text", "numbers"])
+def test_a_column_of_splits_is_honoured_and_unused_columns_are_named(tmp_path, file, kind):
+    """Else test images would be trained on. `datasets` calls the file of any table "train"."""
+    cells = ["train", "test", "validation", "unlabelled"] * 3
+    numbers = {"split": {"names": cells[:4], "_type": "ClassLabel"}} if kind == "numbers" else {}
+    column = [0, 1, 2, 3] * 3 if numbers else cells
+    write_parquet(tmp_path / file, "a", [0, 0, 0, 0, 1, 1, 1, 1] + [0] * 4, FEATURES | numbers, split=column, age=cells)
+    found = open_source(str(tmp_path), 0.1)
+    assert counts(found) == [3, 3, 3] and found.read(1) == encoded("a1")
+    assert found.notes == [
+        "images in the column 'image', labels in 'label', splits in 'split'; not used: 'age'",
+        "left out 3 images whose 'split' names no split",
+    ]
+
+
+def test_a_test_file_whose_column_says_train_is_refused(tmp_path):
+    write_parquet(tmp_path / "test.parquet", "a", [0, 1], split=["train", "test"])
+    with pytest.raises(UserError, match="named as the test split, but its column 'split' names train rows: rename"):
+        open_source(str(tmp_path), 0)
+
+
+def test_a_file_that_is_cut_between_two_batches_is_damaged(tmp_path):
+    """pyarrow reads the batches before the cut without an error."""
+    save_to_disk(tmp_path / "set", "a", [0, 1] * 4)
+    arrow = tmp_path / "set/data-00000-of-00001.arrow"
+    whole = arrow.read_bytes()
+    with pyarrow.ipc.open_stream(pyarrow.BufferReader(whole)) as stream:
+        schema, first = stream.schema, stream.read_next_batch()
+    with pyarrow.ipc.new_stream(str(arrow), schema) as stream:
+        stream.write_batch(first)
+    cut = arrow.read_bytes()[:-8]
+    assert whole.startswith(cut)
+    arrow.write_bytes(cut)
+    with pytest.raises(UserError, match=r"is damaged or missing \(it ends too early\): copy it again"):
+        open_source(str(tmp_path / "set"), 0)
+
+
+@pytest.mark.parametrize(
+    ("file", "contents"),
+    [
+        *(
+            ("state.json", {"_data_files": found})
+            for found in ([{"x": 1}], ["data.arrow"], "abc", None, 5, [{"filename": 3}])
+        ),
+        *(("dataset_dict.json", {"splits": found}) for found in (5, None, {"train": 1}, [["a"]], "train")),
+    ],
+)
+def test_a_json_file_of_another_form_is_one_sentence(tmp_path, file, contents):
+    (tmp_path / file).write_text(json.dumps(contents))
+    with pytest.raises(UserError, match=f"{file} does not list its (data_files|splits) as `datasets` writes them"):
+        open_source(str(tmp_path), 0)
+
+
+@pytest.mark.parametrize("info", [[], {"info": 5}, {"info": {"features": 5}}, {"info": {"features": {"label": 5}}}])
+def test_metadata_of_another_form_names_no_classes(tmp_path, info):
+    found = table("a", [0, 1] * 3).replace_schema_metadata({"huggingface": json.dumps(info)})
+    pyarrow.parquet.write_table(found, tmp_path / "a.parquet")
+    assert open_source(str(tmp_path / "a.parquet"), 0).listing.classes == ["0", "1"]
+
+
 def test_images_beside_the_files_are_counted(tmp_path):
     write_parquet(tmp_path / "train.parquet", "a", [0, 1])
     write_tree(tmp_path / "more", each=2)
