@@ -21,6 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from data.image_formats import FORMATS, STORED_EXTENSIONS
 from data.images.orientation import UPRIGHT, orientation
 from data.images.size_limit import SizeLimit, shrunk
+from data.names import one_line
 
 _NO_LIMIT = SizeLimit()
 
@@ -76,7 +77,7 @@ def inspect(data: bytes, limit: SizeLimit = _NO_LIMIT, upright: bool = False) ->
         raise
     except Exception as error:  # Pillow's readers raise almost any exception on damaged bytes
         odd = ("truncated",) if "truncated" in str(error).lower() else ()
-        raise Unreadable(f"{type(error).__name__}: {error}", odd) from None
+        raise Unreadable(one_line(f"{type(error).__name__}: {error}"), odd) from None
 
 
 def format_and_colour(data: bytes) -> tuple[str, bool]:
@@ -92,7 +93,7 @@ def format_and_colour(data: bytes) -> tuple[str, bool]:
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Exception as error:
-            raise Unreadable(f"{type(error).__name__}: {error}") from None
+            raise Unreadable(one_line(f"{type(error).__name__}: {error}")) from None
     file_format = "JPEG" if image.format == "MPO" else str(image.format)
     # Every GIF has a palette, of a photograph too.
     plain = image.mode.partition(";")[0] in ("1", "L", "LA", "P", "PA", "I", "F") and file_format != "GIF"

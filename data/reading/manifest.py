@@ -84,7 +84,7 @@ def read_manifest(folder: LocalFolder | RemoteFolder) -> Manifest:
             f"{root} has no {MANIFEST}, so it is no complete folder of shards: make or finish one with "
             f"`bigbatch shard SOURCE FOLDER`"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is damaged: remake the folder with `bigbatch shard`") from None

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from typing_extensions import Buffer
 
+from data.names import one_line
 from recipes.errors import UserError
 
 _MAGIC = {
@@ -93,8 +94,10 @@ class UnpackedArchive(Archive):
                     _copy(packed, unpacked)
         except (*DECOMPRESSION_ERRORS, zipfile.BadZipFile) as error:
             raise UserError(
-                f"{self.path} cannot be unpacked into {tempfile.gettempdir()} ({error}): "
-                f"it is damaged or the disk is full"
+                one_line(
+                    f"{self.path} cannot be unpacked into {tempfile.gettempdir()} ({error}): "
+                    f"it is damaged or the disk is full"
+                )
             ) from None
         unpacked.flush()
         return unpacked

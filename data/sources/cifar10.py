@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.names import one_line
 from data.sources.base import Listing, Names, Source
 from data.sources.files import Files
 from data.sources.splits import TEST, TRAIN, with_validation
@@ -81,7 +82,9 @@ def cifar10(files: Files, name: str, val_fraction: float) -> Cifar10 | None:
             pixels.append(found[0])
             labels.append(found[1])
     except (pickle.UnpicklingError, ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError) as error:
-        raise UserError(f"{files.place} is not CIFAR-10 as distributed ({error}): download it again") from None
+        raise UserError(
+            one_line(f"{files.place} is not CIFAR-10 as distributed ({error}): download it again")
+        ) from None
     return Cifar10(name, pixels, labels, classes, val_fraction)
 
 

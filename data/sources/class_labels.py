@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from data.names import one_line
 from data.sources.base import require_classes
 from recipes.errors import UserError
 
 OTHER_COLUMN = "name another column with --label-column"
+_LONGEST_NUMBER = 100  # digits; Python refuses to read numbers of several thousand
 _NOT_A_NUMBER = {"nan", "<na>"}  # what pandas writes for a missing label
 
 
@@ -25,7 +27,9 @@ def cleaned_labels(labels: Sequence[str], column: str, advice: str) -> list[str]
     """
     found = ["" if label.lower() in _NOT_A_NUMBER else label for label in labels]
     if several := next((label for label in found if label[:1] + label[-1:] in ("[]", "{}")), None):
-        raise UserError(f"{column} holds lists or objects, e.g. {several[:60]}, and not one class per image: {advice}")
+        raise UserError(
+            f"{column} holds lists or objects, e.g. {one_line(several[:60])}, and not one class per image: {advice}"
+        )
     if all(not label or label.removesuffix(".0").isdecimal() for label in found):
         return [label.removesuffix(".0") for label in found]
     return found
@@ -41,7 +45,7 @@ def numbered(labels: Sequence[str], place: str, advice: str) -> tuple[NDArray[np
     if len(found) > max(2, len(labels) // 2):
         raise UserError(f"the labels of {place} are different for nearly every image, e.g. {min(found)!r}: {advice}")
     classes = sorted(found)
-    if all(label.isdecimal() for label in found):
+    if all(label.isdecimal() and len(label) < _LONGEST_NUMBER for label in found):
         classes.sort(key=int)  # a stable sort: the order of "1" and "01" must not change from one process to the next
     require_classes(classes, place)
     number = {label: i for i, label in enumerate(classes)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.names import one_line
 from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.tables import delimiter_of, text_of
 from recipes.errors import UserError
@@ -42,15 +43,15 @@ def read_class_map(path: Path) -> dict[str, str | int]:
             parts = [part.strip() for part in line.strip().split("\t" if "\t" in line else None, 1)]
         if len(parts) != 2 or not all(parts):
             raise UserError(f"line {number} of the class map {path} is not a folder and a class: {line.strip()!r}")
-        found[parts[0]] = int(parts[1]) if re.fullmatch(r"\d+", parts[1]) else parts[1]
+        found[parts[0]] = int(parts[1]) if re.fullmatch(r"\d{1,18}", parts[1]) else parts[1]
     return found
 
 
 def _from_json(path: Path, text: str) -> dict[str, str | int]:
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"the class map {path} is not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(one_line(f"the class map {path} is not valid JSON: {error}")) from None
     if not isinstance(found, dict) or not all(type(value) in (str, int) for value in found.values()):
         raise UserError(f'the class map {path} must be of the form {{"folder": "class name or number"}}')
     return found

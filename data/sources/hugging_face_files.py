@@ -1,10 +1,11 @@
 """Reads the Arrow and parquet files of Hugging Face data sets with pyarrow, a few rows at a time."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from data.names import one_line
 from data.sources.label_columns import LABEL_NAMES, SPLIT_NAMES, holds_splits
 from recipes.errors import UserError
+
+Rest = ParamSpec("Rest")
+Found = TypeVar("Found")
 
 _LABELS_AT_ONCE, _IMAGES_AT_ONCE = 4096, 16
 # Bytes that pyarrow reads at once. By default, it reads a whole column of all row groups into memory.
@@ -49,6 +53,27 @@ class Columns:
         return [used + splits + unused]
 
 
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return UserError(one_line(f"{path} is damaged or missing ({reason}): copy it again"))
+
+
+def _damage_is_one_sentence(read: Callable[Concatenate[Path, Rest], Found]) -> Callable[Concatenate[Path, Rest], Found]:
+    """Return a function that raises a `UserError` for a damaged file: pyarrow raises almost any exception then."""
+
+    @wraps(read)
+    def reads(path: Path, *args: Rest.args, **options: Rest.kwargs) -> Found:
+        try:
+            return read(path, *args, **options)
+        except UserError:
+            raise
+        except Exception as error:
+            raise _damaged(path, error) from None
+
+    return reads
+
+
+@_damage_is_one_sentence
 def find_columns(path: Path) -> Columns:
     """Return the columns of images and labels.
 
@@ -94,6 +119,7 @@ def _is_split(path: Path, column: str, names: list[str] | None) -> bool:
     return column.lower() in SPLIT_NAMES and holds_splits(set(split_cells(path, column, names)))
 
 
+@_damage_is_one_sentence
 def split_cells(path: Path, column: str, names: list[str] | None) -> list[str]:
     """Return the cell of each row in a column of splits as text; `names` are those of its class numbers."""
     cells = read_labels(path, column)
@@ -102,6 +128,7 @@ def split_cells(path: Path, column: str, names: list[str] | None) -> list[str]:
     return ["" if cell is None else str(cell) for cell in cells]
 
 
+@_damage_is_one_sentence
 def image_columns(path: Path) -> list[str]:
     """Return the columns that are structs of `bytes` and `path`."""
     pyarrow = _pyarrow(path)
@@ -112,25 +139,27 @@ def image_columns(path: Path) -> list[str]:
     ]
 
 
+@_damage_is_one_sentence
 def read_labels(path: Path, column: str) -> list[Any]:
     """Return the label of each row, without reading images."""
     return [label for batch in _batches(path, column, _LABELS_AT_ONCE) for label in batch.column(column).to_pylist()]
 
 
+@_damage_is_one_sentence
 def estimated_sizes(path: Path, column: str) -> NDArray[np.int64]:
     """Return the bytes of the image in each row, for parquet their mean in the row group, without reading images.
 
     Raises:
         UserError: an image is missing, as far as that is known without reading them.
     """
-    opened = _opened(path)
     if path.suffix != ".parquet":
         from pyarrow import compute
 
-        lengths = [compute.binary_length(batch.column(column).field("bytes")) for batch in opened]
+        lengths = [compute.binary_length(batch.column(column).field("bytes")) for batch in _batches(path, column, 0)]
         if any(chunk.null_count for chunk in lengths):
             raise _no_bytes(path)
         return np.concatenate([np.asarray(chunk, np.int64) for chunk in lengths] or [np.empty(0, np.int64)])
+    opened = _opened(path)
     groups = [opened.metadata.row_group(number) for number in range(opened.metadata.num_row_groups)]
     leaf = [opened.metadata.schema.column(number).path for number in range(opened.metadata.num_columns)].index(
         f"{column}.bytes"
@@ -156,16 +185,20 @@ def read_images(path: Path, column: str) -> Iterator[bytes]:
             yield data
 
 
+@_damage_is_one_sentence
 def count_rows(path: Path) -> int:
     """Return the number of rows of a file."""
-    opened = _opened(path)
-    return int(opened.metadata.num_rows) if path.suffix == ".parquet" else sum(batch.num_rows for batch in opened)
+    if path.suffix == ".parquet":
+        return int(_opened(path).metadata.num_rows)
+    return sum(batch.num_rows for batch in _batches(path, "", 0))
 
 
 def _batches(path: Path, column: str, rows: int) -> Iterator[Any]:
     pyarrow, opened = _pyarrow(path), _opened(path)
     try:
-        yield from opened.iter_batches(rows, columns=[column]) if path.suffix == ".parquet" else opened
+        for batch in opened.iter_batches(rows, columns=[column]) if path.suffix == ".parquet" else opened:
+            batch.validate(full=True)  # else a position outside of the file ends Python itself
+            yield batch
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
 
@@ -195,13 +228,8 @@ def _opened(path: Path) -> Any:
             if stream.read() != _END_OF_STREAM:
                 raise OSError("it ends too early")
         return opened
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
-    return UserError(one_line(f"{path} is damaged or missing ({reason}): copy it again"))
 
 
 def _schema(path: Path) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from data.image_formats import IMAGE_ENDINGS
+from data.names import one_line
 from data.sources.class_labels import OTHER_COLUMN, cleaned_labels
 from data.sources.splits import TRAIN, split_of_name
 from data.sources.tables import Table
@@ -100,8 +101,10 @@ def _image_column(table: Table, find: Find) -> str:
     known = [name for name in dict.fromkeys(table.columns) if _share(table, name, find) >= _RESOLVED]
     if not known:
         raise UserError(
-            f"no column of {table.name} names the images of the source (columns: {', '.join(table.columns)}; e.g. "
-            f"{', '.join(table.rows[0])}): name it with --image-column, or give the folder that holds the images"
+            one_line(
+                f"no column of {table.name} names the images of the source (columns: {', '.join(table.columns)}; e.g. "
+                f"{', '.join(table.rows[0])}): name it with --image-column, or give the folder that holds the images"
+            )
         )
     known = [name for name in known if _is_path(table.column(name)[0])] or known
     known = [name for name in known if name and not _plain(name).startswith("unnamed:")] or known
@@ -135,7 +138,9 @@ def _label_column(table: Table, others: list[str]) -> str:
         return others[0]
     listed = ", ".join(table.columns)
     raise UserError(
-        f"it is not clear which column of {table.name} holds the labels: name one with --label-column ({listed})"
+        one_line(
+            f"it is not clear which column of {table.name} holds the labels: name one with --label-column ({listed})"
+        )
     )
 
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from data.image_formats import PICTURE_ENDINGS
-from data.names import printable
+from data.names import one_line, printable
 from data.sources.archives import Archive
 from data.sources.base import Names
 from data.sources.files import Files
@@ -110,6 +110,8 @@ def _open(path: Path) -> Any:  # py7zr is optional
 
 def _unreadable(path: Path, error: Exception) -> UserError:  # py7zr raises almost any exception on damaged bytes
     return UserError(
-        f"{path} cannot be unpacked into {tempfile.gettempdir()} ({error or type(error).__name__}): it is damaged or "
-        f"the disk is full"
+        one_line(
+            f"{path} cannot be unpacked into {tempfile.gettempdir()} ({error or type(error).__name__}): it is damaged "
+            f"or the disk is full"
+        )
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from data.names import one_line
 from recipes.errors import UserError
 
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -99,7 +100,7 @@ def _separated(name: str, text: str, delimiter: str | None) -> Table:
     try:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or delimiter_of(first)))
     except csv.Error as error:
-        raise UserError(f"{name} is damaged ({error}): write the table again as CSV") from None
+        raise UserError(one_line(f"{name} is damaged ({error}): write the table again as CSV")) from None
     filled = [[cell.strip() for cell in line] for line in lines if any(cell.strip() for cell in line)]
     if not filled:
         return Table(name, [], [])
@@ -107,8 +108,10 @@ def _separated(name: str, text: str, delimiter: str | None) -> Table:
     for line in filled[1:]:
         if any(line[width:]):
             raise UserError(
-                f"{name} has {width} columns, but a row of {len(line)} cells ({', '.join(line[:4])}): put quotes "
-                f"around cells that hold a delimiter, and give each column a name"
+                one_line(
+                    f"{name} has {width} columns, but a row of {len(line)} cells ({', '.join(line[:4])}): put quotes "
+                    f"around cells that hold a delimiter, and give each column a name"
+                )
             )
     while width > 1 and not filled[0][width - 1]:  # spreadsheets add empty columns at the right
         width -= 1
@@ -128,8 +131,8 @@ def _json(name: str, text: str) -> Table:
     """Return the table in a JSON object ``{"image": "label"}``, or in a list of objects with equal keys."""
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{name} is not valid JSON ({error}): write it again") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(one_line(f"{name} is not valid JSON ({error}): write it again")) from None
     if isinstance(found, dict) and all(isinstance(label, (str, int)) for label in found.values()):
         return Table(name, ["image", "label"], [[image, str(label)] for image, label in found.items()])
     if isinstance(found, list) and all(isinstance(row, dict) for row in found):
@@ -143,7 +146,7 @@ def _json_lines(name: str, text: str) -> Table:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
                 raise UserError(f"line {number} of {name} is not a JSON object: write one object per image and line")
@@ -159,13 +162,13 @@ def _of_objects(name: str, found: list[dict[str, Any]]) -> Table:
 
 def _parquet(name: str, contents: bytes) -> Table:
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{name} is parquet, which pyarrow reads: `pip install pyarrow`, or give a CSV") from None
     try:
         table = parquet.read_table(io.BytesIO(contents))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{name} is not a whole parquet file ({error}): write it again") from None
-    columns = [["" if cell is None else str(cell) for cell in column.to_pylist()] for column in table.columns]
-    return Table(name, list(table.column_names), [list(row) for row in zip(*columns)])
+        names = list(table.column_names)
+        columns = [["" if cell is None else str(cell) for cell in column.to_pylist()] for column in table.columns]
+    except Exception as error:  # pyarrow raises almost any exception on damaged bytes
+        raise UserError(one_line(f"{name} is not a whole parquet file ({error}): write it again")) from None
+    return Table(name, names, [list(row) for row in zip(*columns)])

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.image_formats import PICTURE_ENDINGS
 from data.images.inspection import Unreadable
-from data.names import printable
+from data.names import one_line, printable
 from data.reading.tar_members import tar_members
 from data.sources.archives import Archive, ArchiveStream, UnpackedArchive, archive_kind
 from data.sources.base import Names
@@ -58,7 +58,7 @@ def tar_files(archive: Archive, place: str) -> Iterator[tuple[str, int, int]]:
                 elif member.issym():
                     links.append((name, posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))))
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise UserError(f"{place} is not a whole tar ({error}): download it again") from None
+        raise UserError(one_line(f"{place} is not a whole tar ({error}): download it again")) from None
     for name, target in links:
         if target in places:
             places[name] = places[target]

@@ -172,7 +172,7 @@ def labels_in(sample: TarSample, ending: str) -> list[str] | None:
         return [text.strip()]
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     if isinstance(found, dict):
         values = [found.get(key) for key in (*_NUMBER_KEYS, *_NAME_KEYS)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.images.inspection import Unreadable
+from data.names import one_line
 from data.sources.archives import Archive, UnpackedArchive
 from data.sources.base import Names
 from data.sources.files import Files
@@ -34,7 +35,7 @@ class ZipFiles(Files):
                 # A later member of the same name replaces an earlier one, as it does when a zip is unpacked.
                 by_name = {member_name(member): member for member in archive.infolist() if not member.is_dir()}
         except (zipfile.BadZipFile, EOFError, ValueError, struct.error) as error:
-            raise UserError(f"{self.place} is not a whole zip ({error}): download it again") from None
+            raise UserError(one_line(f"{self.place} is not a whole zip ({error}): download it again")) from None
         names = sorted(by_name)
         members = [by_name[name] for name in names]
         self.names = Names(names)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data.atomic_io import flush, rename_durably, write_durably
 from data.images.inspection import Unreadable, inspect
 from data.images.pillow_warnings import named_warnings
-from data.names import printable
+from data.names import one_line, printable
 from data.parallel import Worker, for_each
 from data.reading.manifest import ShardRecord
 from data.reading.sampled_checksum import sampled_checksum
@@ -132,7 +132,7 @@ def _index_shard(worker: Worker, number: int) -> None:
             size = path.stat().st_size
             spots = sampled_checksum(lambda offset, count: os.pread(stream.fileno(), count, offset), size)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path} is not a whole tar ({error}): download it again") from None
+        raise UserError(one_line(f"{path} is not a whole tar ({error}): download it again")) from None
     write_durably(work / f"{number}.rows", np.array(rows, INDEX_DTYPE).tobytes())
     record = {"bytes": size, "sha256": checksum, "spots_sha256": spots, "labels": list(labels), "names": names}
     record |= {"skipped": skipped, "odd": odd, "unused": unused + members.unused, **members.record()}
@@ -162,7 +162,7 @@ def _unpacked(path: Path, unpacked: Path, temporary: Path) -> Path:
     except DECOMPRESSION_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:  # such as a full disk; damage has no number
             raise
-        raise UserError(f"{path} cannot be unpacked ({error}): download it again") from None
+        raise UserError(one_line(f"{path} cannot be unpacked ({error}): download it again")) from None
     rename_durably(temporary, unpacked)
     return unpacked
 
@@ -174,7 +174,8 @@ def _classes(shards: WebDatasetShards, records: list[dict[str, Any]]) -> tuple[d
     if shards.class_map is None:
         _refuse_mixed_labels(shards.name, [record["labels"] for record in records if record["labels"]])
     if all(text.isdecimal() for text in texts):
-        highest = max(map(int, texts), default=-1)
+        # Python refuses to read numbers of several thousand digits.
+        highest = max((int(text) if len(text) < 100 else _HIGHEST_NUMBER + 1 for text in texts), default=-1)
         if highest > _HIGHEST_NUMBER:
             raise UserError(f"{shards.name} has a label {highest}, which is no class number: give a class map")
         classes = [str(number) for number in range(highest + 1)]

@@ -160,7 +160,7 @@ def _label(sample: TarSample, labels: dict[str, int] | None) -> int | None:
         return None
     if labels is not None:
         return labels.get(text)
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and len(text) < 100 else None
 
 
 def _index(path: Path, record: SplitRecord, problems: list[str]) -> NDArray[np.void] | None:
