@@ -1,5 +1,7 @@
 """Names of files in a form that can be hashed, printed and stored anywhere."""
 
+import unicodedata
+
 
 def printable(name: str) -> str:
     r"""Return a name with its bytes that are not UTF-8 written out, e.g. ``caf\xe9``. Other names stay unchanged.
@@ -7,6 +9,11 @@ def printable(name: str) -> str:
     Python represents such bytes as lone surrogates, which neither a hash nor a terminal nor a tar accepts.
     """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def composed(name: str) -> str:
+    """Return a name in Unicode's composed form (NFC). Copying through macOS changes names to the other form (NFD)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def one_line(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.names import printable
+from data.names import composed, printable
 
 _FEW = 5  # training images; with fewer, a class is hardly learned, and a validation split holds one image or none
 _NAMED = 5  # classes in a sentence
@@ -44,11 +44,11 @@ def similar_names(classes: Sequence[str]) -> list[str]:
     """Return sentences about classes that may be one, such as ``Cat`` and ``cat``, or several, such as ``cat|dog``."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in classes:
-        alike[re.sub(r"[\s_-]+", " ", name.strip()).casefold()].append(name)
+        alike[re.sub(r"[\s_-]+", " ", composed(name).strip()).casefold()].append(name)
     notes = []
-    if pairs := [" and ".join(map(repr, map(printable, found))) for found in alike.values() if len(found) > 1]:
+    if pairs := [_alike(found) for found in alike.values() if len(found) > 1]:
         notes.append(
-            f"classes whose names differ only in case, spaces or hyphens: {', '.join(pairs[:_NAMED])}"
+            f"classes whose names differ only in case, spaces, hyphens or Unicode form: {', '.join(pairs[:_NAMED])}"
             f"{', …' if len(pairs) > _NAMED else ''}; --class-map joins them if they are one"
         )
     known = set(classes)
@@ -56,6 +56,12 @@ def similar_names(classes: Sequence[str]) -> list[str]:
         listed = ", ".join(repr(printable(name)) for name in joined[:_NAMED]) + (", …" if len(joined) > _NAMED else "")
         notes.append(f"classes that combine several labels, each combination one class of its own: {listed}")
     return notes
+
+
+def _alike(names: Sequence[str]) -> str:
+    """Return names for a sentence, with what differs written out if they look the same."""
+    look_same = len(set(map(composed, names))) < len(names)
+    return " and ".join(ascii(name) if look_same else repr(printable(name)) for name in names)
 
 
 def _named(classes: Sequence[str], chosen: NDArray[np.bool_]) -> str:

@@ -1,11 +1,12 @@
 """Labels as text or numbers, from tables and from columns of data sets, turned into numbered classes."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.names import one_line
+from data.names import composed, one_line
 from data.sources.base import require_classes
 from recipes.errors import UserError
 
@@ -17,6 +18,8 @@ _NOT_A_NUMBER = {"nan", "<na>"}  # what pandas writes for a missing label
 def cleaned_labels(labels: Sequence[str], column: str, advice: str) -> list[str]:
     """Return labels without the ".0" that data frames add to whole numbers, and empty where pandas had none.
 
+    A label in either of Unicode's two forms is the same label: it is composed (NFC).
+
     Args:
         labels: as text.
         column: the name of their column in a message.
@@ -25,7 +28,7 @@ def cleaned_labels(labels: Sequence[str], column: str, advice: str) -> list[str]
     Raises:
         UserError: a label is a list or an object, which is no class.
     """
-    found = ["" if label.lower() in _NOT_A_NUMBER else label for label in labels]
+    found = ["" if label.lower() in _NOT_A_NUMBER else composed(label) for label in labels]
     if several := next((label for label in found if label[:1] + label[-1:] in ("[]", "{}")), None):
         raise UserError(
             f"{column} holds lists or objects, e.g. {one_line(several[:60])}, and not one class per image: {advice}"
@@ -33,6 +36,13 @@ def cleaned_labels(labels: Sequence[str], column: str, advice: str) -> list[str]
     if all(not label or label.removesuffix(".0").isdecimal() for label in found):
         return [label.removesuffix(".0") for label in found]
     return found
+
+
+def merged_forms(labels: Sequence[str]) -> list[str]:
+    """Return a sentence about labels that were in both of Unicode's forms, or nothing."""
+    forms = Counter(map(composed, set(labels)))
+    merged = ", ".join(sorted(name for name, found in forms.items() if found > 1))
+    return [f"labels of one name in two Unicode forms were merged into one class: {merged}"] if merged else []
 
 
 def numbered(labels: Sequence[str], place: str, advice: str) -> tuple[NDArray[np.int32], list[str]]:

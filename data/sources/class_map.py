@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.names import one_line
+from data.names import composed, one_line
 from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.tables import delimiter_of, text_of
 from recipes.errors import UserError
@@ -63,7 +63,8 @@ def renumber(old: list[str], given: dict[str, str | int], path: Path) -> tuple[d
     Raises:
         UserError: the map `given`, read from `path`, names none of the old classes, or its numbers have gaps.
     """
-    kept = {name: given[name] for name in old if name in given}
+    by_composed = {composed(name): value for name, value in given.items()}
+    kept = {name: by_composed[composed(name)] for name in old if composed(name) in by_composed}
     if not kept:
         raise UserError(f"the class map {path} names none of the classes, which are {', '.join(old[:3])}, …")
     numbers = {name: value for name, value in kept.items() if isinstance(value, int)}

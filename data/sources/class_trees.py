@@ -11,7 +11,6 @@ An ambiguous tree is refused, because training would run without an error on a w
 """
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from data.names import composed
 from data.sources.paired_folders import Look, refuse_annotation_folders, require_unpaired
 from data.sources.splits import SPLITS, TRAIN, split_of_name
 from recipes.errors import UserError
@@ -68,7 +68,8 @@ def read_tree(paths: Sequence[str], place: str, named: Collection[str], look: Lo
         top, *below = path.split("/")
         if below:
             subfolders[top].update(below[:-1][:1])
-    if any(top in named for top in subfolders):
+    named = {composed(name) for name in named}
+    if any(composed(top) in named for top in subfolders):
         return _plain(paths)
     split_of = {top: split_of_name(top) for top in subfolders}
     if _are_splits(split_of, subfolders):
@@ -80,7 +81,7 @@ def read_tree(paths: Sequence[str], place: str, named: Collection[str], look: Lo
         _refuse_unclear(subfolders, split_of, place)
         _refuse_parts(sorted(subfolders), place)
         tree = _plain(paths)
-    if not set(named) & set(tree.folders):
+    if not named & set(map(composed, tree.folders)):
         tree.notes += require_unpaired(
             tree.folders, [paths[row] for row in tree.rows], lambda number: look(tree.rows[number]), place
         )
@@ -94,14 +95,14 @@ def class_numbers(folders: Sequence[str]) -> tuple[NDArray[np.int32], list[str],
     """
     forms: dict[str, set[str]] = defaultdict(set)
     for folder in set(folders):
-        forms[unicodedata.normalize("NFC", folder)].add(folder)
-    class_of = {folder: composed if len(found) > 1 else folder for composed, found in forms.items() for folder in found}
+        forms[composed(folder)].add(folder)
+    class_of = {folder: name if len(found) > 1 else folder for name, found in forms.items() for folder in found}
     classes = sorted(set(class_of.values()))
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number[class_of[folder]] for folder in folders], np.int32)
-    merged = sorted(composed for composed, found in forms.items() if len(found) > 1)
+    merged = sorted(name for name, found in forms.items() if len(found) > 1)
     notes = (
-        [f"folders of one name in two Unicode forms were merged into one class: {', '.join(merged)}"] if merged else []
+        [f"classes of one name in two Unicode forms were merged into one class: {', '.join(merged)}"] if merged else []
     )
     return labels, classes, notes
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from data.image_formats import IMAGE_ENDINGS
 from data.names import one_line, printable
 from data.sources.base import Listing, Names, Source, require_classes
-from data.sources.class_labels import cleaned_labels, numbered
+from data.sources.class_labels import cleaned_labels, merged_forms, numbered
 from data.sources.files import hidden
 from data.sources.hugging_face_files import (
     Columns,
@@ -88,7 +88,9 @@ class HuggingFaceSet(Source):
             used += columns.note()
             self._files.append((path, columns.image, kept))
         if classes is None:
-            texts = cleaned_labels([_text(label) for label in labels], f"the column of labels of {root}", _ONE_CLASS)
+            given = [_text(label) for label in labels]
+            texts = cleaned_labels(given, f"the column of labels of {root}", _ONE_CLASS)
+            used += merged_forms(given)
             numbers, classes = numbered(texts, str(root), _ONE_CLASS)
         else:
             _require_numbers(labels, len(classes), root)

@@ -4,11 +4,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 
+from data.names import composed
 from data.sources.splits import split_of_name
 
 
 class ImageNames:
-    """The images of a source by the names that tables give them.
+    """The images of a source by the names that tables give them, in either of Unicode's two forms.
 
     Attributes:
         paths: of the images.
@@ -24,11 +25,14 @@ class ImageNames:
 
         The folders of a cell often are those of another machine. But ``train/1.jpg`` never means ``test/1.jpg``.
         """
-        wanted = plain_path(cell)
+        wanted = composed(plain_path(cell))
         name = wanted.rpartition("/")[2]
         found = self._by_name.get(name) or self._ignoring_case(name)
+        if len(found) > 1 and not cell.isascii():  # two files may differ in nothing but that form
+            same = plain_path(cell).rpartition("/")[2]
+            found = [n for n in found if same in _file_names(self.paths[n])] or found
         if "/" in wanted:
-            found = [number for number in found if not _of_other_split(wanted, self.paths[number])]
+            found = [number for number in found if not _of_other_split(wanted, composed(self.paths[number]))]
         if len(found) > 1:
             found = self._closest(found, wanted)
         inside = [number for number in found if f"/{self.paths[number]}".startswith(f"/{folder}/")] if folder else []
@@ -36,7 +40,7 @@ class ImageNames:
 
     def in_other_folder(self, cell: str, number: int) -> bool:
         """Return whether a cell and an image both have a folder, and the folders directly above the file differ."""
-        wanted, path = plain_path(cell), self.paths[number]
+        wanted, path = composed(plain_path(cell)), composed(self.paths[number])
         return "/" in wanted and "/" in path and _agreement(wanted, path) == 0
 
     def _ignoring_case(self, name: str) -> list[int]:
@@ -46,8 +50,8 @@ class ImageNames:
 
     def _closest(self, numbers: list[int], wanted: str) -> list[int]:
         """Return the images whose folders agree best with those of the cell, from the last folder upwards."""
-        best = max(_agreement(wanted, self.paths[number]) for number in numbers)
-        return [number for number in numbers if _agreement(wanted, self.paths[number]) == best]
+        agreements = [_agreement(wanted, composed(self.paths[number])) for number in numbers]
+        return [number for number, agreement in zip(numbers, agreements) if agreement == max(agreements)]
 
 
 def plain_path(cell: str) -> str:
@@ -81,9 +85,12 @@ def _by_name(paths: Sequence[str]) -> dict[str, list[int]]:
     """Return the numbers of the paths by file name, with and without its ending."""
     found: dict[str, list[int]] = defaultdict(list)
     for number, path in enumerate(paths):
-        name = path.rpartition("/")[2]
-        found[name].append(number)
-        stem = name.rpartition(".")[0]
-        if stem != name:
-            found[stem].append(number)
+        for name in _file_names(composed(path)):
+            found[name].append(number)
     return found
+
+
+def _file_names(path: str) -> list[str]:
+    """Return the name of a file with and without its ending."""
+    name = path.rpartition("/")[2]
+    return [name, name.rpartition(".")[0]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from data.image_formats import IMAGE_ENDINGS
 from data.names import one_line
-from data.sources.class_labels import OTHER_COLUMN, cleaned_labels
+from data.sources.class_labels import OTHER_COLUMN, cleaned_labels, merged_forms
 from data.sources.splits import TRAIN, split_of_name
 from data.sources.tables import Table
 from recipes.errors import UserError
@@ -66,6 +66,7 @@ def labelled_rows(table: Table, find: Find, image_column: str | None, label_colu
             cleaned_labels(table.column(label), f"the column {label!r} of {table.name}", OTHER_COLUMN),
             [label],
         )
+        notes += merged_forms(table.column(label))
         summary += f", labels in {label!r}"
     if unused := [repr(name) for name in others if name not in used]:
         summary += f"; not used: {', '.join(unused[:_LISTED])}{', …' if len(unused) > _LISTED else ''}"

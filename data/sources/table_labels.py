@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.names import printable
+from data.names import composed, printable
 from data.sources.base import Listing, Names, Source
 from data.sources.class_folders import FileSource, image_paths
 from data.sources.class_labels import OTHER_COLUMN, numbered
@@ -47,7 +47,7 @@ class _Labels:
 
     def _require_equal(self, number: int, cell: str, label: str, split: int | None, table: str) -> None:
         before, known, earlier = self._cells[number], self.labels[number], self.splits[number]
-        one, other = (f"/{plain_path(name)}".lower() for name in (cell, before))
+        one, other = (f"/{composed(plain_path(name))}".lower() for name in (cell, before))
         if "/" in one[1:] and "/" in other[1:] and not (one.endswith(other) or other.endswith(one)):
             raise UserError(
                 f"{before!r} and {cell!r} in {table} both seem to be {printable(self._images.paths[number])}: give the "

@@ -26,6 +26,7 @@ from data.reading.tar_samples import IMAGE_ENDINGS, tar_samples
 from data.sources.archives import DECOMPRESSION_ERRORS, decompress
 from data.sources.base import Names, require_classes
 from data.sources.class_map import read_class_map, renumber
+from data.sources.class_trees import class_numbers
 from data.sources.opening import without_ending
 from data.sources.splits import SPLITS, TRAIN, with_validation
 from data.sources.webdataset_shards import WebDatasetShards, is_compressed, label_text
@@ -52,13 +53,13 @@ def reference(
         pass
     records = [json.loads((work / f"{number}.json").read_text()) for number in range(len(shards.paths))]
     try:
-        number_of, classes = _classes(shards, records)
+        number_of, classes, merged = _classes(shards, records)
     except UserError:
         _forget(shards, dest, work)
         raise
     rows = [_rows(work, number, record, number_of) for number, record in enumerate(records)]
     splits_of, notes = _splits(shards, records, rows, val_fraction)
-    notes += [*label_notes(records), *_unused(records, rows)]
+    notes += [*merged, *label_notes(records), *_unused(records, rows)]
     splits = {}
     for split, name in enumerate(SPLITS):
         listed: list[ShardRecord] = []
@@ -167,8 +168,9 @@ def _unpacked(path: Path, unpacked: Path, temporary: Path) -> Path:
     return unpacked
 
 
-def _classes(shards: WebDatasetShards, records: list[dict[str, Any]]) -> tuple[dict[str, int], list[str]]:
-    """Return the class number of each label text that is kept, and the names of the classes."""
+def _classes(shards: WebDatasetShards, records: list[dict[str, Any]]) -> tuple[dict[str, int], list[str], list[str]]:
+    """Return the class number of each label text that is kept, the names of the classes, and notes for the user."""
+    notes: list[str] = []
     texts = {text for record in records for text in record["labels"]}
     samples = sum(len(record["names"]) for record in records)
     if shards.class_map is None:
@@ -186,14 +188,14 @@ def _classes(shards: WebDatasetShards, records: list[dict[str, Any]]) -> tuple[d
             f"the labels of {shards.name} are different for nearly every image, e.g. {example!r}: no classes"
         )
     else:
-        classes = sorted(texts)
-        number_of = {text: number for number, text in enumerate(classes)}
+        numbers, classes, notes = class_numbers(sorted(texts))
+        number_of = dict(zip(sorted(texts), numbers.tolist()))
     if shards.class_map is not None:
         number_of, classes = renumber(
             sorted(texts, key=number_of.__getitem__), read_class_map(shards.class_map), shards.class_map
         )
     require_classes(classes, shards.name)
-    return number_of, classes
+    return number_of, classes, notes
 
 
 def _refuse_mixed_labels(name: str, labels: Sequence[Sequence[str]]) -> None:

@@ -41,8 +41,11 @@ def test_lists_of_splits_are_said_to_be_unused(tmp_path):
 def test_classes_that_may_be_one_or_several_are_named():
     alike = ["Cat", "cat", "golden retriever", "golden_retriever "]
     assert similar_names([*alike, "C", "C++", "A-", "A", "Mass", "Mass|Edema", "x|y"]) == [
-        "classes whose names differ only in case, spaces or hyphens: 'Cat' and 'cat', 'golden retriever' and "
-        "'golden_retriever '; --class-map joins them if they are one",
+        "classes whose names differ only in case, spaces, hyphens or Unicode form: 'Cat' and 'cat', "
+        "'golden retriever' and 'golden_retriever '; --class-map joins them if they are one",
         "classes that combine several labels, each combination one class of its own: 'Mass|Edema'",
     ]
+    assert similar_names(["caf\u00e9", "cafe\u0301"])[0].endswith(
+        ": 'caf\\xe9' and 'cafe\\u0301'; --class-map joins them if they are one"
+    )
     assert similar_names(["tench, Tinca tinca", "maillot", "maillot, tank suit"]) == []
