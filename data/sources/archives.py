@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from typing_extensions import Buffer
 
-from data.names import one_line
+from data.names import one_line, printable
 from recipes.errors import UserError
 
 _MAGIC = {
@@ -176,6 +176,14 @@ def _unpack_zstandard(path: Path, unpacked: IO[bytes]) -> None:
 def _copy(packed: IO[bytes] | io.BufferedIOBase, unpacked: IO[bytes]) -> None:
     while chunk := packed.read(1 << 20):
         unpacked.write(chunk)
+
+
+def outside_link(name: str, target: str, place: str, command: str) -> UserError:
+    """Return the error for an image that is a link to something that is not in its archive."""
+    return UserError(
+        f"{printable(name)} in {place} is a link to {printable(target) or 'nothing'}, which is not in the archive: "
+        f"make the archive again with the files that the links mean ({command})"
+    )
 
 
 class ArchiveStream(io.RawIOBase):

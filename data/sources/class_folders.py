@@ -1,6 +1,6 @@
 """Labels from folder names: one folder per class, in a folder, a zip or a tar, with or without split folders above."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.class_trees import below_common_folders, class_numbers, read_tree
 from data.sources.files import Files, hidden
 from data.sources.ignored_files import ignored_notes, require_no_lost_class, split_list_notes
-from data.sources.splits import SPLITS, TEST, TRAIN, VAL, with_validation
+from data.sources.splits import SPLITS, TEST, TRAIN, VAL, split_of_name, with_validation
 from recipes.errors import UserError
 
 
@@ -84,8 +84,28 @@ def class_folders(
     notes = [*tree.notes, *notes, *left_out, *held_out, *ignored_notes(files)]
     if not any(tree.splits):
         notes += split_list_notes(files)
+        notes += _note_of_split([*files.names[int(kept[0])].removesuffix(names[0]).split("/"), name], splits)
     listing = Listing(splits, labels, files.sizes[kept], Names(names), classes, notes)
     return FileSource("class folders", name, files, kept, listing)
+
+
+def _note_of_split(above: Sequence[str], splits: NDArray[np.uint8]) -> list[str]:
+    """Return a sentence if the folders above all classes are named like a split that the images do not become.
+
+    Args:
+        above: the folders, and the name of the source.
+        splits: of the images.
+    """
+    found = set(splits.tolist())
+    for folder in above:
+        split = split_of_name(folder)
+        if split in (VAL, TEST) and TRAIN in found:
+            used = " and ".join(SPLITS[other] for other in sorted(found))
+            return [
+                f"{printable(folder)} is named like a {SPLITS[split]} split, but holds all images, which become the "
+                f"{used} split: give the folder that holds the other splits too, if there are any"
+            ]
+    return []
 
 
 def _look(files: Files, row: int) -> tuple[str, bool] | None:

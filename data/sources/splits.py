@@ -12,11 +12,14 @@ from recipes.randomness import random_key
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
 
-_WORDS = {
-    **dict.fromkeys(("train", "training", "trn", "trainval", "trainset", "traindata"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation", "valset"), VAL),
-    **dict.fromkeys(("test", "testing", "tst", "testset", "holdout"), TEST),
+DEFAULT_FRACTION = 0.1  # held out for validation, unless the user says how much
+_STEMS = {
+    **dict.fromkeys(("train", "training", "trn", "trainval"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), VAL),
+    **dict.fromkeys(("test", "testing", "tst", "holdout"), TEST),
 }
+_ADDED = ("", "set", "data", "dataset", "images", "imgs", "split")  # as in "testset" or "traindata"
+_WORDS = {stem + added: split for stem, split in _STEMS.items() for added in _ADDED}
 
 
 def split_of_name(name: str) -> int | None:
@@ -55,7 +58,11 @@ def with_validation(
     If there is none, it is made of `fraction` of the training images of each class. Test images are never used for it:
     the best weights of a run are chosen by validation accuracy, so their test accuracy would be too high.
     """
-    if VAL in splits or fraction == 0:
+    if VAL in splits:
+        ignored = fraction != DEFAULT_FRACTION and TRAIN in splits
+        note = f"the source has a validation split of its own, so --val-fraction {fraction:g} changes nothing"
+        return splits, [note] if ignored else []
+    if fraction == 0:
         return splits, []
     rows = np.flatnonzero(splits == TRAIN)
     found = splits.copy()
@@ -63,4 +70,5 @@ def with_validation(
     if TEST not in splits or not len(rows):
         return found, []
     held_out = np.count_nonzero(found == VAL)
-    return found, [f"{held_out:,} training images are the validation split, because the source has only a test split"]
+    reason = "--val-fraction 1 takes them all" if fraction == 1 else "the source has only a test split"
+    return found, [f"{held_out:,} training images are the validation split, because {reason}"]

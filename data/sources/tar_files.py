@@ -9,9 +9,9 @@ import numpy as np
 
 from data.image_formats import PICTURE_ENDINGS
 from data.images.inspection import Unreadable
-from data.names import one_line, printable
+from data.names import one_line
 from data.reading.tar_members import tar_members
-from data.sources.archives import Archive, ArchiveStream, UnpackedArchive, archive_kind
+from data.sources.archives import Archive, ArchiveStream, UnpackedArchive, archive_kind, outside_link
 from data.sources.base import Names
 from data.sources.files import Files
 from recipes.errors import UserError
@@ -64,10 +64,7 @@ def tar_files(archive: Archive, place: str) -> Iterator[tuple[str, int, int]]:
             places[name] = places[target]
             yield name, *places[target]
         elif name.lower().endswith(PICTURE_ENDINGS):
-            raise UserError(
-                f"{printable(name)} in {place} is a link to {printable(target)}, which is not in the archive: make the "
-                f"archive again with the files that the links mean (tar --dereference)"
-            )
+            raise outside_link(name, target, place, "tar --dereference")
 
 
 def _plain(name: str) -> str:

@@ -1,5 +1,7 @@
 """The files of a zip, or of a zip inside a zip, as various programs write them."""
 
+import posixpath
+import stat
 import struct
 import zipfile
 import zlib
@@ -8,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from data.image_formats import PICTURE_ENDINGS
 from data.images.inspection import Unreadable
 from data.names import one_line
-from data.sources.archives import Archive, UnpackedArchive
+from data.sources.archives import Archive, UnpackedArchive, outside_link
 from data.sources.base import Names
 from data.sources.files import Files
 from recipes.errors import UserError
 
 _LOCAL_HEADER, _LOCAL_MAGIC = 30, b"PK\3\4"  # bytes and beginning of the header in front of each member
 _UTF8_FLAG = 0x800
+_UNIX = 3  # the system that wrote a member, whose attributes then are those of a file of Unix
 
 
 class ZipFiles(Files):
@@ -34,6 +38,9 @@ class ZipFiles(Files):
             with zipfile.ZipFile(self._archive.stream()) as archive:
                 # A later member of the same name replaces an earlier one, as it does when a zip is unpacked.
                 by_name = {member_name(member): member for member in archive.infolist() if not member.is_dir()}
+                by_name = _links_followed(archive, by_name, self.place)
+        except UserError:
+            raise
         except (zipfile.BadZipFile, EOFError, ValueError, struct.error) as error:
             raise UserError(one_line(f"{self.place} is not a whole zip ({error}): download it again")) from None
         names = sorted(by_name)
@@ -84,6 +91,37 @@ class ZipFiles(Files):
             return UnpackedArchive(self._archive.path, self._stored_names[i])
         except Unreadable as damage:
             raise UserError(f"{name} in {self.place} cannot be read: {damage}; download it again") from None
+
+
+def _links_followed(
+    archive: zipfile.ZipFile, by_name: dict[str, zipfile.ZipInfo], place: str
+) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by name, with what a symbolic link means in place of the link, whose bytes are a path.
+
+    Raises:
+        UserError: an image is a link to something outside of the archive.
+    """
+    found = {name: member for name, member in by_name.items() if not _is_link(member)}
+    for name in by_name.keys() - found.keys():
+        target = _target(archive, name, by_name[name])
+        if target in found:
+            found[name] = found[target]
+        elif name.lower().endswith(PICTURE_ENDINGS):
+            raise outside_link(name, target, place, "zip without --symlinks")
+    return found
+
+
+def _is_link(member: zipfile.ZipInfo) -> bool:
+    return stat.S_ISLNK(member.external_attr >> 16) and member.create_system == _UNIX
+
+
+def _target(archive: zipfile.ZipFile, name: str, link: zipfile.ZipInfo) -> str:
+    """Return the path in the archive that a link leads to; empty if the link cannot be read."""
+    try:
+        path = archive.read(link).decode("utf-8", "surrogateescape")
+    except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error, NotImplementedError):  # damaged or encrypted
+        return ""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), path))
 
 
 def member_name(member: zipfile.ZipInfo) -> str:

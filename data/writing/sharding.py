@@ -17,6 +17,7 @@ import numpy as np
 
 from data.atomic_io import rename_durably, write_durably
 from data.images.size_limit import SizeLimit
+from data.names import printable
 from data.parallel import for_each
 from data.progress import say
 from data.reading.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, SplitRecord, read_manifest
@@ -24,7 +25,7 @@ from data.reading.shards import ShardSet
 from data.reading.storage import LocalFolder, is_url
 from data.sources import LabelTables, open_source
 from data.sources.base import Listing
-from data.sources.splits import SPLITS
+from data.sources.splits import DEFAULT_FRACTION, SPLITS
 from data.sources.webdataset_shards import WebDatasetShards
 from data.writing.referencing import reference
 from data.writing.shard_parts import ShardPlan, WriterContext, parts_of
@@ -44,7 +45,7 @@ def shard(
     source: str | Path,
     folder: str | Path,
     *,
-    val_fraction: float = 0.1,
+    val_fraction: float = DEFAULT_FRACTION,
     shard_size: int = SHARD_SIZE,
     shortest_side: int | None = None,
     longest_side: int | None = None,
@@ -194,6 +195,9 @@ def _write(context: WriterContext, shard_size: int, workers: int | None, progres
                 f"none of the {split} images of {context.source.name} can be decoded, e.g. "
                 "{name} ({reason}): check the source".format(**last_skipped[split])
             )
+    if lost := _lost_class(context, plans, skipped):
+        _forget(context, plans)
+        raise UserError(lost)
     splits: dict[str, SplitRecord] = {}
     for split, of_split in shards.items():
         rows = (recorded_rows(context, shard["file"]) for shard in of_split)
@@ -207,6 +211,24 @@ def _write(context: WriterContext, shard_size: int, workers: int | None, progres
         "odd": dict(sorted(odd.items())),
         "shrunk": shrunk,
     }
+
+
+def _lost_class(context: WriterContext, plans: list[ShardPlan], skipped: list[dict[str, str]]) -> str | None:
+    """Return a sentence about the first class that has images, none of which can be decoded; None without one."""
+    listing = context.source.listing
+    written = np.zeros(len(listing.classes), np.int64)
+    for plan in plans:
+        written += np.bincount(recorded_rows(context, plan.file)["label"], minlength=len(written))
+    lost = np.flatnonzero((written == 0) & (np.bincount(listing.labels, minlength=len(written)) > 0))
+    if not len(lost):
+        return None
+    images = {printable(listing.names[row]) for row in np.flatnonzero(listing.labels == lost[0]).tolist()}
+    example = next(entry for entry in skipped if entry["name"] in images)
+    return (
+        f"the class {printable(listing.classes[lost[0]])} would be without images, because none of its "
+        f"{len(images):,} can be decoded, e.g. {example['name']} ({example['reason']}): mend them, or choose the other "
+        f"classes with --class-map"
+    )
 
 
 def _forget(context: WriterContext, plans: list[ShardPlan]) -> None:

@@ -97,3 +97,16 @@ def test_a_png_with_much_text_is_a_whole_image():
     text = PngImagePlugin.PngInfo()
     text.add_text("parameters", "steps " * 500_000, zip=True)
     assert inspect(encoded("a", "PNG", pnginfo=text)).extension == "png"
+
+
+def test_a_class_whose_images_are_all_undecodable_is_an_error_and_leaves_nothing_behind(tmp_path):
+    tree = write_tree(tmp_path / "tree", ("ant", "bee", "fox"), each=4)
+    for path in (tree / "fox").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    (tree / "bee/bee.0.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="the class fox would be without images, .* its 4 can be decoded, e.g. fox/"):
+        shard(str(tree), tmp_path / "out", workers=1, progress=False)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    (tmp_path / "map.txt").write_text("ant ant\nbee bee\n")
+    found = shard(str(tree), tmp_path / "out", class_map=tmp_path / "map.txt", workers=1, progress=False)
+    assert found.classes == ("ant", "bee") and sum(map(len, found.splits.values())) == 7
