@@ -21,7 +21,8 @@ def has_scheme(path: str | Path) -> bool:
 
 def as_url(path: str | Path) -> str:
     """Return a path that begins as a URL does with both of its slashes."""
-    return re.sub(r":/+", "://", str(path), count=1)
+    text = str(path)
+    return text if "://" in text else text.replace(":/", "://", 1)
 
 
 def local_path(path: str | Path) -> Path:
