@@ -6,7 +6,7 @@ the names of the folders or in the images' headers. `--class-map` is how the use
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import permutations
 
 from data.names import printable
@@ -15,6 +15,7 @@ from recipes.errors import UserError
 
 _FOLDERS_OF_PAIRS = 4  # with more folders, these are classes
 _NEARLY_ALL = 0.9
+_COMPARED = 1000  # names of each folder
 _LOOKED_AT = 8  # images of each folder whose headers are read
 # Two words of one group name two versions of the same images, if the rest of both names is equal.
 _VERSIONS = (
@@ -64,11 +65,11 @@ def require_unpaired(folders: Sequence[str], paths: Sequence[str], look: Look, p
     unsure = _of_some(names, UNSURE_ANNOTATION_WORDS)
     notes = []
     for one, other in permutations(names, 2):
-        if len(images[other]) < 2 or _share(set(images[other]), set(images[one])) < _NEARLY_ALL:
+        if min(len(images[one]), len(images[other])) < 2 or _share(images[other], images[one]) < _NEARLY_ALL:
             continue
         if other in unsure:
             raise _paired(place, f"{printable(one)} and {printable(other)}", "their annotations")
-        if _share(set(images[one]), set(images[other])) < _NEARLY_ALL:
+        if _share(images[one], images[other]) < _NEARLY_ALL:
             continue
         both = f"{printable(one)} and {printable(other)} with files of the same names"
         if _are_versions(one, other):
@@ -96,13 +97,14 @@ def _of_some(folders: Sequence[str], words: set[str]) -> set[str]:
     }
 
 
-def _share(stems: set[str], others: set[str]) -> float:
+def _share(stems: Collection[str], others: Collection[str]) -> float:
     """Return the share of names that are one of the others, or one of them with something added, such as ``_mask``."""
-    known = others | _without_common_end(others)
-    return sum(any(part in known for part in _beginnings(stem)) for stem in stems) / len(stems)
+    known = {*others, *_without_common_end(others)}
+    compared = list(stems)[:: -(-len(stems) // _COMPARED)]
+    return sum(any(part in known for part in _beginnings(stem)) for stem in compared) / len(compared)
 
 
-def _without_common_end(stems: set[str]) -> set[str]:
+def _without_common_end(stems: Collection[str]) -> Collection[str]:
     """Return names without what is added to all of them, such as ``_leftImg8bit``."""
     first, last = min(stem[::-1] for stem in stems), max(stem[::-1] for stem in stems)
     length = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data.atomic_io import flush, rename_durably, write_durably
 from data.images.inspection import Unreadable, inspect
 from data.images.pillow_warnings import named_warnings
-from data.names import one_line, printable
+from data.names import composed, one_line, printable
 from data.parallel import Worker, for_each
 from data.reading.manifest import ShardRecord
 from data.reading.sampled_checksum import sampled_checksum
@@ -54,6 +54,7 @@ def reference(
     records = [json.loads((work / f"{number}.json").read_text()) for number in range(len(shards.paths))]
     try:
         number_of, classes, merged = _classes(shards, records)
+        _refuse_lost_class(shards, records)
     except UserError:
         _forget(shards, dest, work)
         raise
@@ -103,6 +104,7 @@ def _index_shard(worker: Worker, number: int) -> None:
     names: list[str] = []
     labels: dict[str, int] = {}
     skipped: list[dict[str, str]] = []
+    unreadable: dict[str, str] = {}  # an example of each label
     odd: Counter[str] = Counter()
     unused: Counter[str] = Counter()
     members = LabelMembers()
@@ -124,6 +126,8 @@ def _index_shard(worker: Worker, number: int) -> None:
                 except Unreadable as damage:
                     odd.update(damage.odd)
                     skipped.append({"name": name, "reason": damage.reason})
+                    if sample.image and text is not None:
+                        unreadable.setdefault(text, f"{name} ({damage.reason})")
                 else:
                     rows.append((0, sample.offset, sample.size, labels.setdefault(text, len(labels))))
                     names.append(name)
@@ -136,8 +140,8 @@ def _index_shard(worker: Worker, number: int) -> None:
         raise UserError(one_line(f"{path} is not a whole tar ({error}): download it again")) from None
     write_durably(work / f"{number}.rows", np.array(rows, INDEX_DTYPE).tobytes())
     record = {"bytes": size, "sha256": checksum, "spots_sha256": spots, "labels": list(labels), "names": names}
-    record |= {"skipped": skipped, "odd": odd, "unused": unused + members.unused, **members.record()}
-    write_durably(work / f"{number}.json", json.dumps(record).encode())
+    record |= {"skipped": skipped, "unreadable": unreadable, "odd": odd, "unused": unused + members.unused}
+    write_durably(work / f"{number}.json", json.dumps(record | members.record()).encode())
     worker.advance()
 
 
@@ -166,6 +170,20 @@ def _unpacked(path: Path, unpacked: Path, temporary: Path) -> Path:
         raise UserError(one_line(f"{path} cannot be unpacked ({error}): download it again")) from None
     rename_durably(temporary, unpacked)
     return unpacked
+
+
+def _refuse_lost_class(shards: WebDatasetShards, records: list[dict[str, Any]]) -> None:
+    """Raise a `UserError` if none of the images of a class can be decoded, unless a class map leaves it out."""
+    found = {composed(text) for record in records for text in record["labels"]}
+    chosen = {composed(text) for text in read_class_map(shards.class_map)} if shards.class_map else None
+    for text, example in (
+        (text, example) for record in records for text, example in record.get("unreadable", {}).items()
+    ):
+        if composed(text) not in found and (chosen is None or composed(text) in chosen):
+            raise UserError(
+                f"the class {printable(text)} of {shards.name} would be without images, because none can be decoded, "
+                f"e.g. {example}: mend them, or choose the other classes with --class-map"
+            )
 
 
 def _classes(shards: WebDatasetShards, records: list[dict[str, Any]]) -> tuple[dict[str, int], list[str], list[str]]:

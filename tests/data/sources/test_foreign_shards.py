@@ -262,6 +262,19 @@ def test_shards_that_were_moved_are_named_with_what_to_do(tmp_path):
         ShardSet.open(tmp_path / "out")
 
 
+def test_a_class_whose_images_are_all_undecodable_is_an_error_unless_a_class_map_leaves_it_out(tmp_path):
+    def sample(i: int) -> dict[str, bytes]:
+        name = ("ant", "bee", "fox")[i % 3]
+        return {f"{i}.jpg": b"x" if name == "fox" or i == 0 else encoded(str(i)), f"{i}.cls": name.encode()}
+
+    write_tar(tmp_path / "theirs/0.tar", sample)
+    with pytest.raises(UserError, match=r"the class fox of theirs would be without images, .* e.g. \d+.jpg in 0.tar"):
+        shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0, progress=False)
+    (tmp_path / "map.txt").write_text("ant ant\nbee bee\n")
+    options = {"val_fraction": 0, "class_map": tmp_path / "map.txt", "progress": False}
+    assert len(shard(str(tmp_path / "theirs"), tmp_path / "out", **options).split("train")) == 7
+
+
 def test_labels_that_count_from_1_are_said(tmp_path, capsys):
     write_tar(tmp_path / "theirs/0.tar", lambda i: {f"{i}.jpg": encoded(str(i)), f"{i}.cls": str(1 + i % 2).encode()})
     shard(str(tmp_path / "theirs"), tmp_path / "out", val_fraction=0)
