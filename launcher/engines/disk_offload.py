@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch.utils import cpp_extension
 
 from launcher.engines.deepspeed_device import expect_no_gpu
 from launcher.world import said_once_per_node
@@ -61,6 +60,10 @@ def _compatible_builder() -> Any:
     Raises:
         UserError: something that the compilation needs is missing.
     """
+    if not torch.cuda.is_available():
+        expect_no_gpu()
+    from torch.utils import cpp_extension  # which warns at its import where there is no GPU
+
     if torch.cuda.is_available() and cpp_extension.CUDA_HOME is None and torch.version.hip is None:
         raise _cannot_be_used("which needs the CUDA toolkit: install it and set CUDA_HOME")
     builder = _file_operator_builder()
@@ -70,8 +73,6 @@ def _compatible_builder() -> Any:
 
 
 def _file_operator_builder() -> Any:
-    if not torch.cuda.is_available():
-        expect_no_gpu()
     from deepspeed.ops.op_builder import AsyncIOBuilder  # chosen for the device by the import of DeepSpeed
 
     return AsyncIOBuilder()

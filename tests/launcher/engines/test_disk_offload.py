@@ -1,9 +1,13 @@
 """Offload to a disk is refused in one sentence where its operator cannot be compiled, and says when it compiles."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
 from launcher.engines import base, disk_offload
 from launcher.engines.base import make_accelerator
@@ -67,7 +71,7 @@ def test_the_first_rank_of_another_node_says_that_its_node_lacks_something(monke
 
 def test_wheels_without_a_cuda_toolkit_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(disk_offload.cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
     with pytest.raises(UserError, match="needs the CUDA toolkit: .* or use engine.offload=cpu"):
         load_file_operator(print)
 
@@ -90,3 +94,11 @@ def test_only_an_operator_that_takes_long_to_load_is_announced(monkeypatch):
     monkeypatch.setattr(Builder, "seconds", 0.3)
     load_file_operator(said.append)
     assert len(said) == 1 and "takes minutes" in said[0]
+
+
+def test_on_a_machine_with_a_cuda_toolkit_and_no_gpu_nothing_is_printed_at_the_start(tmp_path):
+    """torch's module of extensions warns about it, and every command would begin with that."""
+    environment = os.environ | {"CUDA_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", "import launcher.engines.base, launcher.evaluation.predict"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
