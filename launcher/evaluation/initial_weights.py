@@ -1,12 +1,12 @@
 """The weights that training starts from, named by `model.weights`, with a head that fits the classes of the shards."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from launcher.evaluation.class_names import (
     ClassMatch,
@@ -67,7 +67,7 @@ def load_initial_weights(
             )
             own = model.state_dict()
             tensors = tensors | {name: own[name] for name in head_parameters(model)}
-        case ClassMatch.UNNAMED:
+        case ClassMatch.UNNAMED if _takes_head(model, tensors):
             notes.append("its classes or those of the shards have no names; the head is assumed to have the same order")
     return notes + fit_weights(model, tensors, origin)
 
@@ -89,6 +89,12 @@ def check_initial_weights(recipe: Recipe, classes: list[str]) -> list[str]:
         # Loading into a meta model only compares names and shapes. torch warns about that, but it is intended here.
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter", category=UserWarning)
         return load_initial_weights(model, recipe, classes)
+
+
+def _takes_head(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether these weights hold a head of the model's shape; otherwise `fit_weights` says that one is new."""
+    own = model.state_dict()
+    return all(name in tensors and tensors[name].shape == own[name].shape for name in head_parameters(model))
 
 
 def _weights(path: Path, key: str | None) -> SavedWeights:
