@@ -1,6 +1,7 @@
 """Names of files in a form that can be hashed, printed and stored anywhere."""
 
 import unicodedata
+from collections.abc import Sequence
 
 
 def printable(name: str) -> str:
@@ -14,6 +15,11 @@ def printable(name: str) -> str:
 def composed(name: str) -> str:
     """Return a name in Unicode's composed form (NFC). Copying through macOS changes names to the other form (NFD)."""
     return unicodedata.normalize("NFC", name)
+
+
+def first_few(names: Sequence[str], most: int) -> str:
+    """Return the first names for a sentence, e.g. ``ant, bee, …``: at most so many, and a sign if there are more."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def one_line(text: str) -> str:

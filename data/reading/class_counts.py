@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.names import composed, printable
+from data.names import composed, first_few, printable
 
 _FEW = 5  # training images; with fewer, a class is hardly learned, and a validation split holds one image or none
 _NAMED = 5  # classes in a sentence
@@ -48,12 +48,12 @@ def similar_names(classes: Sequence[str]) -> list[str]:
     notes = []
     if pairs := [_alike(found) for found in alike.values() if len(found) > 1]:
         notes.append(
-            f"classes whose names differ only in case, spaces, hyphens or Unicode form: {', '.join(pairs[:_NAMED])}"
-            f"{', …' if len(pairs) > _NAMED else ''}; --class-map joins them if they are one"
+            f"classes whose names differ only in case, spaces, hyphens or Unicode form: {first_few(pairs, _NAMED)}; "
+            f"--class-map joins them if they are one"
         )
     known = set(classes)
     if joined := [name for name in classes if len(parts := re.split("[|;]", name)) > 1 and known & set(parts)]:
-        listed = ", ".join(repr(printable(name)) for name in joined[:_NAMED]) + (", …" if len(joined) > _NAMED else "")
+        listed = first_few([repr(printable(name)) for name in joined], _NAMED)
         notes.append(f"classes that combine several labels, each combination one class of its own: {listed}")
     return notes
 
@@ -66,5 +66,5 @@ def _alike(names: Sequence[str]) -> str:
 
 def _named(classes: Sequence[str], chosen: NDArray[np.bool_]) -> str:
     rows = np.flatnonzero(chosen).tolist()
-    listed = ", ".join(printable(classes[row]) for row in rows[:_NAMED]) + (", …" if len(rows) > _NAMED else "")
-    return f"{len(rows):,} {'class' if len(rows) == 1 else 'classes'} ({listed})"
+    listed = [printable(classes[row]) for row in rows]
+    return f"{len(rows):,} {'class' if len(rows) == 1 else 'classes'} ({first_few(listed, _NAMED)})"

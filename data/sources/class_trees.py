@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data.names import composed
+from data.names import composed, first_few
 from data.sources.paired_folders import Look, refuse_annotation_folders, require_unpaired
 from data.sources.splits import SPLITS, TRAIN, split_of_name
 from recipes.errors import UserError
@@ -26,6 +26,7 @@ from recipes.errors import UserError
 _PART_WORDS = {"part", "parts", "batch", "chunk", "fold", "folder", "shard", "subset"} | {
     *("images", "image", "imgs", "img", "photos", "pictures")
 }
+_LISTED = 4  # folders in a sentence
 _NUMBERED = re.compile(r"(.*?)[^A-Za-z0-9]*\d+")
 
 
@@ -201,7 +202,7 @@ def _refuse_unclear(subfolders: dict[str, set[str]], split_of: dict[str, int | N
     tops = sorted(subfolders)
     if len(tops) >= 2 and all(split is not None for split in split_of.values()):
         raise UserError(
-            f"{place} has the folders {_listed(tops)}, which look like splits but hold no class folders: "
+            f"{place} has the folders {first_few(tops, _LISTED)}, which look like splits but hold no class folders: "
             f"sort the images into one folder per class, or give a table of their labels with --labels"
         )
     refuse_annotation_folders(tops, place)
@@ -229,9 +230,9 @@ def _refuse_parts(tops: Sequence[str], place: str) -> None:
     prefixes = {found[1].lower() if found else "" for found in numbered}
     if len(tops) >= 2 and len(prefixes) == 1 and re.split("[^a-z]+", prefixes.pop())[-1] in _PART_WORDS:
         raise UserError(
-            f"{place} has the folders {_listed(tops)}, which are numbered like parts of one data set and not like "
-            f"classes: sort the images into one folder per class, give a table of their labels with --labels, or, if "
-            f"they are classes, name them in a file for --class-map"
+            f"{place} has the folders {first_few(tops, _LISTED)}, which are numbered like parts of one data set and "
+            f"not like classes: sort the images into one folder per class, give a table of their labels with --labels, "
+            f"or, if they are classes, name them in a file for --class-map"
         )
 
 
@@ -244,11 +245,7 @@ def _shared_folders(subfolders: dict[str, set[str]]) -> list[str]:
 
 def _unclear(tops: Sequence[str], inside: Sequence[str], place: str) -> UserError:
     return UserError(
-        f"{place} has the folders {_listed(tops)}, with subfolders such as {', '.join(inside[:3])}: it is not clear "
-        f"which of them are classes. If the upper ones are splits, name them train, val and test; if they are "
-        f"classes, name them in a file for --class-map"
+        f"{place} has the folders {first_few(tops, _LISTED)}, with subfolders such as {', '.join(inside[:3])}: it is "
+        f"not clear which of them are classes. If the upper ones are splits, name them train, val and test; if they "
+        f"are classes, name them in a file for --class-map"
     )
-
-
-def _listed(folders: Sequence[str]) -> str:
-    return ", ".join(folders[:4]) + (", …" if len(folders) > 4 else "")

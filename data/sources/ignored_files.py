@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from data.image_formats import IMAGE_ENDINGS, PICTURE_ENDINGS, advice
-from data.names import printable
+from data.names import first_few, printable
 from data.sources.files import Files, hidden, hidden_images
 from data.sources.opening import ARCHIVE_ENDINGS
 from data.sources.splits import split_of_name
@@ -57,7 +57,7 @@ def split_list_notes(files: Files) -> list[str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(printable, sorted(names)[:_LISTED])) + (", …" if len(names) > _LISTED else "")
+    return first_few(list(map(printable, sorted(names))), _LISTED)
 
 
 def require_no_lost_class(files: Files, class_folders: Iterable[str]) -> None:

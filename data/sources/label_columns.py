@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from data.image_formats import IMAGE_ENDINGS
-from data.names import one_line
+from data.names import first_few, one_line
 from data.sources.class_labels import OTHER_COLUMN, cleaned_labels, merged_forms
 from data.sources.splits import TRAIN, split_of_name
 from data.sources.tables import Table
@@ -69,7 +69,7 @@ def labelled_rows(table: Table, find: Find, image_column: str | None, label_colu
         notes += merged_forms(table.column(label))
         summary += f", labels in {label!r}"
     if unused := [repr(name) for name in others if name not in used]:
-        summary += f"; not used: {', '.join(unused[:_LISTED])}{', …' if len(unused) > _LISTED else ''}"
+        summary += f"; not used: {first_few(unused, _LISTED)}"
     splits: list[int | None] = [None] * len(labels)
     if split:
         splits = [split_of_name(cell) for cell in table.column(split)]
@@ -176,6 +176,5 @@ def _rows_of_splits(table: Table, split: str) -> tuple[Table, list[str]]:
     if len(rows) == len(cells):
         return table, []
     unknown = sorted({repr(cell) for cell in cells if split_of_name(cell) is None})
-    listed = ", ".join(unknown[:_LISTED]) + (", …" if len(unknown) > _LISTED else "")
-    note = f"left out {len(cells) - len(rows):,} rows of {table.name} whose {split!r} names no split: {listed}"
-    return Table(table.name, table.columns, rows), [note]
+    note = f"left out {len(cells) - len(rows):,} rows of {table.name} whose {split!r} names no split"
+    return Table(table.name, table.columns, rows), [f"{note}: {first_few(unknown, _LISTED)}"]

@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import permutations
 
-from data.names import printable
+from data.names import first_few, printable
 from data.sources.annotations import ANNOTATION_WORDS, IMAGE_WORDS, UNSURE_ANNOTATION_WORDS, words_of
 from recipes.errors import UserError
 
 _FOLDERS_OF_PAIRS = 4  # with more folders, these are classes
 _NEARLY_ALL = 0.9
+_LISTED = 4  # folders in a sentence
 _COMPARED = 1000  # names of each folder
 _LOOKED_AT = 8  # images of each folder whose headers are read
 # Two words of one group name two versions of the same images, if the rest of both names is equal.
@@ -38,9 +39,7 @@ def refuse_annotation_folders(folders: Sequence[str], place: str) -> None:
     images = names & IMAGE_WORDS or (few and any(words_of(folder) & IMAGE_WORDS for folder in folders))
     all_annotations = names and names <= ANNOTATION_WORDS | UNSURE_ANNOTATION_WORDS
     if all_annotations or (images and (sure or unsure)) or (few and sure):
-        raise _paired(
-            place, ", ".join(map(printable, folders[:4])) + (", …" if len(folders) > 4 else ""), "their annotations"
-        )
+        raise _paired(place, first_few(list(map(printable, folders)), _LISTED), "their annotations")
 
 
 def require_unpaired(folders: Sequence[str], paths: Sequence[str], look: Look, place: str) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from launcher.planning.gpus import gpu_count
 from launcher.planning.plan import PlanOption, recommend
 from launcher.planning.plan_output import PlanRequest, plan_options
 from launcher.runs.noise_scale import LATEST, noise_scale, recorded_estimates
@@ -117,8 +118,7 @@ def print_batch_sizes(recipe: Recipe, steps: int, noise: float, request: PlanReq
     """Print the table, the recommended row with its reason, and what the prediction assumes."""
     rows = compare_batch_sizes(recipe, steps, noise, request)
     best = recommended_row(rows)
-    gpus = "1 GPU" if request.gpus == 1 else f"{request.gpus} GPUs"
-    print(f"{recipe.name} on {gpus} ({request.gpu}); noise scale {noise:,.0f} images")
+    print(f"{recipe.name} on {gpu_count(request.gpus)} ({request.gpu}); noise scale {noise:,.0f} images")
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("", "batch", "steps", "images", "GPU-hours", "hours", "learning rate"):
         table.add_column(heading, justify="right", no_wrap=True)

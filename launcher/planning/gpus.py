@@ -19,6 +19,11 @@ _REACHED_BANDWIDTH = 0.7
 DATA_SHEET = "data sheet, two constants"  # the source of rates that were neither measured nor given
 
 
+def gpu_count(count: int) -> str:
+    """Return a number of GPUs for a sentence."""
+    return "1 GPU" if count == 1 else f"{count} GPUs"
+
+
 @dataclass(frozen=True)
 class Gpu:
     """A kind of GPU.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from launcher.cut import Cut, cut_batch, unit_of_cut
 from launcher.planning.engine_rules import can_shard_optimizer, with_default_engine
+from launcher.planning.gpus import gpu_count
 from launcher.planning.memory_model import GIB, Memory, predict_memory
 from launcher.planning.model_profile import ModelProfile
 from launcher.planning.time_model import Hardware, gpu_seconds
@@ -121,11 +122,10 @@ def explain_no_fit(recipe: Recipe, profile: ModelProfile, hardware: Hardware, mi
     elif more := _fewest_gpus(open_recipe, profile, hardware):
         remedies.append(f"take {more[0]} of these, where {more[1].engine} fits")
     allowed = " that you allow" if open_recipe != recipe or micro_batch else ""
-    gpus = "1 GPU" if hardware.gpus == 1 else f"{hardware.gpus} GPUs"
     return (
-        f"{recipe.name} does not fit {gpus} of {hardware.memory / GIB:.3g} GiB in any way{allowed}; "
-        f"nearest is {least.engine} with micro-batch {least.cut.micro_batch}, which needs {needed:.1f} GiB per GPU: "
-        f"{', or '.join(remedies)}"
+        f"{recipe.name} does not fit {gpu_count(hardware.gpus)} of {hardware.memory / GIB:.3g} GiB in any way"
+        f"{allowed}; nearest is {least.engine} with micro-batch {least.cut.micro_batch}, which needs {needed:.1f} GiB "
+        f"per GPU: {', or '.join(remedies)}"
     )
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from data.images.augment import is_augmented
 from launcher.planning import published_errors
 from launcher.planning.checkpoint_interval import best_interval, goodput
-from launcher.planning.gpus import DATA_SHEET, gpu_named
+from launcher.planning.gpus import DATA_SHEET, gpu_count, gpu_named
 from launcher.planning.memory_model import GIB
 from launcher.planning.model_profile import ModelProfile, profile_model
 from launcher.planning.plan import PlanOption, explain_no_fit, explain_recommendation, feasible_options, recommend
@@ -166,12 +166,11 @@ def _print_table(
     best: PlanOption,
     schedule: StepSchedule | None,
 ) -> None:
-    gpus = "1 GPU" if hardware.gpus == 1 else f"{hardware.gpus} GPUs"
     nodes = "1 node" if hardware.nodes == 1 else f"{hardware.nodes} nodes"
     print(
         f"{recipe.name}: {recipe.model.name}, {profile.parameters:,} parameters, {recipe.input.size} px, "
         f"{recipe.engine.precision}; "
-        f"{gpus} ({request.gpu}) of {round(hardware.memory / GIB, 1):g} GiB in {nodes}"
+        f"{gpu_count(hardware.gpus)} ({request.gpu}) of {round(hardware.memory / GIB, 1):g} GiB in {nodes}"
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("", "engine", "micro-batch × accumulation"):

@@ -9,7 +9,7 @@
 
 Each stage runs in processes of its own, and writes what it prints to FOLDER/STAGE.txt and its figures to
 FOLDER/STAGE.jsonl, row by row. So a stage that is killed loses one row. A stage that fails or takes too long is ended
-with all of its processes, and does not keep the next ones from running. The next start goes on with it: it measures
+with all of its processes, and does not keep the next ones from running. The next start continues it: it measures
 only what has no row yet, and resumes a training. A stage that has succeeded begins anew if `--only` names it.
 
 Only files of this repository are needed, and for accuracy shards. docs/measurements/gpu-performance.md says how to run
@@ -261,7 +261,9 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{stage.name}: done in {took}", flush=True)
         elif code == LEFT_OUT:
             left_out.append(stage.name)
-            print(f"{stage.name}: something was left out after {took}, see {file}; the next start goes on", flush=True)
+            print(
+                f"{stage.name}: something was left out after {took}, see {file}; the next start continues", flush=True
+            )
         else:
             failed.append(stage.name)
             why = f"stopped after {stage.seconds} s" if code is None else code

@@ -1,6 +1,6 @@
 """Rows of figures in a file, one JSON object a line, appended as soon as they are measured.
 
-A measurement that was cut short goes on: before each figure it asks `is_measured` whether the file has it already.
+A measurement that was cut short continues: before each figure it asks `is_measured` whether the file has it already.
 """
 
 import argparse
