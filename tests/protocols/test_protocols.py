@@ -13,6 +13,7 @@ from tests.protocols.protocols import protocols
 _TRIED = 18  # of each protocol
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", protocols(), ids=lambda protocol: protocol.name)
 def test_a_pause_or_a_kill_anywhere_keeps_the_promise(protocol, tmp_path):
     seed = time.time_ns()

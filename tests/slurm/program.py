@@ -2,7 +2,8 @@
 
     python -m program FOLDER ENTRIES [PER_START]
 
-Every rank records when it ran, so that a test sees whether two starts of a job ever ran at once.
+Every rank records when it ran, so that a test sees whether two starts of a job ever ran at once. As in a training, no
+rank makes progress before all of them have started.
 """
 
 import json
@@ -20,8 +21,12 @@ def main(folder: Path, entries: int, per_start: int) -> int:
     started, made = time.time(), 0
     (folder / "ran").mkdir(exist_ok=True)
     record = folder / "ran" / f"{os.environ['SLURM_JOB_ID']}-{os.getpid()}.json"
+    world = int(os.environ["WORLD_SIZE"])
+    arrived = folder / "arrived" / f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+    arrived.mkdir(parents=True, exist_ok=True)
+    (arrived / str(rank)).touch()
     while True:
-        seen = {"rank": rank, "world": int(os.environ["WORLD_SIZE"]), "node": os.environ["SLURMD_NODENAME"]}
+        seen = {"rank": rank, "world": world, "node": os.environ["SLURMD_NODENAME"]}
         unfinished = record.with_suffix(".tmp")  # a kill must not leave half a record
         unfinished.write_text(json.dumps({**seen, "from": started, "to": time.time()}))
         unfinished.rename(record)
@@ -30,9 +35,10 @@ def main(folder: Path, entries: int, per_start: int) -> int:
             return 0
         if told or made >= per_start:
             return 130
-        if rank == 0:
-            (progress / f"entry-{done:04}").touch()
-        made += 1
+        if len(list(arrived.iterdir())) == world:
+            if rank == 0:
+                (progress / f"entry-{done:04}").touch()
+            made += 1
         time.sleep(0.2)
 
 
