@@ -120,8 +120,10 @@ def become(request: dict, executable: str) -> None:
 def main() -> None:
     """Serve; in each forked process, run the module that the client asks for as Python does."""
     address, executable, *modules = sys.argv[1:]
+    gc.disable()  # nothing that is imported is garbage
     for module in modules:
         importlib.import_module(module)
+    gc.enable()
     gc.freeze()  # so that a collection in a program does not copy the pages of all that was imported
     request = serve(address)
     become(request, executable)

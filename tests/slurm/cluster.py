@@ -13,18 +13,8 @@ import subprocess
 import time
 from pathlib import Path
 
-PROGRAMS = [
-    "munged",
-    "mariadbd",
-    "mariadb-install-db",
-    "slurmdbd",
-    "slurmctld",
-    "slurmd",
-    "sbatch",
-    "sacct",
-    "sacctmgr",
-    "setpriv",
-]
+_DAEMONS = ["munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd"]
+_PROGRAMS = [*_DAEMONS, "mariadb-install-db", "sbatch", "sacct", "sacctmgr", "setpriv"]
 _HOSTS = Path("/etc/hosts")
 _PATIENCE = 90.0  # seconds for a daemon to answer
 
@@ -33,12 +23,9 @@ def why_not_here() -> str | None:
     """What keeps a cluster from starting on this machine; None if nothing does."""
     if os.geteuid() != 0:
         return "a SLURM cluster for tests needs root"
-    missing = [program for program in PROGRAMS if shutil.which(program, path=_path()) is None]
-    return (
-        f"a SLURM cluster for tests needs {', '.join(missing)}; on Debian `make test` installs what is needed"
-        if missing
-        else None
-    )
+    missing = [program for program in _PROGRAMS if shutil.which(program, path=_path()) is None]
+    needed = f"a SLURM cluster for tests needs {', '.join(missing)}; on Debian `make test` installs what is needed"
+    return needed if missing else None
 
 
 class TestCluster:
@@ -137,20 +124,8 @@ class TestCluster:
 
     def occupy_a_node(self) -> str:
         """Submit a job that needs a whole node and preempts; return its id."""
-        script = [
-            "--parsable",
-            "-p",
-            "urgent",
-            "-N1",
-            "--exclusive",
-            "-t",
-            "10",
-            "-o",
-            "/dev/null",
-            "--wrap",
-            "sleep 600",
-        ]
-        return self.run("sbatch", *script).strip()
+        options = ["--parsable", "--partition=urgent", "--nodes=1", "--exclusive", "--time=10", "--output=/dev/null"]
+        return self.run("sbatch", *options, "--wrap=sleep 600").strip()
 
     def wait(self, condition, seconds: float = _PATIENCE) -> None:
         deadline = time.monotonic() + seconds

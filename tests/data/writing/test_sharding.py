@@ -1,37 +1,25 @@
-"""What `bigbatch shard` promises about the files it writes, and what reading them back promises."""
+"""What `bigbatch shard` promises about the files that it writes."""
 
-import errno
 import io
 import json
-import os
-import pickle
-import signal
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.reading.shards import INDEX_DTYPE, ShardSet
+from data.reading.shards import INDEX_DTYPE
 from data.writing.shard_parts import sample_key
 from data.writing.sharding import shard
 from data.writing.verify import verify
 from recipes.errors import UserError
-from tests.data.pictures import contents, encoded, write_tree
+from tests.data.pictures import contents, encoded
 
 SMALL = 40_000  # bytes of a shard, so that a few dozen images make several
-
-
-@pytest.fixture
-def tree(tmp_path):
-    return write_tree(tmp_path / "animals")
 
 
 def test_plain_webdataset_reads_the_same_images_and_labels(tree, tmp_path):
@@ -107,12 +95,6 @@ def test_number_of_workers_never_changes_a_byte(tree, tmp_path):
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
-@pytest.fixture
-def small_parts(monkeypatch):
-    """Make the parts of a shard so small that every shard of the tests has several."""
-    monkeypatch.setattr("data.writing.shard_parts._PART_SIZE", 3_000)
-
-
 def test_several_processes_write_one_shard_with_the_same_bytes(tree, tmp_path, small_parts, monkeypatch):
     (tree / "ant/ant.3.jpg").write_bytes(b"no image")  # which moves all that follows it
     for workers in (1, 3):
@@ -134,114 +116,6 @@ def test_a_shard_has_the_bytes_that_webdatasets_writer_gives(tree, tmp_path, sma
             key = train.sample_name(i).partition(".")[0]
             writer.write({"__key__": key, "jpg": train.read(i), "cls": str(train.labels[i]).encode()})
     assert (tmp_path / "theirs.tar").read_bytes() == (tmp_path / "out/train-000000.tar").read_bytes()
-
-
-def test_a_full_disk_leaves_no_unfinished_part(tree, tmp_path, small_parts, monkeypatch):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("data.writing.shard_writing.flush", full)
-    with pytest.raises(UserError, match="No space left on device; the same command resumes"):
-        shard(str(tree), tmp_path / "out", workers=2, progress=False)
-    assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} == {"plan.json", "lock"}
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_and_restarted_gives_identical_bytes(dogs_vs_cats_zip, tmp_path):
-    """kill -9 of the command, at a moment when some shards are done and others half-written, twice."""
-    command = (
-        "import sys; from pathlib import Path; from data.writing.sharding import shard;"
-        "shard(sys.argv[1], Path(sys.argv[2]), shard_size=4_000_000, workers=2, progress=False)"
-    )
-    arguments = [sys.executable, "-c", command, str(dogs_vs_cats_zip)]
-    killed = tmp_path / "killed"
-    for finished_shards in (2, 9):
-        process = subprocess.Popen([*arguments, str(killed)])
-        while len(list(killed.glob(".work/*.json"))) < 1 + finished_shards:  # one of them is the plan
-            assert process.poll() is None, "ended before it was killed"
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert not (killed / "manifest.json").exists()
-        kept = {path: path.stat().st_mtime_ns for path in killed.glob("*.tar")}
-    subprocess.run([*arguments, str(killed)], check=True)
-    subprocess.run([*arguments, str(tmp_path / "undisturbed")], check=True)
-    assert contents(killed) == contents(tmp_path / "undisturbed")
-    unchanged = [path for path, written in kept.items() if path.stat().st_mtime_ns == written]
-    assert len(unchanged) >= 9, "finished shards were made again"
-
-
-def test_workers_of_a_killed_command_end_by_themselves(dogs_vs_cats_zip, tmp_path):
-    command = (
-        "import sys; from pathlib import Path; from data.writing.sharding import shard;"
-        "shard(sys.argv[1], Path(sys.argv[2]), workers=2, shard_size=8_000_000, progress=False)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", command, str(dogs_vs_cats_zip), str(tmp_path / "out")])
-    workers: set[int] = set()
-    while len(workers) < 2:
-        assert process.poll() is None
-        workers = {int(path.name.split(".")[-2]) for path in (tmp_path / "out/.work").glob("*.part*.[0-9]*.partial")}
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 5
-    while any(_runs(pid) for pid in workers):
-        assert time.monotonic() < deadline, "a worker goes on without its parent"
-        time.sleep(0.05)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_an_existing_data_set_of_the_same_source_is_left_alone(tree, tmp_path, capsys):
-    shard(str(tree), tmp_path / "out", progress=False)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    shard(str(tree), tmp_path / "out")
-    assert "complete" in capsys.readouterr().err
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-
-
-def test_an_existing_data_set_of_another_source_or_other_options_is_refused(tree, tmp_path):
-    shard(str(tree), tmp_path / "out", progress=False)
-    with pytest.raises(UserError, match="another source or other options"):
-        shard(str(tree), tmp_path / "out", val_fraction=0.3, progress=False)
-    (tree / "ant" / "new.jpg").write_bytes(encoded("new"))
-    with pytest.raises(UserError, match="another source or other options"):
-        shard(str(tree), tmp_path / "out", progress=False)
-
-
-def test_unfinished_work_of_other_options_is_refused(tree, tmp_path):
-    (tmp_path / "out/.work").mkdir(parents=True)
-    (tmp_path / "out/.work/plan.json").write_text("{}")
-    with pytest.raises(UserError, match="unfinished shards of another source"):
-        shard(str(tree), tmp_path / "out", progress=False)
-
-
-def test_a_folder_with_other_files_is_refused(tree, tmp_path):
-    with pytest.raises(UserError, match="not empty"):
-        shard(str(tree), tree, progress=False)
-
-
-def test_a_folder_that_cannot_be_written_is_one_sentence(tree, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        shard(str(tree), tmp_path / "file" / "out", progress=False)
-
-
-def test_two_commands_never_write_one_folder(tree, tmp_path, monkeypatch):
-    import fcntl
-
-    monkeypatch.setattr("data.writing.work_folder._PATIENCE", 0.1)
-    (tmp_path / "out/.work").mkdir(parents=True)
-    lock = os.open(tmp_path / "out/.work/lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another `bigbatch shard` is writing"):
-        shard(str(tree), tmp_path / "out", progress=False)
-    os.close(lock)
 
 
 def test_unreadable_images_are_left_out_counted_and_named(tree, tmp_path, capsys):
@@ -293,65 +167,6 @@ def test_a_zip_and_its_unpacked_folder_give_the_same_shards(tree, tmp_path):
     assert contents(tmp_path / "from folder") == contents(tmp_path / "from zip")
 
 
-def test_a_split_reads_the_same_after_a_fork_and_after_a_pickle(tree, tmp_path):
-    train = shard(str(tree), tmp_path / "out", shard_size=SMALL, progress=False).split("train")
-    expected = [train.read(i) for i in range(len(train))]
-    pickled = pickle.dumps(train)
-    assert len(pickled) < 5_000, "the index must not travel"
-    assert [pickle.loads(pickled).read(i) for i in range(len(train))] == expected
-    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
-        assert list(pool.map(train.read, range(len(train)))) == expected
-
-
-def test_more_shards_than_open_files_allowed_can_be_read(tree, tmp_path):
-    train = shard(str(tree), tmp_path / "out", shard_size=1, progress=False).split("train")
-    assert len(train.shard_paths) == len(train) == 27
-    train.folder._open._most = 3
-    assert len({train.read(i) for _ in range(2) for i in range(len(train))}) == 27
-    assert len(train.folder._open._files) == 3
-
-
-def test_digest_is_the_identity_of_the_contents(tree, tmp_path):
-    one = shard(str(tree), tmp_path / "1", progress=False)
-    same = shard(str(tree), tmp_path / "2", progress=False)
-    (tree / "ant/ant.0.jpg").write_bytes(encoded("changed"))
-    other = shard(str(tree), tmp_path / "3", progress=False)
-    assert one.digest == same.digest == ShardSet.open(tmp_path / "1").digest != other.digest
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder: (folder / "manifest.json").unlink(), "bigbatch shard"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "damaged"),
-        (lambda folder: (folder / "train-000000.tar").unlink(), "train-000000.tar"),
-        (lambda folder: os.truncate(folder / "train-000000.tar", 1000), "has 1000 bytes instead of"),
-        (lambda folder: (folder / "train.index.npy").unlink(), "train.index.npy"),
-        (lambda folder: os.truncate(folder / "train.index.npy", 300), "train.index.npy"),
-        (lambda folder: np.save(folder / "train.index.npy", np.zeros(3, INDEX_DTYPE)), "3 rows"),
-    ],
-)
-def test_opening_a_damaged_data_set_is_one_sentence(tree, tmp_path, damage, message):
-    shard(str(tree), tmp_path / "out", progress=False)
-    damage(tmp_path / "out")
-    with pytest.raises(UserError, match=message) as error:
-        ShardSet.open(tmp_path / "out")
-    assert "\n" not in str(error.value)
-
-
-def test_opening_nothing_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="there is no folder .*bigbatch shard"):
-        ShardSet.open(tmp_path / "nowhere")
-    (tmp_path / "images.zip").touch()
-    with pytest.raises(UserError, match="images.zip is a file, not a folder of shards: .*bigbatch shard"):
-        ShardSet.open(tmp_path / "images.zip")
-
-
-def test_an_unknown_split_is_one_sentence(tree, tmp_path):
-    with pytest.raises(UserError, match="no split 'test', only 'train', 'val'"):
-        shard(str(tree), tmp_path / "out", progress=False).split("test")
-
-
 @pytest.mark.parametrize(
     ("name", "key"),
     [
@@ -399,32 +214,3 @@ def test_odd_images_are_counted_by_kind(tree, tmp_path, capsys):
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["odd"] == {"cmyk": 1, "grayscale": 1, "palette": 1, "truncated": 1}
     assert "1 cmyk, 1 grayscale" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_interrupted_by_the_user_it_stops_at_once_and_resumes_later(dogs_vs_cats_zip, tmp_path):
-    command = (
-        "import sys; from pathlib import Path; from data.writing.sharding import shard;"
-        "shard(sys.argv[1], Path(sys.argv[2]), workers=2, shard_size=16_000_000, progress=False)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", command, str(dogs_vs_cats_zip), str(tmp_path / "out")],
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell that starts the tests in the background lets them, and so this, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while not list((tmp_path / "out/.work").glob("*.tar.json")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    asked = time.monotonic()
-    _, errors = process.communicate(timeout=60)
-    # Two seconds on idle cores; longer where other processes want the same cores.
-    limit = 2 * max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert time.monotonic() - asked < limit and process.returncode != 0
-    assert errors.count("Traceback") == 1 and "KeyboardInterrupt" in errors, (
-        "only the command's own, none of the workers'"
-    )
-    assert not list((tmp_path / "out/.work").glob("*.partial"))
-    assert not (tmp_path / "out/manifest.json").exists()

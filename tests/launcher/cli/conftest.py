@@ -1,4 +1,4 @@
-"""What the tests of bad inputs share: inputs that work, and a way to find what a user would complain about."""
+"""What the tests of commands share: a finished run, inputs that work, and what a user would complain about."""
 
 import shutil
 from collections.abc import Callable
@@ -6,11 +6,30 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor
 
+from launcher.evaluation import saved_weights
+from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
+from tests.command_line import run_program
 from tests.launcher.cli.bad_inputs import run
+from tests.launcher.conftest import SMALL
 
 GOOD = Path(__file__).parents[2] / "compatibility" / "made_by_0_1_0"
+
+
+@pytest.fixture(scope="session")
+def run_directory(digits, tmp_path_factory) -> Path:
+    """A finished run of two epochs."""
+    run = tmp_path_factory.mktemp("runs") / "demo"
+    changes = [*SMALL, "schedule.epochs=2", "schedule.warmup_epochs=0"]
+    run_program("train", "demo", *changes, "--data", digits, "--run-dir", run, "--workers", "0").check_returncode()
+    return run
+
+
+def run_weights(run: Path) -> dict[str, Tensor]:
+    """Return the raw weights of the newest checkpoint of a run."""
+    return saved_weights.run_weights(RunDirectory(run), ema=False).tensors
 
 
 @pytest.fixture
