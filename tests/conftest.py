@@ -1,6 +1,8 @@
 """What several folders of tests share: markers, the division of tests over processes, and real images."""
 
+import atexit
 import ctypes
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,10 @@ import pytest
 # Set before torch is imported. Its threads wait for each other in busy loops, so that with more of them than idle cores
 # (two processes of pytest, each with the processes that its tests start) a step takes up to ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What is imported is no garbage, so it need not be searched for garbage again and again, nor at the end.
+gc.set_threshold(50_000)
+atexit.register(gc.freeze)
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 SLURM = "tests/slurm"
@@ -32,6 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slurm")
     slow = {_group(item.nodeid) for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (_group(item.nodeid) != SLURM, _group(item.nodeid) not in slow))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported for the tests out of all later collections."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist asks

@@ -30,6 +30,7 @@ def test_only_the_stem_differs_from_the_network_for_imagenet(name):
     assert layer_of_parameters(ours)["conv1.weight"] == 0
 
 
+@pytest.mark.slow
 def test_it_trains_at_two_cuts_and_loads_as_a_timm_model():
     check("resnet18_cifar", 32)
 

@@ -143,6 +143,7 @@ def test_only_what_is_asked_for_is_transferred(line):
     assert size <= line.received - before < size + 4096
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_is_one_sentence_and_no_bad_image(line, recipe, monkeypatch):
     monkeypatch.setattr(data.reading.storage, "_PAUSES", (0.01, 0.02))
     remote = ShardSet.open(line.url)

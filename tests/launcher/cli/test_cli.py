@@ -91,6 +91,7 @@ def test_help_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_never_searched_for_garbage(run_directory, tmp_path):
     """Which halves the processor time of a command that imports torch; the time itself is a benchmark."""
     code = (

@@ -96,6 +96,7 @@ def test_only_an_operator_that_takes_long_to_load_is_announced(monkeypatch):
     assert len(said) == 1 and "takes minutes" in said[0]
 
 
+@pytest.mark.slow
 def test_on_a_machine_with_a_cuda_toolkit_and_no_gpu_nothing_is_printed_at_the_start(tmp_path):
     """torch's module of extensions warns about it, and every command would begin with that."""
     environment = os.environ | {"CUDA_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}

@@ -24,6 +24,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
 def test_freed_memory_is_used_again_without_the_kernel():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

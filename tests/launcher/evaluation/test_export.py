@@ -49,6 +49,7 @@ def run(toy_shards, tmp_path_factory) -> RunDirectory:
     return make_saved_run(tmp_path_factory.mktemp("export") / "run", toy_shards(*CLASSES), {4: (0.5, 0.25)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "script"), [("folder", TIMM), ("m.onnx", ONNX), ("m.pt2", PT2)])
 def test_an_export_gives_the_models_logits_without_bigbatch(run, tmp_path, name, script):
     """Any number of images, normalised as the recipe says; class names are in the export."""

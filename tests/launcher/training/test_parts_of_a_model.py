@@ -55,6 +55,7 @@ def test_frozen_layers_stay_and_the_curve_does_not_depend_on_the_cut(recipe, tmp
         timm.create_model(PARTS[part], num_classes=10).load_state_dict(weights, strict=True)
 
 
+@pytest.mark.slow
 def test_with_batch_norm_in_evaluation_mode_the_curve_does_not_depend_on_the_cut(recipe, tmp_path):
     """`model.norm_eval`: any micro-batch, the statistics of the given weights in the result, and a bit-equal resume.
 
