@@ -6,7 +6,6 @@ Every error names the key and suggests what to type instead.
 import difflib
 from collections.abc import Callable, Iterator
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import yaml
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from recipes.errors import UserError
 from recipes.local_paths import local_path
+from recipes.parsing import parse_own_yaml, parse_yaml
 from recipes.schema import Recipe, Values
 from recipes.sections import BatchSettings
 
@@ -140,17 +140,18 @@ def _layers(name_or_file: str, seen: tuple[str, ...]) -> list[Values]:
 
 def _read(name_or_file: str) -> Values:
     if name_or_file.endswith((".yaml", ".yml")):
-        path: Path | Traversable = local_path(name_or_file)
+        path = local_path(name_or_file)
         if not path.is_file():
             raise UserError(f"there is no recipe file {name_or_file}")
     elif name_or_file in names():
-        path = _CATALOGUE / f"{name_or_file}.yaml"
+        own: Values = parse_own_yaml((_CATALOGUE / f"{name_or_file}.yaml").read_text(encoding="utf-8"))
+        return own
     else:
         near = difflib.get_close_matches(name_or_file, names(), n=1)
         advice = f"; did you mean {near[0]!r}?" if near else ":"
         raise UserError(f"there is no recipe {name_or_file!r}{advice} `bigbatch recipes` lists all")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{name_or_file} is not valid YAML: {' '.join(str(error).split())}") from None
     except UnicodeDecodeError:
@@ -179,7 +180,7 @@ def _parse(override: str) -> tuple[str, object]:
     if key not in config_keys():
         raise UserError(_unknown(key, config_keys()))
     try:
-        return key, yaml.safe_load(text)
+        return key, parse_yaml(text)
     except yaml.YAMLError:
         return key, text
 

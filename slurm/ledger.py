@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.atomic_io import write_atomically
+from recipes.parsing import parse_json
 
 Event = dict[str, Any]  # one line of events.jsonl
 
@@ -64,7 +65,7 @@ class Ledger:
     def take_back(self, event: str) -> None:
         """Remove the last event if it is of this kind. The job must not be queued, as nobody else may write now."""
         lines = self.events_file.read_text().splitlines(keepends=True) if self.events_file.is_file() else []
-        if lines and json.loads(lines[-1])["event"] == event:
+        if lines and parse_json(lines[-1])["event"] == event:
             write_atomically(self.events_file, "".join(lines[:-1]).encode())
 
     def events(self, *kinds: str) -> list[Event]:
@@ -74,7 +75,7 @@ class Ledger:
         text = self.events_file.read_text(errors="replace") if self.events_file.is_file() else ""
         for line in text.splitlines():
             try:
-                event = json.loads(line)
+                event = parse_json(line)
             except ValueError:
                 continue
             if isinstance(event, dict) and isinstance(event.get("event"), str):
@@ -101,7 +102,7 @@ class Ledger:
 
         Those with a message or a signal come first, then the earliest: a rank that lost its peer often has neither.
         """
-        found = [Failure(**json.loads(file.read_text())) for file in self.failures_folder.glob(f"{attempt}.*.json")]
+        found = [Failure(**parse_json(file.read_text())) for file in self.failures_folder.glob(f"{attempt}.*.json")]
         return sorted(found, key=lambda failure: (not failure.message and failure.code >= 0, failure.time))
 
     def claim(self, attempt: Attempt) -> None:
@@ -111,7 +112,7 @@ class Ledger:
     def owner(self) -> Attempt | None:
         """Return the attempt that owns the job, or None before the first start."""
         try:
-            return Attempt(**json.loads(self.owner_file.read_text()))
+            return Attempt(**parse_json(self.owner_file.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 

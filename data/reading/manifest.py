@@ -9,6 +9,7 @@ from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 
 from data.reading.storage import LocalFolder, RemoteFolder
 from recipes.errors import UserError
+from recipes.parsing import parse_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -78,13 +79,13 @@ def read_manifest(folder: LocalFolder | RemoteFolder) -> Manifest:
             f"where the shards are"
         )
     try:
-        contents = json.loads(folder.read_whole(MANIFEST))
+        contents = parse_json(folder.read_whole(MANIFEST))
     except FileNotFoundError:
         raise UserError(
             f"{root} has no {MANIFEST}, so it is no complete folder of shards: make or finish one with "
             f"`bigbatch shard SOURCE FOLDER`"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is damaged: remake the folder with `bigbatch shard`") from None

@@ -1,7 +1,6 @@
 """A class map: renames or renumbers the classes of a source, merges several into one, or keeps only some of them."""
 
 import csv
-import json
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from data.names import composed, one_line
 from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.tables import delimiter_of, text_of
 from recipes.errors import UserError
+from recipes.parsing import parse_json
 
 
 def read_class_map(path: Path) -> dict[str, str | int]:
@@ -49,8 +49,8 @@ def read_class_map(path: Path) -> dict[str, str | int]:
 
 def _from_json(path: Path, text: str) -> dict[str, str | int]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(text)
+    except ValueError as error:
         raise UserError(one_line(f"the class map {path} is not valid JSON: {error}")) from None
     if not isinstance(found, dict) or not all(type(value) in (str, int) for value in found.values()):
         raise UserError(f'the class map {path} must be of the form {{"folder": "class name or number"}}')

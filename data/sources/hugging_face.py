@@ -10,7 +10,6 @@ pyarrow:
 An image is a struct of `bytes` and `path`. Its label is a `ClassLabel` with names, or a column with a usual name.
 """
 
-import json
 import os
 import re
 import tempfile
@@ -40,6 +39,7 @@ from data.sources.hugging_face_files import (
 )
 from data.sources.splits import SPLITS, TRAIN, split_of_name, with_validation
 from recipes.errors import UserError
+from recipes.parsing import parse_json
 
 _DICT, _STATE = "dataset_dict.json", "state.json"
 _PART = re.compile(r"(.*)-(\d+)-of-(\d+)")
@@ -265,8 +265,8 @@ def _listed(path: Path, key: str, inner: str | None = None) -> list[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(one_line(f"{path} cannot be read ({error}): copy the whole folder")) from None
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a JSON object: copy the whole folder")

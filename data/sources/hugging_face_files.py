@@ -1,6 +1,5 @@
 """Reads the Arrow and parquet files of Hugging Face data sets with pyarrow, a few rows at a time."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from data.names import one_line
 from data.sources.label_columns import LABEL_NAMES, SPLIT_NAMES, holds_splits
 from recipes.errors import UserError
+from recipes.parsing import parse_json
 
 Rest = ParamSpec("Rest")
 Found = TypeVar("Found")
@@ -104,9 +104,9 @@ def find_columns(path: Path) -> Columns:
 def _names_of_classes(schema: Any) -> dict[str, list[str]]:
     """Return the names of the class numbers in each `ClassLabel` column, from the metadata of a file."""
     try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        features = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         labels = {name: about["names"] for name, about in features.items() if about.get("_type") == "ClassLabel"}
-    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):  # any JSON may be there
+    except (ValueError, AttributeError, TypeError, KeyError):  # any JSON may be there
         return {}
     return {
         name: [str(text) for text in names]

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from data.names import one_line
 from recipes.errors import UserError
+from recipes.parsing import parse_json
 
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
@@ -130,8 +130,8 @@ def _lines(name: str, text: str) -> Table:
 def _json(name: str, text: str) -> Table:
     """Return the table in a JSON object ``{"image": "label"}``, or in a list of objects with equal keys."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(text)
+    except ValueError as error:
         raise UserError(one_line(f"{name} is not valid JSON ({error}): write it again")) from None
     if isinstance(found, dict) and all(isinstance(label, (str, int)) for label in found.values()):
         return Table(name, ["image", "label"], [[image, str(label)] for image, label in found.items()])
@@ -145,8 +145,8 @@ def _json_lines(name: str, text: str) -> Table:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = parse_json(line)
+            except ValueError:
                 row = None
             if not isinstance(row, dict):
                 raise UserError(f"line {number} of {name} is not a JSON object: write one object per image and line")

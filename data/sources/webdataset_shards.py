@@ -20,6 +20,7 @@ from data.sources.class_map import read_class_map
 from data.sources.opening import TAR_ENDINGS
 from data.sources.splits import TEST, VAL, split_of_name
 from recipes.errors import UserError
+from recipes.parsing import parse_json
 
 _NUMBER_KEYS = ("label", "cls", "class_index", "class_id", "target")
 _LOOKED_AT = 16  # samples of a tar that are checked to decide whether it is such a shard
@@ -171,8 +172,8 @@ def labels_in(sample: TarSample, ending: str) -> list[str] | None:
     if ending != "json":
         return [text.strip()]
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         return []
     if isinstance(found, dict):
         values = [found.get(key) for key in (*_NUMBER_KEYS, *_NAME_KEYS)]

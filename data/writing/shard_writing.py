@@ -20,6 +20,7 @@ from data.parallel import Worker
 from data.reading.sampled_checksum import sampled_checksum
 from data.reading.shards import INDEX_DTYPE
 from data.writing.shard_parts import ShardPart, WriterContext, part_findings, part_path, write_part
+from recipes.parsing import parse_json
 
 _COPIED_AT_ONCE = 2**20  # bytes
 
@@ -48,12 +49,12 @@ def write_part_or_shard(worker: Worker, part: ShardPart) -> None:
 
 def recorded(context: WriterContext, file: str) -> dict[str, Any] | None:
     """Return the record of a finished shard: counts, bytes, checksums, images left out; None if it is not finished."""
-    record = context.work / f"{file}.json"
-    if not record.exists():
-        return None
     path = context.dest / file
-    values: dict[str, Any] = json.loads(record.read_text())
-    return values if path.exists() and path.stat().st_size == values["bytes"] else None
+    try:
+        values: dict[str, Any] = parse_json((context.work / f"{file}.json").read_bytes())
+        return values if path.stat().st_size == values["bytes"] else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not finished, or its record is damaged
+        return None
 
 
 def recorded_rows(context: WriterContext, file: str) -> NDArray[np.void]:

@@ -13,6 +13,7 @@ from data.atomic_io import write_durably
 from data.reading.file_lock import file_lock
 from data.reading.manifest import MANIFEST
 from recipes.errors import UserError
+from recipes.parsing import parse_json
 
 WORK = ".work"
 _PATIENCE = 5.0  # seconds; the workers of a killed command hold the lock until they notice, after 0.2 s or so
@@ -77,9 +78,14 @@ def _remove_unfinished(work: Path) -> None:
 
 def _claim(work: Path, identity: dict[str, Any]) -> None:
     claim = work / "plan.json"
-    if not claim.exists():
+    try:
+        claimed = parse_json(claim.read_bytes())
+    except FileNotFoundError:
         write_durably(claim, json.dumps(identity).encode())
-    elif json.loads(claim.read_text()) != identity:
+        return
+    except ValueError:
+        claimed = None  # damaged, so nobody knows of what the unfinished shards are
+    if claimed != identity:
         raise UserError(
             f"{work.parent} holds unfinished shards of another source or other options: "
             f"finish those, or remove the folder"

@@ -8,7 +8,6 @@ and a reader need not know how many ranks wrote the checkpoint or which rank hel
 """
 
 import hashlib
-import json
 import math
 import warnings
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from recipes.errors import UserError
+from recipes.parsing import parse_json
 
 FORMAT = 1  # incremented when older versions cannot read what this one writes
 MANIFEST = "checkpoint.json"
@@ -189,7 +189,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         UserError: a newer version of bigbatch wrote it.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = parse_json((path / MANIFEST).read_text())
         files = manifest["files"].items()
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: its {MANIFEST} cannot be read") from None

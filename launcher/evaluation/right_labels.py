@@ -1,6 +1,5 @@
 """Images with several right labels, such as ImageNet's reassessed labels (ReaL)."""
 
-import json
 import re
 from importlib import resources
 from pathlib import Path
@@ -12,6 +11,7 @@ from data.progress import say
 from data.reading.shards import Split
 from recipes.errors import UserError
 from recipes.local_paths import local_path
+from recipes.parsing import parse_json
 
 REAL = "real"  # the option's value for ImageNet's reassessed labels
 _REAL_FILE = "imagenet_real_labels.json"  # class numbers by validation image, in timm
@@ -57,13 +57,13 @@ def _image_name(sample_name: str, source: str) -> str:
 
 def _real_labels() -> dict[str, list[str]]:
     synsets = ImageNetInfo().label_names()
-    labels = json.loads((resources.files("timm.data") / "_info" / _REAL_FILE).read_text())
+    labels = parse_json((resources.files("timm.data") / "_info" / _REAL_FILE).read_text())
     return {str(number): [synsets[label] for label in some] for number, some in enumerate(labels, start=1)}
 
 
 def _read(path: Path) -> dict[str, list[str]]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"the right labels {path} cannot be read ({error}): give a JSON file, or {REAL}") from None
     if not isinstance(found, dict) or not all(isinstance(labels, list) for labels in found.values()):

@@ -1,6 +1,5 @@
 """Loads trained weights from what the user names: a run, one of its checkpoints, or a weights file."""
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from launcher.runs.run_directory import RunDirectory, find_run
 from models.weights import read_weights
 from recipes.errors import UserError
 from recipes.load import load, override, validate, with_modules
+from recipes.parsing import parse_json
 from recipes.schema import Recipe
 
 
@@ -183,7 +183,7 @@ def recipe_of(weights: Path, recipe_name: str | None, overrides: list[str], modu
     if written is None:
         raise UserError(f"{weights} does not say which recipe it belongs to: add --recipe NAME")
     try:
-        recipe = validate(json.loads(written))
+        recipe = validate(parse_json(written))
     except ValueError as error:  # of JSON, or a UserError that names the key
         raise UserError(
             f"the recipe in the metadata of {weights} cannot be read ({error}): add --recipe NAME"
@@ -207,7 +207,7 @@ def classes_of(weights: Path) -> list[str] | None:
     if written is None:
         return None
     try:
-        names = json.loads(written)
+        names = parse_json(written)
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -28,6 +28,7 @@ from launcher.training.run_description import describe_dataset
 from recipes.errors import UserError
 from recipes.learning_rate import lr_note
 from recipes.load import override
+from recipes.parsing import parse_json
 from recipes.run_sections import BranchSettings
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
@@ -177,6 +178,6 @@ def _link(checkpoint: Checkpoint, folder: Path, about: dict[str, str]) -> None:
             os.link(checkpoint.path / name, place / name)
         except OSError:
             shutil.copyfile(checkpoint.path / name, place / name)
-    manifest: dict[str, Any] = json.loads((checkpoint.path / MANIFEST).read_text())
+    manifest: dict[str, Any] = parse_json((checkpoint.path / MANIFEST).read_text())
     manifest["about"] = {**manifest["about"], **about}
     write_durably(place / MANIFEST, json.dumps(manifest, indent=1).encode())

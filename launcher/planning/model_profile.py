@@ -17,6 +17,7 @@ from data.atomic_io import write_atomically
 from launcher.engines.deepspeed_config import KEPT_WHOLE
 from launcher.planning.pass_profile import Affine, PassProfile, RepeatedOperation, pass_profile
 from recipes.errors import UserError
+from recipes.parsing import parse_json
 from recipes.schema import Recipe
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def profile_model(recipe: Recipe, precision: str) -> ModelProfile:
 
 
 def _from_json(text: str) -> ModelProfile:
-    values = json.loads(text)
+    values = parse_json(text)
     usual, checkpointed = values.pop("usual_pass"), values.pop("checkpointed_pass")
     return ModelProfile(
         sizes=ParameterSizes(*values.pop("sizes")),

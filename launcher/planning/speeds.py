@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from data.atomic_io import write_durably
 from recipes.errors import UserError
+from recipes.parsing import parse_json
 from recipes.schema import Recipe
 from slurm.cluster import user_settings
 
@@ -87,7 +88,7 @@ def load_speeds() -> Speeds:
     """
     file = speeds_file()
     try:
-        values = json.loads(file.read_text())
+        values = parse_json(file.read_text())
         devices = {
             name: Device(float(device["memory_gib"]), _rates(device["rates"]))
             for name, device in values["devices"].items()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.atomic_io import write_durably
 from recipes.errors import UserError
+from recipes.parsing import parse_json
 
 _TAIL = 512 * 1024  # bytes at the end of the file that `recent` reads: more than a thousand steps
 # The key of the top-1 accuracy of each kind of weights in an event of an evaluation.
@@ -133,7 +134,7 @@ def best_accuracy(evaluations: Iterable[dict], kinds: Iterable[str] = ("EMA", "r
 def _parse(line: bytes) -> dict | None:
     """Return the event of a line; None if a kill cut the line short or it is not an event."""
     try:
-        event = json.loads(line)
+        event = parse_json(line)
     except ValueError:
         return None
     return event if isinstance(event, dict) and {"event", "time", "step"} <= event.keys() else None

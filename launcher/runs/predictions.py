@@ -15,6 +15,7 @@ import numpy as np
 
 from data.atomic_io import write_atomically
 from launcher.runs.run_directory import RunDirectory
+from recipes.parsing import parse_json
 
 _METADATA = ("weights", "step", "dataset", "digest", "split")
 
@@ -87,7 +88,7 @@ def read_predictions(run: RunDirectory) -> list[Predictions]:
             contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile),
             np.load(file, allow_pickle=False) as stored,
         ):
-            metadata = json.loads(str(stored["metadata"]))
+            metadata = parse_json(str(stored["metadata"]))
             arrays = {name: stored[name] for name in ("labels", "guesses", "probabilities")}
             found.append(Predictions(**{name: metadata[name] for name in _METADATA}, **arrays))
     return found

@@ -1,5 +1,6 @@
 """`bigbatch report`: writes one self-contained page about runs, with recipes, curves, mistakes and a comparison."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -62,6 +63,7 @@ def write_report(runs: str | Path | Sequence[str | Path], destination: str | Pat
     return destination
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     environment = page_environment()
     environment.filters |= {

@@ -19,6 +19,7 @@ from launcher.runs.weights_digest import weights_digest
 from recipes.errors import UserError
 from recipes.load import validate
 from recipes.local_paths import local_path
+from recipes.parsing import parse_yaml
 from recipes.schema import Recipe
 
 
@@ -153,7 +154,7 @@ class RunDirectory:
         """
         file = self.recipe_file
         try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+            values = parse_yaml(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.path} is not a run directory (no recipe.yaml): `bigbatch train` makes one"

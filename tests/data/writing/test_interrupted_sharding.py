@@ -25,6 +25,20 @@ def test_a_full_disk_leaves_no_unfinished_part(tree, tmp_path, small_parts, monk
     assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} == {"plan.json", "lock"}
 
 
+@pytest.mark.parametrize("record", ["", "{}", "[]", '{"bytes"', "[" * 100_000], ids=str.__len__)
+def test_a_shard_whose_record_is_damaged_is_written_again(tree, tmp_path, monkeypatch, record):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError):  # after the shards, before the index
+        patch.setattr("data.writing.split_writing.flush", full)
+        shard(str(tree), tmp_path / "out", progress=False)
+    (tmp_path / "out/.work/train-000000.tar.json").write_text(record)
+    shard(str(tree), tmp_path / "out", progress=False)
+    shard(str(tree), tmp_path / "undisturbed", progress=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_and_restarted_gives_identical_bytes(dogs_vs_cats_zip, tmp_path):
     """kill -9 of the command, at a moment when some shards are done and others half-written, twice."""
@@ -93,9 +107,10 @@ def test_an_existing_data_set_of_another_source_or_other_options_is_refused(tree
         shard(str(tree), tmp_path / "out", progress=False)
 
 
-def test_unfinished_work_of_other_options_is_refused(tree, tmp_path):
+@pytest.mark.parametrize("claim", ["{}", "", "{", "[" * 100_000], ids=["other", "empty", "cut short", "nested"])
+def test_unfinished_work_of_other_options_is_refused(tree, tmp_path, claim):
     (tmp_path / "out/.work").mkdir(parents=True)
-    (tmp_path / "out/.work/plan.json").write_text("{}")
+    (tmp_path / "out/.work/plan.json").write_text(claim)
     with pytest.raises(UserError, match="unfinished shards of another source"):
         shard(str(tree), tmp_path / "out", progress=False)
 
