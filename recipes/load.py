@@ -4,6 +4,7 @@ Every error names the key and suggests what to type instead.
 """
 
 import difflib
+import reprlib
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,8 @@ from recipes.schema import Recipe, Values
 from recipes.sections import BatchSettings
 
 _ALIKE = 0.6  # smallest similarity, out of 1, at which a key is suggested; difflib's own default cutoff
+_SHORT = reprlib.Repr()  # how a message shows a wrong value, of which a file may have any amount
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 200
 _CATALOGUE = resources.files("recipes") / "catalogue"
 
 
@@ -245,5 +248,7 @@ def _sentence(error: ValidationError) -> str:
         return str(first["ctx"]["error"])
     problem = first["msg"][0].lower() + first["msg"][1:]
     if key in _sections():
-        return f"{key}: {first['input']!r} is not a section; {_keys_of(key, str(first['input']))}"
-    return f"{key}={first['input']!r} is not valid: {problem}"
+        value = first["input"]
+        meant = value if isinstance(value, str) else _SHORT.repr(value)
+        return f"{key}: {_SHORT.repr(value)} is not a section; {_keys_of(key, meant)}"
+    return f"{key}={_SHORT.repr(first['input'])} is not valid: {problem}"

@@ -115,3 +115,16 @@ def test_a_file_that_is_no_recipe_is_one_sentence_that_names_it(tmp_path, kind):
     with pytest.raises(UserError, match="bad.yaml") as caught:
         load(str(tmp_path / "bad.yaml"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_message_shows_no_more_of_a_wrong_value_than_fits(tmp_path):
+    """A few lines of YAML may stand for more than fits into memory, as every list holds the one before it nine times."""
+    value = "&x0 [a, a]"
+    for level in range(1, 12):
+        value = f"&x{level} [{value}{f', *x{level - 1}' * 8}]"
+    (tmp_path / "large.yaml").write_text(f"base: demo\nmodel:\n  name: {value}\n")
+    with pytest.raises(UserError, match=r"model.name=\[\[.*\.\.\..* is not valid: input should be a valid string"):
+        load(str(tmp_path / "large.yaml"))
+    with pytest.raises(UserError) as caught:
+        load("demo", [f"batch.global={'x' * 10_000}"])
+    assert len(str(caught.value)) < 500
