@@ -118,7 +118,7 @@ def test_a_file_that_is_no_recipe_is_one_sentence_that_names_it(tmp_path, kind):
 
 
 def test_a_message_shows_no_more_of_a_wrong_value_than_fits(tmp_path):
-    """A few lines of YAML may stand for more than fits into memory, as every list holds the one before it nine times."""
+    """A few lines of YAML may stand for more than fits into memory: each list holds the one before it nine times."""
     value = "&x0 [a, a]"
     for level in range(1, 12):
         value = f"&x{level} [{value}{f', *x{level - 1}' * 8}]"
