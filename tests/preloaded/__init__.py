@@ -1,6 +1,6 @@
 """Python programs that start in milliseconds: forked from a server that has imported torch, timm and DeepSpeed already.
 
-Importing them takes up to five seconds of CPU, which is most of what a test of a small training costs. A program started here
+Importing them takes up to five seconds of CPU, most of what a test of a small training costs. A program started here
 has its own working directory, environment, arguments, file descriptors, signals and exit code, as with a new Python.
 It differs in what Python fixes at its start: a variable that a library reads when it is imported has the server's
 value, and the hash of strings is one for all programs. Tests of the start itself use `sys.executable`.
