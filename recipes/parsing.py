@@ -1,9 +1,10 @@
-"""Parses JSON and YAML, in which nesting that is too deep is one more way to be invalid.
+"""Parses JSON, TOML and YAML, in which nesting that is too deep is one more way to be invalid.
 
 Python's parsers raise RecursionError for it, which a reader of damaged files easily forgets to expect.
 """
 
 import json
+import tomllib
 from typing import Any
 
 import yaml
@@ -17,6 +18,18 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what a TOML text says.
+
+    Raises:
+        ValueError: it is not valid TOML.
+    """
+    try:
+        return tomllib.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -6,7 +6,6 @@ SLURM.
 """
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from recipes.errors import UserError
 from recipes.local_paths import LocalPathText
+from recipes.parsing import parse_toml
 
 LOCAL = "local"
 
@@ -190,8 +190,8 @@ def _sections() -> dict[str, dict[str, Any]]:
     sections: dict[str, dict[str, Any]] = {}
     for file in profile_files():
         try:
-            found = tomllib.loads(file.read_text()) if file.is_file() else {}
-        except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+            found = parse_toml(file.read_text()) if file.is_file() else {}
+        except (ValueError, OSError) as error:
             raise UserError(f"{file} cannot be read: {error}") from None
         for name, keys in found.items():
             if not isinstance(keys, dict):

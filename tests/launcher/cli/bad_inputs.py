@@ -51,6 +51,7 @@ KINDS: dict[str, Callable[[Path], Path | None]] = {
     "empty JSON": lambda path: path.write_text("{}") and None,
     "JSON of other types": lambda path: path.write_text('[null, {"a": [1]}]') and None,
     "nested too deeply": lambda path: path.write_text("[" * 100_000) and None,
+    "TOML that is nested too deeply": lambda path: path.write_text("x = " + "[" * 100_000) and None,
     "number": lambda path: path.write_text("7\n") and None,
     "UTF-16": lambda path: path.write_bytes("model: {name: convnext_tiny}\n".encode("utf-16")) and None,
     "Latin-1": lambda path: path.write_bytes("summary: größer\n".encode("latin-1")) and None,
