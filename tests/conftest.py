@@ -2,12 +2,14 @@
 
 import atexit
 import ctypes
+import functools
 import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 # Set before torch is imported. Its threads wait for each other in busy loops, so that with more of them than idle cores
 # (two processes of pytest, each with the processes that its tests start) a step takes up to ten times as long.
@@ -16,6 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What is imported is no garbage, so it need not be searched for garbage again and again, nor at the end.
 gc.set_threshold(50_000)
 atexit.register(gc.freeze)
+
+# Typer makes all commands anew, in 10 ms, whenever the program is called, and the tests call it thousands of times.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 SLURM = "tests/slurm"
