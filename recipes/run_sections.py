@@ -28,7 +28,8 @@ class EngineSettings(Section):
     )
     offload: Literal["auto", "none", "cpu", "nvme"] = Field(
         "auto",
-        description="where ZeRO keeps the optimizer state, and at stage 3 with `cpu` also the parameters; "
+        description="where ZeRO keeps the optimizer state; at stage 3, the parameters are in the CPU's memory with both `cpu` and "
+        "`nvme`; "
         "auto: what `accelerate launch` is configured with, else what the plan recommends",
     )
     nvme_path: LocalPathText | None = Field(None, description="folder on a local disk, for engine.offload=nvme")

@@ -1,4 +1,4 @@
-"""The size limit of `bigbatch shard`: larger images are resized and encoded again, all others are stored unchanged."""
+"""The size limit of `bigbatch shard`: larger images are resized and encoded again."""
 
 from dataclasses import dataclass
 

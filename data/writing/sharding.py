@@ -59,8 +59,9 @@ def shard(
 ) -> ShardSet:
     """Write the images of `source` as a data set into a folder, or finish what an earlier call began.
 
-    Images are stored unchanged, in an order that mixes the classes; only those above a size limit are encoded again.
-    Images that cannot be decoded are left out and named in the manifest.
+    Images are stored unchanged, in an order that mixes the classes. Only those above a size limit, 16-bit grey ones,
+    and those that `upright` turns are encoded again. Images that cannot be decoded are left out and named in the
+    manifest.
 
     Args:
         source: a path or name in the form that `data.sources.open_source` describes.

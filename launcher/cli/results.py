@@ -22,7 +22,7 @@ WeightsArgument = Annotated[
     typer.Argument(
         callback=on_this_machine,
         metavar="RUN|CHECKPOINT|WEIGHTS",
-        help="A run directory, a checkpoint in one (RUN/checkpoints/step-N), or a weights file.",
+        help="A run directory, a checkpoint in one (RUN/checkpoints/step-00000033), or a weights file.",
         show_default=False,
         autocompletion=run_directories,
     ),
@@ -151,7 +151,7 @@ def features(
     workers: Workers = None,
     upright: UprightOption = False,
 ) -> None:
-    """Write what the classifier receives for each image, with ids, and for shards labels and class names, for NumPy.
+    """Write the features of each image, which are the input of the classifier, with its id to a NumPy file.
 
     The exit code is 1 if an image of a folder cannot be read.
     """

@@ -211,8 +211,8 @@ class RunDirectory:
 def find_run(path: str | Path, step: int | None = None) -> tuple[RunDirectory, int | None] | None:
     """Return the run that a path names and the step of its checkpoint; None if the path is a weights file.
 
-    A run is named by its directory, or by a checkpoint in it, ``RUN/checkpoints/step-N``. The step is that of the
-    checkpoint, or else `step`; None means the newest one.
+    A run is named by its directory, or by a checkpoint in it, ``RUN/checkpoints/step-00000033``. The step is that of
+    the checkpoint, or else `step`; None means the newest one.
 
     Raises:
         UserError: there is no such path, or `step` is given together with a checkpoint or a file.

@@ -10,7 +10,7 @@ Ranks therefore all-reduce only after they have agreed that none of them ran out
   `Engine.all_reduce_gradients` follows them. So no rank blocks on one that ran out of memory. Normal DDP resumes
   after the first step with optimizer state, usually the second. From then on every step takes the same memory.
 
-ZeRO-2 and ZeRO-3 communicate inside every pass, so only the probe can save a run there.
+Under ZeRO, at every stage, only the probe can save a run: DeepSpeed communicates inside its passes and its update.
 """
 
 from collections.abc import Callable, Iterator
