@@ -28,9 +28,8 @@ class EngineSettings(Section):
     )
     offload: Literal["auto", "none", "cpu", "nvme"] = Field(
         "auto",
-        description="where ZeRO keeps the optimizer state; at stage 3, the parameters are in the CPU's memory with both `cpu` and "
-        "`nvme`; "
-        "auto: what `accelerate launch` is configured with, else what the plan recommends",
+        description="where ZeRO keeps the optimizer state; at stage 3, `cpu` and `nvme` both keep the parameters in "
+        "the CPU's memory; auto: what `accelerate launch` is configured with, else what the plan recommends",
     )
     nvme_path: LocalPathText | None = Field(None, description="folder on a local disk, for engine.offload=nvme")
     checkpoint_activations: Literal["auto", True, False] = Field(
