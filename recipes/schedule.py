@@ -3,7 +3,7 @@
 import math
 
 from recipes.errors import UserError
-from recipes.learning_rate import enough_epochs, peak_lr, smaller_batch
+from recipes.lr_scaling import enough_epochs, peak_lr, smaller_batch
 from recipes.schema import Recipe
 
 # With fewer steps the schedule, the EMA and AdamW's moments have hardly any effect. The demo's 154 steps are enough.

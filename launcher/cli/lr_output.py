@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from recipes.learning_rate import lr_key_for, peak_lr, show_lr
+from recipes.lr_scaling import lr_key_for, peak_lr, show_lr
 
 if TYPE_CHECKING:
     from launcher.experiments.lr_range_test import LrRangeTest

@@ -108,7 +108,7 @@ def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
 
 def print_lr_note(recipe: Recipe) -> None:
     """Say what becomes of the learning rate where a command's arguments change the batch size."""
-    from recipes.learning_rate import lr_note
+    from recipes.lr_scaling import lr_note
 
     if note := lr_note(recipe):
         print(f"note: {note}", flush=True)

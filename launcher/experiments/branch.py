@@ -26,8 +26,8 @@ from launcher.runs.metrics import best_accuracy
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.run_description import describe_dataset
 from recipes.errors import UserError
-from recipes.learning_rate import lr_note
 from recipes.load import override
+from recipes.lr_scaling import lr_note
 from recipes.parsing import parse_json
 from recipes.run_sections import BranchSettings
 from recipes.schedule import StepSchedule

@@ -28,7 +28,7 @@ from launcher.workers import default_workers
 from launcher.world import print_on_main
 from models.prepared import prepare_model
 from recipes.errors import UserError
-from recipes.learning_rate import peak_lr
+from recipes.lr_scaling import peak_lr
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
 

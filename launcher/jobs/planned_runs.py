@@ -9,8 +9,8 @@ from typing import Any
 from data.reading.storage import place_of
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
-from recipes.learning_rate import lr_note
 from recipes.load import load, with_modules
+from recipes.lr_scaling import lr_note
 from recipes.schema import Recipe
 from slurm.submit import plain_word
 

@@ -17,8 +17,8 @@ from launcher.planning.plan_output import PlanRequest, plan_options
 from launcher.runs.noise_scale import LATEST, noise_scale, recorded_estimates
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError
-from recipes.learning_rate import batch_overrides, is_linear, rule_lr, show_lr
 from recipes.load import override
+from recipes.lr_scaling import batch_overrides, is_linear, rule_lr, show_lr
 from recipes.schema import Recipe
 
 _FACTORS = [2.0**power for power in range(-4, 5)]  # of the recipe's batch

@@ -9,7 +9,7 @@ from launcher.experiments.lr_range_test import LrRange, lr_range_test
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.loop import Training
 from recipes.errors import UserError
-from recipes.learning_rate import peak_lr
+from recipes.lr_scaling import peak_lr
 from tests.launcher.conftest import SMALL
 from tests.launcher.experiments.short_runs import short_recipe, train_steps
 from tests.launcher.process_group import Group

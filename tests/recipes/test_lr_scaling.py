@@ -2,8 +2,8 @@
 
 import pytest
 
-from recipes.learning_rate import batch_overrides, lr_note, peak_lr, scaled_lr, smaller_batch
 from recipes.load import load, override, with_modules
+from recipes.lr_scaling import batch_overrides, lr_note, peak_lr, scaled_lr, smaller_batch
 from recipes.schedule import StepSchedule
 
 CONVNEXT = "convnext_tiny_in1k"
