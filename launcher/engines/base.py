@@ -106,10 +106,10 @@ class Engine(ABC):
         self.names = {parameter: name for name, parameter in self.module.named_parameters()}
         self.shapes = {name: list(parameter.shape) for parameter, name in self.names.items()}
         # Their owners are looked up once, but the tensors each time: a library may convert a module's buffers.
-        averages = [n for n, _ in saved_buffers(self.module) if n.endswith(("running_mean", "running_var"))]
-        self._owners_of_averages = {name: self.module.get_submodule(name.rpartition(".")[0]) for name in averages}
+        bn_stats = [n for n, _ in saved_buffers(self.module) if n.endswith(("running_mean", "running_var"))]
+        self._owners_of_bn_running_stats = {n: self.module.get_submodule(n.rpartition(".")[0]) for n in bn_stats}
         has_ema = recipe.ema.decay is not None
-        self.ema_buffers = {name: buffer.clone() for name, buffer in self._bn_averages()} if has_ema else {}
+        self.ema_buffers = {name: buffer.clone() for name, buffer in self._bn_running_stats()} if has_ema else {}
         self.updates = 0
         self.gradient_norm = torch.tensor(math.nan)
 
@@ -210,18 +210,19 @@ class Engine(ABC):
             return
         self.updates += 1
         if decay is not None and self.ema_buffers:
-            averages = [buffer for _, buffer in self._bn_averages()]
-            torch._foreach_lerp_(list(self.ema_buffers.values()), averages, 1 - decay)  # all with one launch on a GPU
+            bn_running_stats = [buffer for _, buffer in self._bn_running_stats()]
+            # All with one launch on a GPU.
+            torch._foreach_lerp_(list(self.ema_buffers.values()), bn_running_stats, 1 - decay)
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """Give the model the EMA weights inside the block. All ranks enter and leave together."""
-        buffers = [(buffer, self.ema_buffers[name]) for name, buffer in self._bn_averages()]
-        with torch.no_grad(), swapped_in(buffers), self._averaged_parameters():
+        buffers = [(buffer, self.ema_buffers[name]) for name, buffer in self._bn_running_stats()]
+        with torch.no_grad(), swapped_in(buffers), self._ema_parameters():
             yield
 
     @abstractmethod
-    def _averaged_parameters(self) -> AbstractContextManager[None]:
+    def _ema_parameters(self) -> AbstractContextManager[None]:
         """Give the parameters their EMA values inside the block."""
 
     def state(self) -> Iterator[TensorShard]:
@@ -259,9 +260,9 @@ class Engine(ABC):
     def close(self) -> None:
         """Release hooks, buffers and process groups that would outlive this object."""
 
-    def _bn_averages(self) -> list[tuple[str, Tensor]]:
+    def _bn_running_stats(self) -> list[tuple[str, Tensor]]:
         """Return BatchNorm's running means and variances by name; the EMA includes them as it includes the weights."""
-        return [(name, getattr(owner, name.rpartition(".")[2])) for name, owner in self._owners_of_averages.items()]
+        return [(n, getattr(owner, n.rpartition(".")[2])) for n, owner in self._owners_of_bn_running_stats.items()]
 
 
 def load_model(model: nn.Module, saved: CheckpointReader) -> None:

@@ -106,7 +106,7 @@ class DataParallel(Engine):
     def close(self) -> None:
         """Do nothing: Accelerate ends the process group."""
 
-    def _averaged_parameters(self) -> AbstractContextManager[None]:
+    def _ema_parameters(self) -> AbstractContextManager[None]:
         averages = [(parameter, self.optimizer.state.get(parameter, {}).get(EMA)) for parameter in self.names]
         return swapped_in([(parameter, average) for parameter, average in averages if average is not None])
 

@@ -106,7 +106,7 @@ class Zero(Engine):
         if self.accelerator.num_processes == 1:
             torch.distributed.destroy_process_group()
 
-    def _averaged_parameters(self) -> AbstractContextManager[None]:
+    def _ema_parameters(self) -> AbstractContextManager[None]:
         if not any(EMA in self.optimizer.state.get(flat, {}) for flat in self.partitions.flats):
             return nullcontext()  # before the first update, the EMA equals the weights
         return self.partitions.parameters_replaced(lambda flat: self.optimizer.state[flat][EMA])

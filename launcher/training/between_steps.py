@@ -77,7 +77,7 @@ class BetweenSteps:
         values = raw.to_dict() | {"ema_top1": None, "ema_top5": None}
         line = f"epoch {step / self.schedule.steps_per_epoch:g}  top-1 {with_interval(raw.top1, raw.images)}"
         if recipe.ema.decay is not None:
-            with engine.averaged_weights():
+            with engine.ema_weights():
                 recorder, kind = PredictionRecorder(), "EMA"
                 averaged = evaluate(*arguments, recorder, self.features)
             values |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
