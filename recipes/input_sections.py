@@ -7,13 +7,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from recipes.sections import Count, NotNegative, Positive, Section, Share, added_in
+from recipes.sections import Count, NotNegative, Positive, Section, UnitFraction, added_in
 
 
 class InputSettings(Section):
     size: Annotated[int, Field(ge=16, le=2048)] = Field(224, description="width and height of images in pixels")
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="filter for resizing images")
-    eval_crop: Share = Field(
+    eval_crop: UnitFraction = Field(
         0.875,
         description="evaluation resizes the shorter side to its size / eval_crop and crops the centre; "
         "from 384 pixels on it resizes the whole image to a square",
@@ -67,7 +67,7 @@ class AugmentSettings(Section):
     pad_mode: Literal["constant", "reflect"] = added_in(
         "0.2", "constant", description="padding of augment.crop=pad: constant (black) or reflect (mirrored)"
     )
-    crop_scale: tuple[Share, Share] = Field(
+    crop_scale: tuple[UnitFraction, UnitFraction] = Field(
         (0.08, 1.0), description="smallest and largest share of the area that RandomResizedCrop keeps"
     )
     crop_ratio: tuple[Positive, Positive] = Field(
@@ -79,7 +79,7 @@ class AugmentSettings(Section):
         description="how often an epoch shows an image, each time augmented anew and in another slice; an epoch keeps "
         "its number of steps, so it shows the share 1 / repeats of the images",
     )
-    flip: Share = Field(0.5, description="probability of a horizontal flip")
+    flip: UnitFraction = Field(0.5, description="probability of a horizontal flip")
     flip_mode: Literal["random", "alternate"] = added_in(
         "0.2",
         "random",
@@ -100,7 +100,7 @@ class AugmentSettings(Section):
         description="strength of colour jitter; not used together with randaugment or TrivialAugment, as upstream; "
         "null: none",
     )
-    erasing: Share = Field(
+    erasing: UnitFraction = Field(
         0.25, description="probability that random erasing fills one rectangle with noise, after normalisation"
     )
 
@@ -116,8 +116,10 @@ class AugmentSettings(Section):
 class MixSettings(Section):
     mixup: NotNegative = Field(0.8, description="alpha of mixup's Beta distribution; 0: off")
     cutmix: NotNegative = Field(1.0, description="alpha of cutmix's Beta distribution; 0: off")
-    probability: Share = Field(1.0, description="probability that a slice (or, by mode, a pair or an image) is mixed")
-    switch: Share = Field(0.5, description="probability of cutmix instead of mixup where both are on")
+    probability: UnitFraction = Field(
+        1.0, description="probability that a slice (or, by mode, a pair or an image) is mixed"
+    )
+    switch: UnitFraction = Field(0.5, description="probability of cutmix instead of mixup where both are on")
     mode: Literal["batch", "pair", "elem"] = Field(
         "batch",
         description="what shares one lambda and one box. batch: all images of a slice; pair: two images that are mixed "

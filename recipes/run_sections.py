@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from recipes.local_paths import LocalPathText
-from recipes.sections import Count, Section, Share, added_in
+from recipes.sections import Count, Section, UnitFraction, added_in
 
 
 class EngineSettings(Section):
@@ -47,7 +47,7 @@ class RunSettings(Section):
         3, description="how many of the last checkpoints are kept, in addition to that of the best evaluation"
     )
     keep_every: Count | None = Field(None, description="epochs between checkpoints that are never deleted; null: none")
-    unreadable: Share = Field(
+    unreadable: UnitFraction = Field(
         0.01, description="largest share of unreadable images; above it the run stops and names them"
     )
     trackers: tuple[str, ...] = added_in(

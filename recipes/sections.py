@@ -14,7 +14,7 @@ from recipes.local_paths import LocalPathText, local_path
 
 TIMM = "timm"  # the value of `model.weights` that names timm's own
 _OPTIMIZERS = ("adamw", "sgd", "lamb", "lars", "lion")
-Share = Annotated[float, Field(ge=0, le=1)]
+UnitFraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -166,11 +166,11 @@ class OptimizerSettings(Section):
         description="the batch size that lr is meant for; for another one it is scaled by the square-root rule, for "
         "SGD and LARS by the linear rule; null: lr is used as it is at any batch size",
     )
-    betas: tuple[Share, Share] = Field(
+    betas: tuple[UnitFraction, UnitFraction] = Field(
         (0.9, 0.999), description="betas of AdamW, and of timm's optimizers with two betas"
     )
     eps: Positive = Field(1e-8, description="epsilon of AdamW, and of timm's optimizers that have one")
-    momentum: Share = Field(0.9, description="momentum of SGD and LARS")
+    momentum: UnitFraction = Field(0.9, description="momentum of SGD and LARS")
     weight_decay: NotNegative = Field(
         0.05, description="weight decay, decoupled for AdamW; biases and other 1-d parameters have none"
     )

@@ -29,7 +29,7 @@ def marked(part: str) -> record_function:
 
 
 @dataclass(frozen=True)
-class Shares:
+class StepTimes:
     """Seconds per optimizer step that each kind of work takes.
 
     Attributes:
@@ -133,12 +133,12 @@ class StepProfile:
     def _write(self, profiler: profile) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
-        shares = step_shares(profiler.events(), self.on_gpu, self.accumulation * self.steps / self.recorded, self.steps)
+        times = step_times(profiler.events(), self.on_gpu, self.accumulation * self.steps / self.recorded, self.steps)
         operations = profiler.key_averages().table(
             sort_by=f"self_{'device' if self.on_gpu else 'cpu'}_time_total", row_limit=_ROWS
         )
         what = f"{self.recorded} micro-batches and {self.steps} {'update' if self.steps == 1 else 'updates'}"
-        summary = f"{shares.table()}\n{shares.sentence()}"
+        summary = f"{times.table()}\n{times.sentence()}"
         (self.folder / "profile.txt").write_text(
             f"{what}; a step has {self.accumulation} micro-batches\n\n{summary}\n\n{operations}\n"
         )
@@ -147,7 +147,7 @@ class StepProfile:
         )
 
 
-def step_shares(events: Iterable, on_gpu: bool, scale: float, steps: int) -> Shares:
+def step_times(events: Iterable, on_gpu: bool, scale: float, steps: int) -> StepTimes:
     """Return the time that each part of one optimizer step took.
 
     Args:
@@ -181,7 +181,7 @@ def step_shares(events: Iterable, on_gpu: bool, scale: float, steps: int) -> Sha
         data = min(data, unused)
         idle = unused - data
     per_step = scale / steps / 1e6
-    return Shares(
+    return StepTimes(
         computing * per_step, optimizer / steps / 1e6, communication / steps / 1e6, data * per_step, idle * per_step
     )
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from torch.autograd import DeviceType
 
-from launcher.training.step_profile import Shares, step_shares
+from launcher.training.step_profile import StepTimes, step_times
 from recipes.load import load
 from tests.launcher.conftest import SMALL
 from tests.launcher.process_group import train_group
@@ -64,9 +64,9 @@ def test_on_a_gpu_time_is_what_ran_there_and_not_what_the_process_did():
         event("bigbatch: update", 9, 10),
         event("adamw", 9, 10),
     ]
-    shares = step_shares([*host, *gpu], on_gpu=True, scale=2, steps=1)
+    times = step_times([*host, *gpu], on_gpu=True, scale=2, steps=1)
     # 12 s: 6 computing, 1 update, 1 communication alone, 4 unused, of which 3 can be the wait for data
-    assert vars(shares) == pytest.approx({"computing": 12, "optimizer": 1, "communication": 1, "data": 6, "idle": 2})
+    assert vars(times) == pytest.approx({"computing": 12, "optimizer": 1, "communication": 1, "data": 6, "idle": 2})
 
 
 def test_annotations_gaps_and_copies_from_the_host_are_not_counted_as_computing():
@@ -84,24 +84,24 @@ def test_annotations_gaps_and_copies_from_the_host_are_not_counted_as_computing(
         event("adamw", 7, 8),
         event("adamw", 9, 10),
     ]
-    shares = step_shares([*host, *gpu], on_gpu=True, scale=1, steps=1)
-    assert vars(shares) == pytest.approx({"computing": 3, "optimizer": 2, "communication": 1, "data": 0, "idle": 4})
+    times = step_times([*host, *gpu], on_gpu=True, scale=1, steps=1)
+    assert vars(times) == pytest.approx({"computing": 3, "optimizer": 2, "communication": 1, "data": 0, "idle": 4})
 
 
 @pytest.mark.parametrize(
-    ("shares", "said"),
+    ("times", "said"),
     [
         (
-            Shares(computing=8, optimizer=1, communication=0.1, data=0.1, idle=0.1),
+            StepTimes(computing=8, optimizer=1, communication=0.1, data=0.1, idle=0.1),
             "the model's arithmetic bounds this run, 86%",
         ),
-        (Shares(computing=1, optimizer=0, communication=0, data=3, idle=0), "waiting for data bounds this run, 75%"),
+        (StepTimes(computing=1, optimizer=0, communication=0, data=3, idle=0), "waiting for data bounds this run, 75%"),
         (
-            Shares(computing=7, optimizer=0, communication=0, data=3, idle=0),
+            StepTimes(computing=7, optimizer=0, communication=0, data=3, idle=0),
             "but 30% is spent waiting for data: more CPU cores",
         ),
-        (Shares(computing=1, optimizer=0, communication=0, data=0, idle=3), "--micro-batch or engine.compile=true"),
+        (StepTimes(computing=1, optimizer=0, communication=0, data=0, idle=3), "--micro-batch or engine.compile=true"),
     ],
 )
-def test_one_sentence_says_what_bounds_the_run_and_what_would_help(shares, said):
-    assert said in shares.sentence()
+def test_one_sentence_says_what_bounds_the_run_and_what_would_help(times, said):
+    assert said in times.sentence()
