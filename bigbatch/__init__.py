@@ -16,7 +16,7 @@ from launcher.evaluation.evaluate import evaluate_weights as evaluate
 from launcher.evaluation.predict import predict
 from launcher.experiments.lr_range_test import LrRange, lr_range_test
 from launcher.planning.plan import recommend
-from launcher.planning.plan_output import PlanRequest, plan_options
+from launcher.planning.plan_request import PlanRequest, plan_options
 from launcher.runs.history import History
 from launcher.runs.report import write_report
 from launcher.training.train import StartOptions, train

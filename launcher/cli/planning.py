@@ -92,7 +92,8 @@ def plan(
 
         measure(resolved)
         return
-    from launcher.planning.plan_output import PlanRequest, print_plan
+    from launcher.planning.plan_output import print_plan
+    from launcher.planning.plan_request import PlanRequest
 
     request = PlanRequest(gpus, gpus_per_node, gpu, gpu_memory, tflops, cpus_per_gpu, network, mtbf_hours, save_stall)
     if not as_json:
@@ -125,7 +126,7 @@ def batchsize(
 ) -> None:
     """Compare batch sizes: steps, images, GPU-hours and time to the same loss, and the learning rate of each."""
     from launcher.planning.batch_sizes import noise_scale_of, print_batch_sizes
-    from launcher.planning.plan_output import PlanRequest
+    from launcher.planning.plan_request import PlanRequest
     from launcher.recipe_shards import planned_images
     from launcher.runs.run_directory import RunDirectory
     from recipes.load import override

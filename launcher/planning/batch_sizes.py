@@ -13,7 +13,7 @@ from rich.table import Table
 
 from launcher.planning.gpus import gpu_count
 from launcher.planning.plan import PlanOption, recommend
-from launcher.planning.plan_output import PlanRequest, plan_options
+from launcher.planning.plan_request import PlanRequest, plan_options
 from launcher.runs.noise_scale import LATEST, noise_scale, recorded_estimates
 from launcher.runs.run_directory import RunDirectory
 from recipes.errors import UserError

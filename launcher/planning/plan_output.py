@@ -2,10 +2,9 @@
 
 import json
 import math
-import re
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
@@ -13,14 +12,14 @@ from rich.table import Table
 from data.images.augment import is_augmented
 from launcher.planning import published_errors
 from launcher.planning.checkpoint_interval import best_interval, goodput
-from launcher.planning.gpus import DATA_SHEET, gpu_count, gpu_named
+from launcher.planning.gpus import DATA_SHEET, gpu_count
 from launcher.planning.memory_model import GIB
-from launcher.planning.model_profile import ModelProfile, profile_model
-from launcher.planning.plan import PlanOption, explain_no_fit, explain_recommendation, feasible_options, recommend
-from launcher.planning.speeds import images_per_core, load_speeds, speeds_file
-from launcher.planning.time_model import CPUS_PER_GPU, NETWORK, Hardware, gpu_seconds
+from launcher.planning.model_profile import ModelProfile
+from launcher.planning.plan import PlanOption, explain_recommendation, recommend
+from launcher.planning.plan_request import PlanRequest, make_plan
+from launcher.planning.speeds import load_speeds, speeds_file
+from launcher.planning.time_model import Hardware, gpu_seconds
 from launcher.recipe_shards import planned_images
-from recipes.errors import UserError
 from recipes.schedule import StepSchedule
 from recipes.schema import Recipe
 
@@ -33,67 +32,6 @@ _FEATURES = (
 )
 
 
-@dataclass(frozen=True)
-class PlanRequest:
-    """The options of `bigbatch plan`; None means the GPU's usual value or an assumption.
-
-    Attributes:
-        gpu_memory: memory of one GPU, e.g. "80GiB".
-        network: GB/s of a node.
-        mtbf_hours: hours between failures of one GPU; None: failures are not considered.
-        save_stall: seconds for which a save stops training.
-    """
-
-    gpus: int = 8
-    gpus_per_node: int = 8
-    gpu: str = "a100"
-    gpu_memory: str | None = None
-    tflops: float | None = None
-    cpus_per_gpu: int = CPUS_PER_GPU
-    network: float | None = None
-    mtbf_hours: float | None = None
-    save_stall: float = 5.0
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The options of a request, with what they were made from."""
-
-    recipe: Recipe
-    profile: ModelProfile
-    hardware: Hardware
-    options: list[PlanOption]
-
-
-def plan_options(recipe: Recipe, request: PlanRequest | None = None) -> list[PlanOption]:
-    """Return every way to run the recipe that fits the GPUs, the simplest first; `recommend` chooses one.
-
-    Raises:
-        UserError: nothing fits, or the recipe or the hardware is impossible.
-    """
-    return _plan(recipe, request or PlanRequest()).options
-
-
-def _plan(recipe: Recipe, request: PlanRequest) -> _Plan:
-    if request.gpus < 1 or request.gpus_per_node < 1:
-        raise UserError("a plan needs at least one GPU: give gpus and gpus_per_node of 1 or more")
-    gpu = gpu_named(request.gpu)
-    if request.tflops:
-        gpu = gpu.with_tflops(request.tflops)
-    memory = round(gpu.memory_gib * GIB) if request.gpu_memory is None else _bytes(request.gpu_memory)
-    network = NETWORK if request.network is None else request.network * 1e9
-    hardware = Hardware(
-        request.gpus, request.gpus_per_node, memory, gpu, images_per_core(recipe), network, request.cpus_per_gpu
-    )
-    precision = gpu.precision_of(recipe)
-    recipe = recipe.variant(engine={"precision": precision})
-    profile = profile_model(recipe, precision)
-    options = feasible_options(recipe, profile, hardware)
-    if not options:
-        raise UserError(explain_no_fit(recipe, profile, hardware))
-    return _Plan(recipe, profile, hardware, options)
-
-
 def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str], as_json: bool) -> None:
     """Print the options that fit, the recommended one and the reason for it.
 
@@ -104,7 +42,7 @@ def print_plan(recipe: Recipe, request: PlanRequest, recipe_arguments: list[str]
         UserError: nothing fits, or the recipe or the hardware is impossible.
     """
     images = planned_images(recipe)  # refuses missing shards before the model is traced, which takes minutes
-    plan = _plan(recipe, request)
+    plan = make_plan(recipe, request)
     recipe, profile, hardware, options = plan.recipe, plan.profile, plan.hardware, plan.options
     precision = recipe.engine.precision
     best = recommend(options)
@@ -279,11 +217,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.2f} s"
-
-
-def _bytes(text: str) -> int:
-    """Return the bytes of a size such as "80GiB" or "80GB"; raise UserError if `text` is not one."""
-    parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GiB|GB|G)?\s*", text, re.IGNORECASE)
-    if parts is None:
-        raise UserError(f"--gpu-memory {text} is not a size: write it as 80GiB")
-    return round(float(parts[1]) * (1e9 if (parts[2] or "").lower() == "gb" else GIB))

@@ -12,7 +12,7 @@ from launcher.planning.batch_sizes import (
     recommended_range,
     recommended_row,
 )
-from launcher.planning.plan_output import PlanRequest
+from launcher.planning.plan_request import PlanRequest
 from launcher.runs.noise_scale import NOISE, SIGNAL
 from recipes.errors import UserError
 from recipes.load import load
