@@ -24,7 +24,7 @@ from data.input_digest import INPUT_KINDS
 from launcher.engines.base import Engine
 from launcher.engines.gradient_digest import GradientDigest
 from launcher.runs.step_layers import rounding_of
-from launcher.training.audit_verdict import Opinion, ShareResult, Suspects, disagreement, find_suspects
+from launcher.training.audit_suspects import ComputedShare, ShareResult, Suspects, disagreement, find_suspects
 from launcher.training.fit_micro_batch import OutOfMemory, oom_on_any_rank
 from launcher.world import World, print_on_main, this_process
 from models.prepared import PreparedModel
@@ -108,9 +108,12 @@ class Audit:
             WrongResult: some ranks computed something else than the others.
             UserError: memory runs out.
         """
-        mine = [Opinion(self.rank, self.rank, own), Opinion(self.peer, self.rank, self._repeat(repeated, step))]
-        opinions: list[Opinion] = gather_object(mine)
-        if not disagreement(opinions, self.rounding):
+        mine = [
+            ComputedShare(self.rank, self.rank, own),
+            ComputedShare(self.peer, self.rank, self._repeat(repeated, step)),
+        ]
+        shares: list[ComputedShare] = gather_object(mine)
+        if not disagreement(shares, self.rounding):
             if self.last_equal is None:
                 how = "within rounding" if self.rounding else "bit for bit"
                 print_on_main(f"audit: all ranks agree {how}; another one every {self.every} steps")
@@ -118,8 +121,8 @@ class Audit:
             return
         for shift in self.shifts[1:]:
             owner = self._rank_after(shift)
-            opinions += gather_object([Opinion(owner, self.rank, self._repeat(load(owner), step))])
-        suspects = find_suspects(opinions, self.rounding)
+            shares += gather_object([ComputedShare(owner, self.rank, self._repeat(load(owner), step))])
+        suspects = find_suspects(shares, self.rounding)
         raise WrongResult(self._sentence(step + 1, suspects), self.nodes[self.rank], self.rank in suspects.wrong)
 
     def result(self, inputs: Iterable[int], masks: Tensor, loss_sum: Tensor) -> ShareResult:

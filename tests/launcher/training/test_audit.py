@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from launcher.training.audit import audit_shifts
-from launcher.training.audit_verdict import Opinion, ShareResult, disagreement, find_suspects
+from launcher.training.audit_suspects import ComputedShare, ShareResult, disagreement, find_suspects
 from launcher.world import World
 from recipes.load import load
 from recipes.schema import Recipe
@@ -114,7 +114,7 @@ def test_two_ranks_with_different_weights_are_both_named(digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "opinions, wrong, is_certain",
+    "shares, wrong, is_certain",
     [
         ([(0, 0, RIGHT), (0, 1, RIGHT), (1, 1, WRONG), (1, 2, RIGHT), (1, 0, RIGHT)], {1: "gradient"}, True),
         ([(0, 0, RIGHT), (0, 1, WRONG), (0, 2, RIGHT), (2, 1, OTHER), (2, 2, RIGHT), (2, 0, RIGHT)], {1: "loss"}, True),
@@ -122,10 +122,10 @@ def test_two_ranks_with_different_weights_are_both_named(digits, tmp_path):
         ([(0, 0, RIGHT), (0, 1, WRONG), (0, 2, OTHER)], {0: "gradient", 1: "gradient", 2: "gradient"}, False),
     ],
 )
-def test_the_majority_counts(opinions, wrong, is_certain):
-    opinions = [Opinion(*one) for one in opinions]
-    found = find_suspects(opinions, rounding=0.0)
-    assert disagreement(opinions, rounding=0.0) and (found.wrong, found.is_certain) == (wrong, is_certain)
+def test_the_majority_counts(shares, wrong, is_certain):
+    shares = [ComputedShare(*one) for one in shares]
+    found = find_suspects(shares, rounding=0.0)
+    assert disagreement(shares, rounding=0.0) and (found.wrong, found.is_certain) == (wrong, is_certain)
 
 
 def test_rounding_is_no_disagreement_but_other_inputs_are():

@@ -41,7 +41,7 @@ class ShareResult:
 
 
 @dataclass(frozen=True)
-class Opinion:
+class ComputedShare:
     """What one rank computed from the share of `owner`, which may be itself."""
 
     owner: int
@@ -63,16 +63,16 @@ class Suspects:
     is_certain: bool
 
 
-def disagreement(opinions: Iterable[Opinion], rounding: float) -> bool:
+def disagreement(shares: Iterable[ComputedShare], rounding: float) -> bool:
     """Return whether any two ranks computed different results from the same share."""
-    return any(same[0].result.difference(other.result, rounding) for same in _by_owner(opinions) for other in same[1:])
+    return any(same[0].result.difference(other.result, rounding) for same in _by_owner(shares) for other in same[1:])
 
 
-def find_suspects(opinions: Iterable[Opinion], rounding: float) -> Suspects:
+def find_suspects(shares: Iterable[ComputedShare], rounding: float) -> Suspects:
     """Return the ranks whose results differ from what more than half of the results of that share agree on."""
     wrong: dict[int, str] = {}
     unresolved: dict[int, str] = {}
-    for same in _by_owner(opinions):
+    for same in _by_owner(shares):
         differences = [[one.result.difference(other.result, rounding) for other in same] for one in same]
         by_agreement = max(differences, key=lambda found: found.count(None))
         found = {one.rank: what for one, what in zip(same, by_agreement) if what}
@@ -83,10 +83,10 @@ def find_suspects(opinions: Iterable[Opinion], rounding: float) -> Suspects:
     return Suspects(wrong, True) if wrong else Suspects(unresolved, False)
 
 
-def _by_owner(opinions: Iterable[Opinion]) -> list[list[Opinion]]:
-    found: dict[int, list[Opinion]] = {}
-    for opinion in opinions:
-        found.setdefault(opinion.owner, []).append(opinion)
+def _by_owner(shares: Iterable[ComputedShare]) -> list[list[ComputedShare]]:
+    found: dict[int, list[ComputedShare]] = {}
+    for share in shares:
+        found.setdefault(share.owner, []).append(share)
     return list(found.values())
 
 
