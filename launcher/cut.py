@@ -54,7 +54,7 @@ def parse_cut(text: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest: int, statistics_size: int = 1) -> Cut:
+def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest: int, unit: int = 1) -> Cut:
     """Return the cut of the recipe's batch over `world_size` processes.
 
     Args:
@@ -63,42 +63,42 @@ def cut_batch(recipe: Recipe, world_size: int, micro_batch: int | None, largest:
         micro_batch: images per forward pass; None: as few accumulation steps as `largest` allows, then the least
             padding.
         largest: most images per forward pass if `micro_batch` is None.
-        statistics_size: a micro-batch holds a multiple of this number of images (`unit_of_cut`).
+        unit: a micro-batch holds a multiple of this number of images (`unit_of_cut`).
 
     Raises:
         UserError: this cut is impossible; the message names the possible numbers.
     """
     batch = recipe.batch.global_
-    parts = batch // statistics_size
+    parts = batch // unit
     if world_size > parts:
         raise UserError(
             f"a global batch of {batch} is too small for {world_size} processes: start at most {parts}"
-            + (f", so that each has whole statistics batches of {statistics_size}" if statistics_size > 1 else "")
+            + (f", so that each has whole statistics batches of {unit}" if unit > 1 else "")
         )
-    share = -(-parts // world_size) * statistics_size
+    share = -(-parts // world_size) * unit
     if micro_batch is not None:
         if micro_batch < 1 or micro_batch > share:
             raise UserError(
                 f"--micro-batch {micro_batch} is impossible: each of {world_size} processes has {share} of the {batch} "
                 f"images of a step; use 1 to {share}"
             )
-        if micro_batch % statistics_size:
+        if micro_batch % unit:
             raise UserError(
                 f"--micro-batch {micro_batch} would change what BatchNorm computes: it must hold whole statistics "
-                f"batches; use a multiple of {statistics_size} (batch.statistics)"
+                f"batches; use a multiple of {unit} (batch.statistics)"
             )
     else:
-        units, largest_units = share // statistics_size, max(1, largest // statistics_size)
+        units, largest_units = share // unit, max(1, largest // unit)
         accumulation = -(-units // largest_units)
-        micro_batch = -(-units // accumulation) * statistics_size
+        micro_batch = -(-units // accumulation) * unit
     return Cut(batch, world_size, micro_batch, -(-share // micro_batch))
 
 
-def smaller_cut(recipe: Recipe, cut: Cut, statistics_size: int) -> Cut | None:
+def smaller_cut(recipe: Recipe, cut: Cut, unit: int) -> Cut | None:
     """Return the cut with at most half the micro-batch, or None if a micro-batch cannot be smaller."""
-    if cut.micro_batch <= statistics_size:
+    if cut.micro_batch <= unit:
         return None
-    return cut_batch(recipe, cut.world_size, None, cut.micro_batch // 2, statistics_size)
+    return cut_batch(recipe, cut.world_size, None, cut.micro_batch // 2, unit)
 
 
 def unit_of_cut(recipe: Recipe, has_batch_norm: bool) -> int:

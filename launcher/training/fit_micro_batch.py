@@ -61,7 +61,7 @@ def fit_micro_batch(
     drop_path: StochasticDepth,
     accelerator: Accelerator,
     cut: Cut,
-    statistics_size: int,
+    unit: int,
 ) -> Cut:
     """Return `cut`, or the next smaller one whose micro-batch fits into memory on every rank.
 
@@ -71,7 +71,7 @@ def fit_micro_batch(
         drop_path: of the model.
         accelerator: of this process.
         cut: the cut to try first.
-        statistics_size: as in `launcher.cut.cut_batch`.
+        unit: as in `launcher.cut.cut_batch`.
 
     Raises:
         UserError: no micro-batch fits; the message names what would help.
@@ -85,19 +85,19 @@ def fit_micro_batch(
             return cut
         except OutOfMemory:
             pass  # shrink outside `except`: inside, the traceback would keep the activations of the failed pass alive
-        cut = shrink_after_oom(recipe, cut, statistics_size, "before the first step", print_on_main)
+        cut = shrink_after_oom(recipe, cut, unit, "before the first step", print_on_main)
 
 
-def shrink_after_oom(recipe: Recipe, cut: Cut, statistics_size: int, when: str, say: Callable[[str], None]) -> Cut:
+def shrink_after_oom(recipe: Recipe, cut: Cut, unit: int, when: str, say: Callable[[str], None]) -> Cut:
     """Report the error through `say`, release cached memory, and return the next smaller cut.
 
     Raises:
         UserError: there is no smaller one; the message names what would help.
     """
     clear_device_cache(garbage_collection=True)
-    smaller = smaller_cut(recipe, cut, statistics_size)
+    smaller = smaller_cut(recipe, cut, unit)
     if smaller is None:
-        raise oom_error(recipe, cut, statistics_size, when)
+        raise oom_error(recipe, cut, unit, when)
     say(
         f"out of memory {when} with micro-batch {cut.micro_batch}: retrying with {smaller.micro_batch}, "
         f"which gives the same result ({smaller})"
@@ -105,10 +105,10 @@ def shrink_after_oom(recipe: Recipe, cut: Cut, statistics_size: int, when: str, 
     return smaller
 
 
-def oom_error(recipe: Recipe, cut: Cut, statistics_size: int, when: str) -> UserError:
+def oom_error(recipe: Recipe, cut: Cut, unit: int, when: str) -> UserError:
     """Return the error for a start whose micro-batch cannot shrink; it names every option that needs less memory."""
     engine, help_ = recipe.engine, []
-    if smaller := smaller_cut(recipe, cut, statistics_size):
+    if smaller := smaller_cut(recipe, cut, unit):
         help_.append(f"--micro-batch {smaller.micro_batch}")
     if engine.checkpoint_activations is not True:
         help_.append("engine.checkpoint_activations=true")

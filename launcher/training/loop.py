@@ -111,7 +111,7 @@ class Training:
                 except RuntimeError as error:
                     if self.fits or not is_out_of_memory(error):
                         raise
-                    raise oom_error(self.recipe, self.cut, self._statistics_size, f"in step {step}") from None
+                    raise oom_error(self.recipe, self.cut, self._unit, f"in step {step}") from None
                 if ran_out:  # not inside `except`, where the traceback keeps the activations of the failed pass alive
                     batches.close()
                     self._shrink_micro_batch(step, progress)
@@ -134,7 +134,7 @@ class Training:
         return self.schedule.total_steps if self.end is None else self.end
 
     @property
-    def _statistics_size(self) -> int:
+    def _unit(self) -> int:
         """The unit of a micro-batch in images (`unit_of_cut`)."""
         return unit_of_cut(self.recipe, self.model.has_batch_norm)
 
@@ -175,7 +175,7 @@ class Training:
         self.engine.zero_grad()
         if self.model.bn_stats:
             self.model.bn_stats.forget()
-        self.cut = shrink_after_oom(self.recipe, self.cut, self._statistics_size, f"in step {step}", progress.say)
+        self.cut = shrink_after_oom(self.recipe, self.cut, self._unit, f"in step {step}", progress.say)
         self.noise_meter = NoiseMeter(self.engine, self.cut, self.model.has_batch_norm)
         if self.profile:
             self.profile.begin_anew(self.cut)

@@ -136,8 +136,8 @@ def start_engine(
         _load_given_weights(model.module, recipe, classes)
     # A single process without ZeRO needs no memory probe: the training loop catches the error and retries.
     if accelerator.num_processes > 1 or recipe.engine.zero:
-        statistics_size = unit_of_cut(recipe, model.has_batch_norm)
-        cut = fit_micro_batch(recipe, model.module, model.drop_path, accelerator, cut, statistics_size)
+        unit = unit_of_cut(recipe, model.has_batch_norm)
+        cut = fit_micro_batch(recipe, model.module, model.drop_path, accelerator, cut, unit)
     if recipe.engine.compile:
         compile_blocks(model.module)  # after the probe, which would otherwise compile for micro-batches that do not fit
     engine = make_engine(recipe, model.module, accelerator, cut)

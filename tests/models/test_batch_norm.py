@@ -68,10 +68,10 @@ def test_padding_does_not_enter_the_running_averages():
 def test_a_cut_that_would_change_the_statistics_is_refused():
     recipe = load("demo")
     with pytest.raises(UserError, match="multiple of 32"):
-        cut_batch(recipe, 1, micro_batch=48, largest=64, statistics_size=32)
+        cut_batch(recipe, 1, micro_batch=48, largest=64, unit=32)
     with pytest.raises(UserError, match="at most 4"):
-        cut_batch(recipe, 5, micro_batch=None, largest=64, statistics_size=32)
-    assert cut_batch(recipe, 3, None, largest=64, statistics_size=32).micro_batch % 32 == 0
+        cut_batch(recipe, 5, micro_batch=None, largest=64, unit=32)
+    assert cut_batch(recipe, 3, None, largest=64, unit=32).micro_batch % 32 == 0
 
 
 LAYERS = {
