@@ -82,7 +82,7 @@ def print_on_main(line: str) -> None:
     """Print a line to standard output on rank 0 only.
 
     `Accelerator.print` prints once per node. Where each process sees one GPU, it even prints on every rank, because
-    LOCAL_RANK is then the index of that GPU (`launcher.engines.connection.use_gpu_of_rank`).
+    LOCAL_RANK is then the index of that GPU (`launcher.engines.rank_gpus.use_gpu_of_rank`).
     """
     if this_process().is_main:
         print(line)

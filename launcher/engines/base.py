@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from launcher.checkpoints.checkpoint import CheckpointReader, TensorShard
 from launcher.engines.arithmetic import set_arithmetic
-from launcher.engines.connection import TIMEOUT, check_each_rank_has_a_gpu, use_gpu_of_rank
+from launcher.engines.connection import TIMEOUT
 from launcher.engines.disk_offload import check_disk_offload
 from launcher.engines.freed_memory import keep_freed_memory
 from launcher.engines.optimizer import set_ema_decay, set_weight_decay
+from launcher.engines.rank_gpus import check_each_rank_has_a_gpu, use_gpu_of_rank
 from launcher.world import this_process
 from recipes.errors import UserError
 from recipes.schema import Recipe

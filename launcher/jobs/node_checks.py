@@ -18,7 +18,8 @@ from torch import distributed
 from data.reading import staging
 from data.reading.shards import ShardSet
 from data.worker_processes import shared_memory_problem
-from launcher.engines.connection import Connection, gpu_of_rank, identity_of_gpu, refuse_shared_gpus
+from launcher.engines.connection import Connection
+from launcher.engines.rank_gpus import gpu_of_rank, identity_of_gpu, refuse_shared_gpus
 from launcher.runs.run_directory import RunDirectory
 from launcher.world import World, this_process
 from recipes.errors import UserError

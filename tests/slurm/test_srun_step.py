@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.engines.connection import gpu_of_rank
+from launcher.engines.rank_gpus import gpu_of_rank
 from launcher.world import this_process
 from recipes.errors import UserError
 from slurm.srun_step import step_variables

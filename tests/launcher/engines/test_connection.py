@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.engines import connection
+from launcher.engines import rank_gpus
 from launcher.engines.base import make_accelerator
-from launcher.engines.connection import TIMEOUT, Connection, gpu_of_rank, refuse_shared_gpus, use_gpu_of_rank
+from launcher.engines.connection import TIMEOUT, Connection
+from launcher.engines.rank_gpus import gpu_of_rank, refuse_shared_gpus, use_gpu_of_rank
 from launcher.jobs import node_checks
 from launcher.training import start
 from launcher.world import World, this_process
@@ -124,7 +125,7 @@ def preflight(_: Recipe, run: Path) -> None:
     Connection._begin = recorded
     torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
     torch.cuda.set_device, node_checks.identity_of_gpu = lambda _: None, lambda: "GPU-5e"
-    connection._RESTRICTED = ()
+    rank_gpus._RESTRICTED = ()
     code: object = None
     try:
         node_checks.check_all_nodes("", run, None)
