@@ -141,7 +141,7 @@ class _Diverged(Exception):
 class _Losses(EventLog):
     """Keeps the loss of every step on every rank, and ends the test where it diverges.
 
-    It is both the log and the hooks (`launcher.training.between_steps.StepHooks`) of the training.
+    It is both the log and the hooks (`launcher.training.evaluate_and_save.StepHooks`) of the training.
     """
 
     saves = False

@@ -130,7 +130,7 @@ def replay(plan: ReplayPlan, cut_here: bool, workers: int | None = None) -> Repl
 
 
 class CheckpointChecks:
-    """Compares the state with the run's checkpoints between steps; `launcher.training.between_steps.StepHooks`.
+    """Compares the state with the run's checkpoints between steps; `launcher.training.evaluate_and_save.StepHooks`.
 
     Attributes:
         compared: the steps whose checkpoints were compared.

@@ -31,7 +31,7 @@ from launcher.engines.base import Engine
 from launcher.engines.out_of_memory import is_out_of_memory
 from launcher.runs.noise_scale import RecentNoise
 from launcher.training.audit import Audit
-from launcher.training.between_steps import StepHooks
+from launcher.training.evaluate_and_save import StepHooks
 from launcher.training.event_log import EventLog
 from launcher.training.fit_micro_batch import OutOfMemory, oom_error, oom_on_any_rank, shrink_after_oom
 from launcher.training.noise_meter import NoiseMeter

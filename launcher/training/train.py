@@ -16,7 +16,7 @@ from launcher.planning.accelerate_config import with_accelerate_config
 from launcher.planning.auto_engine import EngineChoice, choose_engine_here
 from launcher.recipe_shards import open_shards
 from launcher.runs.run_directory import RunDirectory
-from launcher.training.between_steps import BetweenSteps
+from launcher.training.evaluate_and_save import BetweenSteps
 from launcher.training.event_log import EventLog
 from launcher.training.head_features import compute_features, trains_on_features
 from launcher.training.loop import Training

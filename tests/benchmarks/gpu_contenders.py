@@ -27,7 +27,7 @@ from launcher.checkpoints.writer import CheckpointWriter
 from launcher.cut import Cut
 from launcher.engines.base import make_accelerator
 from launcher.runs.run_directory import RunDirectory
-from launcher.training.between_steps import BetweenSteps
+from launcher.training.evaluate_and_save import BetweenSteps
 from launcher.training.event_log import EventLog
 from launcher.training.loop import Training
 from launcher.training.progress import RunProgress
