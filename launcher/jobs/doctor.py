@@ -10,7 +10,7 @@ import torch
 
 from data.cpus import usable_cpus
 from data.reading.shards import ShardSet
-from launcher.jobs.node_checks import check_node, nearest_folder
+from launcher.jobs.preflight import check_node, nearest_folder
 from launcher.world import World
 from recipes.errors import UserError
 from slurm.partitions import read_partitions

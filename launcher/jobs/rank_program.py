@@ -24,8 +24,8 @@ def run_rank(
     """Train the run's recipe; exit with one of the codes of `slurm.job`."""
     # Imported here so that a mistake in the arguments shows before torch is loaded, which takes seconds.
     from launcher.evaluation.export import export
-    from launcher.jobs.node_checks import check_all_nodes
     from launcher.jobs.planned_runs import WEIGHTS
+    from launcher.jobs.preflight import check_all_nodes
     from launcher.runs.run_directory import RunDirectory
     from launcher.training.audit import WrongResult
     from launcher.training.train import StartOptions, train

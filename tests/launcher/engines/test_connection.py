@@ -13,7 +13,7 @@ from launcher.engines import rank_gpus
 from launcher.engines.base import make_accelerator
 from launcher.engines.connection import TIMEOUT, Connection
 from launcher.engines.rank_gpus import gpu_of_rank, refuse_shared_gpus, use_gpu_of_rank
-from launcher.jobs import node_checks
+from launcher.jobs import preflight
 from launcher.training import start
 from launcher.world import World, this_process
 from recipes.errors import UserError
@@ -107,7 +107,7 @@ class Accelerators:
     num_processes = 1
 
 
-def preflight(_: Recipe, run: Path) -> None:
+def preflight_with_a_broken_gpu(_: Recipe, run: Path) -> None:
     """The second rank lists a GPU that does not work; the first one's works."""
     begun: list[str] = []
     begin = Connection._begin
@@ -124,18 +124,18 @@ def preflight(_: Recipe, run: Path) -> None:
     real_ones, torch.ones = torch.ones, ones
     Connection._begin = recorded
     torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
-    torch.cuda.set_device, node_checks.identity_of_gpu = lambda _: None, lambda: "GPU-5e"
+    torch.cuda.set_device, preflight.identity_of_gpu = lambda _: None, lambda: "GPU-5e"
     rank_gpus._RESTRICTED = ()
     code: object = None
     try:
-        node_checks.check_all_nodes("", run, None)
+        preflight.check_all_nodes("", run, None)
     except SystemExit as end:
         code = end.code
     print(f"rank {this_process().rank}: exit {code}, groups {begun}", file=sys.stderr)
 
 
 def test_a_gpu_that_does_not_work_ends_the_preflight_before_nccl_begins(tmp_path):
-    group = Group(2, load("demo"), tmp_path / "run", target=preflight)
+    group = Group(2, load("demo"), tmp_path / "run", target=preflight_with_a_broken_gpu)
     group.finish()
     log = group.log.read_text()
     assert [f"rank {rank}: exit {BAD_NODE}, groups ['gloo']" in log for rank in (0, 1)] == [True, True], log
