@@ -7,8 +7,8 @@ A module that `--import` names registers its parts with `register_loss`, `regist
 """
 
 from data.images.augment import custom_transforms
-from data.sources import custom_sources
 from data.sources.base import Listing, Names, Source
+from data.sources.recognition import custom_sources
 from data.writing.sharding import shard
 from launcher.engines.optimizer import custom_optimizers
 from launcher.evaluation.evaluate import EvaluateOptions

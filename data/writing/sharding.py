@@ -23,8 +23,8 @@ from data.progress import say
 from data.reading.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, SplitRecord, read_manifest
 from data.reading.shards import ShardSet
 from data.reading.storage import LocalFolder, is_url
-from data.sources import LabelTables, open_source
 from data.sources.base import Listing
+from data.sources.recognition import LabelTables, open_source
 from data.sources.splits import DEFAULT_FRACTION, SPLITS
 from data.sources.webdataset_shards import WebDatasetShards
 from data.writing.referencing import reference
@@ -64,7 +64,7 @@ def shard(
     manifest.
 
     Args:
-        source: a path or name in the form that `data.sources.open_source` describes.
+        source: a path or name in the form that `data.sources.recognition.open_source` describes.
         folder: of the data set; created if it is missing.
         val_fraction: fraction of each class to hold out for validation if the source has no validation images.
         shard_size: bytes of images, as stored in the source, after which the next shard begins.

@@ -76,7 +76,7 @@ def shard(
     ] = False,
 ) -> None:
     """Write a data set as WebDataset shards with an index. The same command resumes after an interruption."""
-    from data.sources import LabelTables
+    from data.sources.recognition import LabelTables
     from data.writing.sharding import shard as write_shards
 
     if (image_column or label_column) and not labels:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.sources import open_source
 from data.sources.cifar10 import BATCHES
+from data.sources.recognition import open_source
 from tests.benchmarks.cifar10_pixels import CLASSES, read_package, write_binary
 
 EACH = 4  # images of a batch

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from data.sources import open_source
 from data.sources.annotations import masks_of_images
+from data.sources.recognition import open_source
 from recipes.errors import UserError
 from tests.data.sources.test_class_trees import write
 

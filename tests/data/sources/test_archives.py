@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sources import LabelTables, open_source
+from data.sources.recognition import LabelTables, open_source
 from data.writing.sharding import shard
 from recipes.errors import UserError
 from tests.data.pictures import encoded, write_tree

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.image_formats import FORMATS
-from data.sources import open_source
+from data.sources.recognition import open_source
 from data.sources.splits import split_of_name
 from data.writing.sharding import shard
 from recipes.errors import UserError

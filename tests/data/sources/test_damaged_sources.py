@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from data.images.inspection import Unreadable
-from data.sources import LabelTables, open_source
 from data.sources.class_map import read_class_map
+from data.sources.recognition import LabelTables, open_source
 from recipes.errors import UserError
 from tests.data.pictures import encoded
 from tests.data.writing.test_damaged_bytes import ROUNDS, damaged

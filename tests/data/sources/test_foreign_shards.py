@@ -12,7 +12,7 @@ from PIL import Image
 from data.images.decode import decode
 from data.images.inspection import inspect
 from data.reading.shards import ShardSet
-from data.sources import open_source
+from data.sources.recognition import open_source
 from data.writing.sharding import shard
 from data.writing.verify import verify
 from recipes.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sources import open_source
+from data.sources.recognition import open_source
 from data.sources.splits import TEST, TRAIN, VAL
 from data.writing.sharding import shard
 from recipes.errors import UserError

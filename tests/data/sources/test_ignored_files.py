@@ -3,7 +3,7 @@
 import pytest
 
 from data.reading.class_counts import similar_names
-from data.sources import open_source
+from data.sources.recognition import open_source
 from tests.data.pictures import write_tree
 from tests.data.sources.test_class_trees import write
 from tests.data.sources.test_sources import zipped

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.images.inspection import inspect
-from data.sources import open_source
+from data.sources.recognition import open_source
 from data.writing.sharding import shard
 from data.writing.verify import verify
 from recipes.errors import UserError

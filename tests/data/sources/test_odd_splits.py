@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from data.sources import open_source
+from data.sources.recognition import open_source
 from data.sources.splits import DEFAULT_FRACTION, split_of_name
 from launcher.cli.data import shard as shard_command
 from tests.data.pictures import write_tree

@@ -2,10 +2,10 @@
 
 import pytest
 
-from data.sources import open_source
 from data.sources.class_labels import numbered
 from data.sources.image_names import ImageNames
 from data.sources.label_columns import labelled_rows
+from data.sources.recognition import open_source
 from data.sources.tables import read_table
 from recipes.errors import UserError
 from tests.data.sources.test_sources import labelled

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.image_formats import FORMATS
-from data.sources import open_source
+from data.sources.recognition import open_source
 from data.writing.sharding import shard
 from recipes.errors import UserError
 from tests.data.pictures import encoded

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.images.inspection import inspect
-from data.sources import open_source
+from data.sources.recognition import open_source
 from data.sources.splits import SPLITS, TRAIN, VAL, hold_out
 from recipes.errors import UserError
 from tests.data.pictures import encoded, write_tree

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from data.sources import LabelTables, open_source
 from data.sources.class_map import read_class_map
+from data.sources.recognition import LabelTables, open_source
 from data.sources.tables import read_table
 from recipes.errors import UserError
 from tests.data.pictures import encoded

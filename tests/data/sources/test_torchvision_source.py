@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data.images.inspection import inspect
-from data.sources import open_source
+from data.sources.recognition import open_source
 from data.writing.sharding import shard
 from data.writing.verify import verify
 from recipes.errors import UserError

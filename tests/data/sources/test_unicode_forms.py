@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sources import LabelTables, open_source
+from data.sources.recognition import LabelTables, open_source
 from data.writing.sharding import shard
 from tests.data.pictures import encoded
 from tests.data.sources.test_class_trees import write

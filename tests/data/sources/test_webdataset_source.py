@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.reading.tar_samples import TarSample
-from data.sources import open_source
+from data.sources.recognition import open_source
 from data.sources.webdataset_shards import label_text
 from data.writing.sharding import shard
 from data.writing.verify import verify

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sources import open_source
+from data.sources.recognition import open_source
 from recipes.errors import UserError
 from tests.data.sources.test_archives import IMAGES, contents
 

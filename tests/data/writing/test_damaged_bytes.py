@@ -14,7 +14,7 @@ from data.image_formats import FORMATS
 from data.images.inspection import Unreadable, inspect
 from data.reading.block_cache import BLOCK, BlockCache
 from data.reading.shards import ShardSet
-from data.sources import LabelTables, open_source
+from data.sources.recognition import LabelTables, open_source
 from data.writing.sharding import shard
 from data.writing.verify import verify
 from recipes.errors import UserError
