@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from data.image_formats import IMAGE_ENDINGS, PICTURE_ENDINGS, advice
 from data.names import first_few, printable
 from data.sources.files import Files, hidden, hidden_images
-from data.sources.opening import ARCHIVE_ENDINGS
+from data.sources.open_files import ARCHIVE_ENDINGS
 from data.sources.splits import split_of_name
 from data.sources.tables import TABLE_ENDINGS
 from recipes.errors import UserError

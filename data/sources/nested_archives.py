@@ -11,7 +11,7 @@ from data.image_formats import IMAGE_ENDINGS
 from data.names import printable
 from data.sources.base import Names
 from data.sources.files import Files, FolderFiles, hidden
-from data.sources.opening import ARCHIVE_ENDINGS, open_files, without_ending
+from data.sources.open_files import ARCHIVE_ENDINGS, open_files, without_ending
 from data.sources.zip_files import ZipFiles
 from recipes.errors import UserError
 

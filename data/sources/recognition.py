@@ -17,7 +17,7 @@ from data.sources.imagenet import TRAIN_TAR, imagenet
 from data.sources.imagenet_22k import class_tars, imagenet_22k
 from data.sources.imagenet_kaggle import imagenet_kaggle
 from data.sources.nested_archives import nested_archives, require_no_shards
-from data.sources.opening import open_files, without_ending
+from data.sources.open_files import open_files, without_ending
 from data.sources.table_labels import table_labels
 from data.sources.table_offers import offered_tables
 from data.sources.torchvision_sets import PREFIX, TorchvisionSet

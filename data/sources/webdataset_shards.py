@@ -17,7 +17,7 @@ from data.reading.manifest import MANIFEST
 from data.reading.tar_samples import LABEL_ENDINGS, TarSample, tar_samples
 from data.sources.archives import COMPRESSED, DECOMPRESSION_ERRORS, archive_kind, open_tar
 from data.sources.class_map import read_class_map
-from data.sources.opening import TAR_ENDINGS
+from data.sources.open_files import TAR_ENDINGS
 from data.sources.splits import TEST, VAL, split_of_name
 from recipes.errors import UserError
 from recipes.parsing import parse_json

@@ -27,7 +27,7 @@ from data.sources.archives import DECOMPRESSION_ERRORS, decompress
 from data.sources.base import Names, require_classes
 from data.sources.class_map import read_class_map, renumber
 from data.sources.class_trees import class_numbers
-from data.sources.opening import without_ending
+from data.sources.open_files import without_ending
 from data.sources.splits import SPLITS, TRAIN, with_validation
 from data.sources.webdataset_shards import WebDatasetShards, is_compressed, label_text
 from data.writing.label_members import LabelMembers, label_notes
