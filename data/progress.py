@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from data.names import one_line
+from data.printable_text import one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress

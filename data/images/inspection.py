@@ -21,7 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from data.image_formats import FORMATS, STORED_EXTENSIONS
 from data.images.orientation import UPRIGHT, orientation
 from data.images.size_limit import SizeLimit, shrunk
-from data.names import one_line
+from data.printable_text import one_line
 
 _NO_LIMIT = SizeLimit()
 

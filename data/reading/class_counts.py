@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.names import composed, first_few, printable
+from data.printable_text import composed, first_few, printable
 
 _FEW = 5  # training images; with fewer, a class is hardly learned, and a validation split holds one image or none
 _NAMED = 5  # classes in a sentence

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.names import printable
+from data.printable_text import printable
 from data.reading.block_cache import BlockCache
 from data.reading.manifest import FORMAT, Manifest, ShardRecord, SplitRecord, contents_digest, read_manifest
 from data.reading.sampled_checksum import sampled_checksum

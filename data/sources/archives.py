@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from typing_extensions import Buffer
 
-from data.names import one_line, printable
+from data.printable_text import one_line, printable
 from recipes.errors import UserError
 
 _MAGIC = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.names import printable
+from data.printable_text import printable
 from data.sources.base import Listing, Names, Source
 from data.sources.class_folders import FileSource
 from data.sources.files import Files, FolderFiles, hidden

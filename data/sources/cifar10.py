@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.names import one_line
+from data.printable_text import one_line
 from data.sources.base import Listing, Names, Source
 from data.sources.files import Files
 from data.sources.splits import TEST, TRAIN, with_validation

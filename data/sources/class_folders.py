@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from data.image_formats import IMAGE_ENDINGS
 from data.images.inspection import Unreadable, format_and_colour
-from data.names import printable
+from data.printable_text import printable
 from data.sources.annotations import masks_of_images
 from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.class_trees import below_common_folders, class_numbers, read_tree

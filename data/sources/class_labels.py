@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.names import composed, one_line
+from data.printable_text import composed, one_line
 from data.sources.base import require_classes
 from recipes.errors import UserError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.names import composed, one_line
+from data.printable_text import composed, one_line
 from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.tables import delimiter_of, text_of
 from recipes.errors import UserError

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data.names import composed, first_few
+from data.printable_text import composed, first_few
 from data.sources.paired_folders import Look, refuse_annotation_folders, require_unpaired
 from data.sources.splits import SPLITS, TRAIN, split_of_name
 from recipes.errors import UserError

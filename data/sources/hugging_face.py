@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.image_formats import IMAGE_ENDINGS
-from data.names import one_line, printable
+from data.printable_text import one_line, printable
 from data.sources.base import Listing, Names, Source, require_classes
 from data.sources.class_labels import cleaned_labels, merged_forms, numbered
 from data.sources.files import hidden

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data.names import one_line
+from data.printable_text import one_line
 from data.sources.label_columns import LABEL_NAMES, SPLIT_NAMES, holds_splits
 from recipes.errors import UserError
 from recipes.parsing import parse_json

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from data.image_formats import IMAGE_ENDINGS, PICTURE_ENDINGS, advice
-from data.names import first_few, printable
+from data.printable_text import first_few, printable
 from data.sources.files import Files, hidden, hidden_images
 from data.sources.open_files import ARCHIVE_ENDINGS
 from data.sources.splits import split_of_name

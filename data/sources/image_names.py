@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 
-from data.names import composed
+from data.printable_text import composed
 from data.sources.splits import split_of_name
 
 

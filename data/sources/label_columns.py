@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from data.image_formats import IMAGE_ENDINGS
-from data.names import first_few, one_line
+from data.printable_text import first_few, one_line
 from data.sources.class_labels import OTHER_COLUMN, cleaned_labels, merged_forms
 from data.sources.splits import TRAIN, split_of_name
 from data.sources.tables import Table

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.image_formats import IMAGE_ENDINGS
-from data.names import printable
+from data.printable_text import printable
 from data.sources.base import Names
 from data.sources.files import Files, FolderFiles, hidden
 from data.sources.open_files import ARCHIVE_ENDINGS, open_files, without_ending

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import permutations
 
-from data.names import first_few, printable
+from data.printable_text import first_few, printable
 from data.sources.annotations import ANNOTATION_WORDS, IMAGE_WORDS, UNSURE_ANNOTATION_WORDS, words_of
 from recipes.errors import UserError
 

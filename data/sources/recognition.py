@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.names import printable
+from data.printable_text import printable
 from data.sources.base import Source
 from data.sources.cats_dogs import cats_dogs, kaggle_download
 from data.sources.cifar10 import cifar10

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from data.image_formats import PICTURE_ENDINGS
-from data.names import one_line, printable
+from data.printable_text import one_line, printable
 from data.sources.archives import Archive
 from data.sources.base import Names
 from data.sources.files import Files

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.names import printable
+from data.printable_text import printable
 from recipes.randomness import random_key
 
 SPLITS = ("train", "val", "test")

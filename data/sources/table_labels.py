@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.names import composed, printable
+from data.printable_text import composed, printable
 from data.sources.base import Listing, Names, Source
 from data.sources.class_folders import FileSource, image_paths
 from data.sources.class_labels import OTHER_COLUMN, numbered

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from data.names import one_line
+from data.printable_text import one_line
 from recipes.errors import UserError
 from recipes.parsing import parse_json
 

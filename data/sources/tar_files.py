@@ -9,7 +9,7 @@ import numpy as np
 
 from data.image_formats import PICTURE_ENDINGS
 from data.images.inspection import Unreadable
-from data.names import one_line
+from data.printable_text import one_line
 from data.reading.tar_members import tar_members
 from data.sources.archives import Archive, ArchiveStream, UnpackedArchive, archive_kind, outside_link
 from data.sources.base import Names

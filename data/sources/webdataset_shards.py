@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from data.names import printable
+from data.printable_text import printable
 from data.reading.manifest import MANIFEST
 from data.reading.tar_samples import LABEL_ENDINGS, TarSample, tar_samples
 from data.sources.archives import COMPRESSED, DECOMPRESSION_ERRORS, archive_kind, open_tar

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.image_formats import PICTURE_ENDINGS
 from data.images.inspection import Unreadable
-from data.names import one_line
+from data.printable_text import one_line
 from data.sources.archives import Archive, UnpackedArchive, outside_link
 from data.sources.base import Names
 from data.sources.files import Files

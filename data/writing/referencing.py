@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from data.atomic_io import flush, rename_durably, write_durably
 from data.images.inspection import Unreadable, inspect
 from data.images.pillow_warnings import named_warnings
-from data.names import composed, one_line, printable
 from data.parallel import Worker, for_each
+from data.printable_text import composed, one_line, printable
 from data.reading.manifest import ShardRecord
 from data.reading.sampled_checksum import sampled_checksum
 from data.reading.shards import INDEX_DTYPE

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from data.images.inspection import CheckedImage, Unreadable, inspect
 from data.images.pillow_warnings import named_warnings
 from data.images.size_limit import SizeLimit
-from data.names import printable
 from data.parallel import Worker
+from data.printable_text import printable
 from data.sources.base import Source
 
 _PART_SIZE = 8 * 2**20  # bytes of images; small enough to keep 32 processes busy with one shard of the default size

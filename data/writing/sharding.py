@@ -17,8 +17,8 @@ import numpy as np
 
 from data.atomic_io import rename_durably, write_durably
 from data.images.size_limit import SizeLimit
-from data.names import printable
 from data.parallel import for_each
+from data.printable_text import printable
 from data.progress import say
 from data.reading.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, SplitRecord, read_manifest
 from data.reading.shards import ShardSet

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data.names import printable
+from data.printable_text import printable
 from data.reading.class_counts import class_notes, similar_names
 from data.reading.manifest import MANIFEST, Manifest
 from data.sources.webdataset_shards import WebDatasetShards

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from data.images.inspection import Unreadable, inspect
 from data.images.pillow_warnings import named_warnings
-from data.names import printable
 from data.parallel import Worker, for_each
+from data.printable_text import printable
 from data.reading.manifest import ShardRecord, SplitRecord, read_manifest
 from data.reading.shards import INDEX_DTYPE
 from data.reading.storage import LocalFolder, RemoteFolder, place_of

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import typer
 
-from data.names import one_line
+from data.printable_text import one_line
 from launcher.processes import has_patient_parent
 from launcher.world import this_process
 from recipes.errors import UserCodeError, UserError

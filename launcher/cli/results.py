@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from data.names import one_line, printable
+from data.printable_text import one_line, printable
 from data.progress import say
 from launcher.cli.completion import recipe_names, run_directories
 from launcher.cli.options import DataOption, Import, Overrides, SplitName, Step, Workers, on_this_machine, with_data

@@ -14,7 +14,7 @@ from torch import Tensor
 from data.atomic_io import replacing, write_atomically
 from data.batches import EvalBatches
 from data.feature_store import BATCH, UNREADABLE, FeatureStore, feature_rows
-from data.names import printable
+from data.printable_text import printable
 from data.progress import say
 from data.reading.manifest import MANIFEST
 from data.reading.shards import ShardSet

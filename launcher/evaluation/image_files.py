@@ -13,7 +13,7 @@ from data.images.inspection import Unreadable, inspect
 from data.images.pillow_warnings import named_warnings
 from data.images.size_limit import SizeLimit
 from data.loader import load_in_order
-from data.names import printable
+from data.printable_text import printable
 from data.sources.files import FolderFiles
 from launcher.workers import default_workers
 from recipes.errors import UserError

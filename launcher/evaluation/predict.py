@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.names import printable
 from data.on_device import DevicePreprocessor
+from data.printable_text import printable
 from data.progress import progress, say
 from launcher.engines.base import make_accelerator
 from launcher.evaluation.accuracy import evaluated_logits

@@ -32,7 +32,7 @@ FLOORS = [
     ["data.order", "data.parallel", "data.shared_slots", "data.feature_store"],
     ["data.worker_processes"],
     ["data.atomic_io", "data.cpus", "data.exit_codes", "data.image_formats", "data.progress", "data"],
-    ["data.names"],
+    ["data.printable_text"],
     ["models"],
     ["recipes"],
 ]

@@ -1,4 +1,4 @@
-"""Names of files in a form that can be hashed, printed and stored anywhere."""
+"""Names and other texts in a form that can be hashed, printed and stored anywhere."""
 
 import unicodedata
 from collections.abc import Sequence
