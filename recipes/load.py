@@ -24,7 +24,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 200
 _CATALOGUE = resources.files("recipes") / "catalogue"
 
 
-def names() -> list[str]:
+def recipe_names() -> list[str]:
     """Return the sorted names of the catalogue's recipes."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _CATALOGUE.iterdir() if entry.name.endswith(".yaml"))
 
@@ -146,11 +146,11 @@ def _read(name_or_file: str) -> Values:
         path = local_path(name_or_file)
         if not path.is_file():
             raise UserError(f"there is no recipe file {name_or_file}")
-    elif name_or_file in names():
+    elif name_or_file in recipe_names():
         own: Values = parse_own_yaml((_CATALOGUE / f"{name_or_file}.yaml").read_text(encoding="utf-8"))
         return own
     else:
-        near = difflib.get_close_matches(name_or_file, names(), n=1)
+        near = difflib.get_close_matches(name_or_file, recipe_names(), n=1)
         advice = f"; did you mean {near[0]!r}?" if near else ":"
         raise UserError(f"there is no recipe {name_or_file!r}{advice} `bigbatch recipes` lists all")
     try:

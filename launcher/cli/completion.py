@@ -6,11 +6,11 @@
 from pathlib import Path
 
 
-def recipe_names(incomplete: str) -> list[str]:
+def catalogue_names(incomplete: str) -> list[str]:
     """Return the names in the catalogue that begin so; without any, the shell completes files instead."""
-    from recipes.load import names
+    from recipes.load import recipe_names
 
-    return _beginning(incomplete, names())
+    return _beginning(incomplete, recipe_names())
 
 
 def recipe_keys(incomplete: str) -> list[str]:
@@ -22,7 +22,7 @@ def recipe_keys(incomplete: str) -> list[str]:
 
 def recipe_names_and_keys(incomplete: str) -> list[str]:
     """Return what `bigbatch submit` takes: recipe names, and keys once one has been begun."""
-    return recipe_names(incomplete) or recipe_keys(incomplete)
+    return catalogue_names(incomplete) or recipe_keys(incomplete)
 
 
 def run_directories(incomplete: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.completion import recipe_names
+from launcher.cli.completion import catalogue_names
 from launcher.cli.data import data
 from launcher.cli.entry import run_app
 from launcher.cli.experiments import experiments
@@ -50,7 +50,7 @@ def recipes(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="RECIPE", help="The recipe to print in full.", show_default=False, autocompletion=recipe_names
+            metavar="RECIPE", help="The recipe to print in full.", show_default=False, autocompletion=catalogue_names
         ),
     ] = None,
     overrides: Overrides = None,

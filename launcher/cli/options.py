@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.completion import recipe_keys, recipe_names, run_directories
+from launcher.cli.completion import catalogue_names, recipe_keys, run_directories
 from recipes.local_paths import local_path
 from recipes.schema import Recipe
 
@@ -35,7 +35,7 @@ def on_this_machine(given: Path | list[Path] | None) -> Path | list[Path] | None
 RecipeArgument = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="A name from `bigbatch recipes`, or a YAML file.", autocompletion=recipe_names
+        metavar="RECIPE", help="A name from `bigbatch recipes`, or a YAML file.", autocompletion=catalogue_names
     ),
 ]
 Overrides = Annotated[

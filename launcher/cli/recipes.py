@@ -7,7 +7,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from recipes.load import load, names
+from recipes.load import load, recipe_names
 
 _PIPED_WIDTH = 200  # columns where the output is not a terminal, so that no line is cut off
 
@@ -17,7 +17,7 @@ def print_table() -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("recipe", "data", "batch", "epochs", "input", "what it is"):
         table.add_column(heading, justify="right" if heading in ("batch", "epochs", "input") else "left", no_wrap=True)
-    for name in names():
+    for name in recipe_names():
         recipe = load(name)
         table.add_row(
             name,

@@ -8,7 +8,7 @@ import typer
 
 from data.printable_text import one_line, printable
 from data.progress import say
-from launcher.cli.completion import recipe_names, run_directories
+from launcher.cli.completion import catalogue_names, run_directories
 from launcher.cli.options import DataOption, Import, Overrides, SplitName, Step, Workers, on_this_machine, with_data
 from launcher.runs.run_directory import RunDirectory, find_run
 from launcher.world import this_process
@@ -30,7 +30,7 @@ WeightsArgument = Annotated[
 RecipeOption = Annotated[
     str | None,
     typer.Option(
-        help="The recipe of a weights file that does not name its recipe itself.", autocompletion=recipe_names
+        help="The recipe of a weights file that does not name its recipe itself.", autocompletion=catalogue_names
     ),
 ]
 UprightOption = Annotated[

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from recipes.load import config_keys, names
+from recipes.load import config_keys, recipe_names
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, inline_code, links, name
 
 TOP = ("launcher", "data", "models", "recipes", "slurm", "tests", "docs")
@@ -52,7 +52,7 @@ def test_recipe_keys_that_are_named_exist(page):
 def test_recipes_that_are_named_exist(page):
     families = "convnext|resnet50|resnext50_32x4d|swin_tiny|roadmap"
     for recipe in re.findall(rf"\b(?:{families})_\w*(?:in1k|in22k|cifar10|cats_dogs)\w*\b", page.read_text()):
-        assert recipe in names(), f"there is no recipe {recipe}"
+        assert recipe in recipe_names(), f"there is no recipe {recipe}"
 
 
 def test_pages_that_the_code_names_exist():

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from recipes.load import config_keys, load, names, validate
+from recipes.load import config_keys, load, recipe_names, validate
 
 IN1K = {"tiny": (0.1, 32), "small": (0.4, 32), "base": (0.5, 32), "large": (0.5, 64)}
 IN22K = {"tiny": 0.0, "small": 0.0, "base": 0.1, "large": 0.1, "xlarge": 0.2}
@@ -191,7 +191,7 @@ def test_slices_clipping_and_ema_of_large_batch_recipes():
 
 def test_all_steps_of_the_road_and_modern_resnets_have_one_recipe():
     """The paper's: that of ConvNeXt-T, without EMA. Only the network differs."""
-    steps = [load(name) for name in names() if name.startswith("roadmap_")]
+    steps = [load(name) for name in recipe_names() if name.startswith("roadmap_")]
     assert [recipe.model.name for recipe in steps] == [recipe.name for recipe in steps] and len(steps) == 16
     tiny = load("convnext_tiny_in1k", ["ema.decay=null"])
     for recipe in steps:
@@ -219,7 +219,7 @@ def test_the_cats_and_dogs_recipe_fine_tunes_as_the_code_does():
     assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs) == (30, 0)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_a_printed_recipe_is_complete_and_reads_back_as_itself(name):
     recipe = load(name)
     printed = yaml.safe_dump(recipe.to_dict())
@@ -233,11 +233,11 @@ def test_a_printed_recipe_is_complete_and_reads_back_as_itself(name):
 
 
 def test_every_recipe_says_what_it_is_and_where_it_comes_from():
-    for name in names():
+    for name in recipe_names():
         recipe = load(name)
         assert recipe.name == name and recipe.summary and recipe.source
 
 
 def test_recipes_load_without_torch():
-    code = "import sys, recipes.load as r; [r.load(n) for n in r.names()]; sys.exit('torch' in sys.modules)"
+    code = "import sys, recipes.load as r; [r.load(n) for n in r.recipe_names()]; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -19,13 +19,13 @@ from launcher.training.train import StartOptions, train
 from models import batch_norm, stochastic_depth
 from models.build import build, scale_head
 from models.parameter_groups import parameter_groups
-from recipes.load import load, names
+from recipes.load import load, recipe_names
 from recipes.schedule import StepSchedule
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_builds_its_model_and_can_be_cut_and_timed(name):
     recipe = load(name)
     with torch.device("meta"):
@@ -54,7 +54,7 @@ def test_a_recipe_builds_its_model_and_can_be_cut_and_timed(name):
     assert recipe.data.train_images is None or not schedule.warnings()
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_the_page_of_a_recipe_ends_with_its_source_and_accuracy(name, capsys):
     print_recipe(name, [])
     page = capsys.readouterr().out
