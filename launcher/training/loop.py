@@ -140,10 +140,11 @@ class Training:
 
     def _batches(self, step: int) -> Generator[MicroBatch, None, None]:
         """Yield this rank's micro-batches from `step` on, on its device."""
-        places = ((number, place) for number in range(step, self._last_step) for place in self._places(number))
+        steps = range(step, self._last_step)
+        places = ((each, number) for each in steps for number in self._micro_batch_numbers(each))
         return self._loaded(places, self.workers)
 
-    def _places(self, step: int) -> Iterator[int]:
+    def _micro_batch_numbers(self, step: int) -> Iterator[int]:
         """Yield the numbers of this rank's micro-batches of a step, then of those that it repeats in an audit."""
         yield from self.cut.micro_batches(self.engine.accelerator.process_index)
         if self.audit and self.audit.is_due(step):
