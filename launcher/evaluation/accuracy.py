@@ -38,7 +38,7 @@ class Accuracy:
         return asdict(self)
 
 
-def evaluate(
+def measure_accuracy(
     model: nn.Module,
     split: Split,
     recipe: Recipe,

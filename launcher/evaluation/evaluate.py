@@ -9,7 +9,7 @@ from torch import nn
 from data.progress import say
 from data.reading.shards import ShardSet, Split
 from launcher.engines.base import make_accelerator
-from launcher.evaluation.accuracy import evaluate
+from launcher.evaluation.accuracy import measure_accuracy
 from launcher.evaluation.class_names import (
     ClassMatch,
     describe_classes,
@@ -99,7 +99,7 @@ def evaluate_weights(
             say(f"note: {note}")
         recorder = PredictionRecorder()
         model = model.to(accelerator.device)
-        accuracy = evaluate(model, split, recipe, accelerator, _BATCH_SIZE, workers, recorder)
+        accuracy = measure_accuracy(model, split, recipe, accelerator, _BATCH_SIZE, workers, recorder)
         recorder.gather(accelerator)
         results.append(evaluation_result(weights, accuracy, recorder, shards, split, options.right_labels))
     if run and accelerator.is_main_process:

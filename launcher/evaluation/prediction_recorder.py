@@ -25,7 +25,7 @@ _SHOWN = 24  # mistakes stored with a thumbnail
 class PredictionRecorder:
     """Records the likeliest class of every image of a split and its probability.
 
-    `launcher.evaluation.accuracy.evaluate` passes it the logits, batch after batch.
+    `launcher.evaluation.accuracy.measure_accuracy` passes it the logits, batch after batch.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from data.feature_store import FeatureStore
 from data.reading.shards import ShardSet
 from launcher.checkpoints.writer import CheckpointWriter
 from launcher.engines.base import Engine
-from launcher.evaluation.accuracy import evaluate
+from launcher.evaluation.accuracy import measure_accuracy
 from launcher.evaluation.prediction_recorder import PredictionRecorder, keep_predictions
 from launcher.runs.intervals import with_interval
 from launcher.runs.run_directory import RunDirectory
@@ -72,14 +72,14 @@ class BetweenSteps:
         size = max(_SMALLEST_EVALUATION_BATCH, micro_batch)
         arguments = (engine.module, split, recipe, engine.accelerator, size, self.workers)
         recorder, kind = PredictionRecorder(), "raw"
-        raw = evaluate(*arguments, recorder, self.features)
+        raw = measure_accuracy(*arguments, recorder, self.features)
         accuracy = raw.top1
         values = raw.to_dict() | {"ema_top1": None, "ema_top5": None}
         line = f"epoch {step / self.schedule.steps_per_epoch:g}  top-1 {with_interval(raw.top1, raw.images)}"
         if recipe.ema.decay is not None:
             with engine.ema_weights():
                 recorder, kind = PredictionRecorder(), "EMA"
-                averaged = evaluate(*arguments, recorder, self.features)
+                averaged = measure_accuracy(*arguments, recorder, self.features)
             values |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
             line += f"  EMA weights {with_interval(averaged.top1, raw.images)}"
             accuracy = max(accuracy, averaged.top1)

@@ -19,7 +19,7 @@ import torch
 
 from data.reading.shards import ShardSet
 from launcher.engines.base import make_accelerator
-from launcher.evaluation.accuracy import evaluate
+from launcher.evaluation.accuracy import measure_accuracy
 from launcher.evaluation.prediction_recorder import PredictionRecorder
 from recipes.load import load
 from tests.benchmarks.gpu_contenders import Setting, make_timm_model, ours
@@ -46,7 +46,7 @@ def main() -> None:
             report("a training step", _STEPS, waits(step, _STEPS), chosen.rows)
             model, recorder, train = make_timm_model(setting), PredictionRecorder(), shards.split("train")
             size = math.ceil(len(train) / _BATCHES)
-            evaluation = partial(evaluate, model, train, recipe, make_accelerator(recipe), size, 0, recorder)
+            evaluation = partial(measure_accuracy, model, train, recipe, make_accelerator(recipe), size, 0, recorder)
             report("a batch of an evaluation", _BATCHES, waits(evaluation, 1), chosen.rows)
 
 
