@@ -11,8 +11,7 @@ from data.sources.base import Listing, Names, Source
 from data.sources.recognition import custom_sources
 from data.writing.sharding import shard
 from launcher.engines.optimizer import custom_optimizers
-from launcher.evaluation.evaluate import EvaluateOptions
-from launcher.evaluation.evaluate import evaluate_weights as evaluate
+from launcher.evaluation.evaluate import EvaluateOptions, evaluate
 from launcher.evaluation.predict import predict
 from launcher.experiments.lr_range_test import LrRange, lr_range_test
 from launcher.planning.plan import recommend

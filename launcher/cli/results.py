@@ -78,7 +78,8 @@ def evaluate(
     """Print the accuracy over a whole split, every image once, with 95 % intervals and the calibration error (ECE)."""
     _check_weights(weights, step)
     from launcher.cli.evaluation_output import print_results
-    from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
+    from launcher.evaluation.evaluate import EvaluateOptions
+    from launcher.evaluation.evaluate import evaluate as evaluate_weights
 
     options = EvaluateOptions(not raw, workers, step, split.value, modules or [], subset, right_labels)
     found = evaluate_weights(weights, recipe, with_data(overrides, data), options)

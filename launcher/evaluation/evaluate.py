@@ -37,7 +37,7 @@ _VAL, _TEST = "val", "test"
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How `evaluate_weights` evaluates.
+    """How `evaluate` evaluates.
 
     Attributes:
         ema: evaluate a run's EMA weights too, if it has any.
@@ -58,7 +58,7 @@ class EvaluateOptions:
     right_labels: str | None = None
 
 
-def evaluate_weights(
+def evaluate(
     origin: str | Path,
     recipe_name: str | None = None,
     overrides: Sequence[str] = (),

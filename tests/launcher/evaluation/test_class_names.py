@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from launcher.evaluation.class_names import ClassMatch, describe_classes, match_classes
-from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
+from launcher.evaluation.evaluate import EvaluateOptions, evaluate
 from launcher.evaluation.initial_weights import check_initial_weights, load_initial_weights
 from models.build import build
 from recipes.errors import UserError
@@ -55,7 +55,7 @@ def top1(output: str) -> list[str]:
 
 def evaluated(capsys, origin, shards, *overrides, **options) -> str:
     given = EvaluateOptions(workers=0, **options)
-    results = evaluate_weights(origin, None, [f"data.path={shards}", *overrides], given)
+    results = evaluate(origin, None, [f"data.path={shards}", *overrides], given)
     return capsys.readouterr().err + "\n".join(result.line() for result in results)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from data.reading.shards import ShardSet
 from launcher.evaluation.accuracy import evaluated_logits
-from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
+from launcher.evaluation.evaluate import EvaluateOptions, evaluate
 from launcher.runs.mistakes import read_mistakes
 from launcher.runs.report import write_report
 from launcher.runs.run_directory import RunDirectory
@@ -24,16 +24,16 @@ def run(toy_shards, tmp_path) -> RunDirectory:
     return make_saved_run(tmp_path / "run", toy_shards(*CLASSES), {4: (0.5, 0.25), 8: (0.5, 0.25)})
 
 
-def evaluate(run: RunDirectory, *overrides: str, **options) -> str:
-    results = evaluate_weights(run.path, None, overrides, EvaluateOptions(workers=0, **options))
+def evaluate_run(run: RunDirectory, *overrides: str, **options) -> str:
+    results = evaluate(run.path, None, overrides, EvaluateOptions(workers=0, **options))
     return "\n".join(result.line() for result in results)
 
 
 def test_other_data_does_not_replace_the_mistakes_on_the_runs_own(run, toy_shards):
-    evaluate(run)
+    evaluate_run(run)
     own = run.mistakes_file.read_bytes()
-    evaluate(run, f"data.path={toy_shards(*reversed(CLASSES))}")
-    assert "12 images of split train" in evaluate(run, split_name="train")
+    evaluate_run(run, f"data.path={toy_shards(*reversed(CLASSES))}")
+    assert "12 images of split train" in evaluate_run(run, split_name="train")
     assert run.mistakes_file.read_bytes() == own
     found, others = read_mistakes(run)
     shards = ShardSet.open(toy_shards(*CLASSES))
@@ -46,14 +46,14 @@ def test_other_data_does_not_replace_the_mistakes_on_the_runs_own(run, toy_shard
 
 def test_an_evaluation_replaces_the_one_before_on_the_same_split(run):
     for step in (4, 8):
-        evaluate(run, split_name="train", step=step, ema=False)
+        evaluate_run(run, split_name="train", step=step, ema=False)
     own, others = read_mistakes(run)
     assert own is None and [(other.step, other.weights) for other in others] == [(8, "raw")]
 
 
 def test_the_report_shows_the_runs_own_mistakes_and_names_the_others(run, toy_shards, tmp_path):
-    evaluate(run)
-    evaluate(run, f"data.path={toy_shards(*reversed(CLASSES))}", split_name="train")
+    evaluate_run(run)
+    evaluate_run(run, f"data.path={toy_shards(*reversed(CLASSES))}", split_name="train")
     page = Page(write_report([run.path], tmp_path / "page.html").read_text())
     own, others = page.text.split("Mistakes on other data", 1)
     assert "of 8 validation images are wrong with the EMA weights of step 8" in own
@@ -63,7 +63,7 @@ def test_the_report_shows_the_runs_own_mistakes_and_names_the_others(run, toy_sh
 
 def test_mistakes_that_version_0_1_0_kept_are_shown(run, tmp_path):
     """It did not say which data it was: only other classes give other data away."""
-    evaluate(run)
+    evaluate_run(run)
     contents = json.loads(run.mistakes_file.read_text())
     for new in ("step", "dataset", "digest", "split"):
         del contents[new]
@@ -88,12 +88,12 @@ def test_damaged_mistakes_are_left_out(run, tmp_path, damage):
 
 def test_a_run_is_evaluated_at_another_size_than_it_was_trained_at(run, tmp_path):
     def shown(*overrides):
-        evaluate(run, *overrides, split_name="train")
+        evaluate_run(run, *overrides, split_name="train")
         return read_mistakes(run)[1][0].surest
 
     assert shown("input.eval_size=48") == shown("input.size=48") != shown()
     with pytest.raises(UserError, match="takes images of one size: add input.eval_size=null"):
-        evaluate(run, "model.name=test_vit", "input.eval_size=48")
+        evaluate_run(run, "model.name=test_vit", "input.eval_size=48")
 
 
 def test_without_a_validation_split_the_way_to_one_is_said(run, toy_shards, tmp_path):
@@ -102,12 +102,12 @@ def test_without_a_validation_split_the_way_to_one_is_said(run, toy_shards, tmp_
     del manifest["splits"]["val"]
     (shards / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="no validation split: .*--split train, or shard again with --val-fraction"):
-        evaluate(run, f"data.path={shards}")
+        evaluate_run(run, f"data.path={shards}")
 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(run):
     with pytest.raises(UserError, match="no split 'test', only 'train', 'val'"):
-        evaluate(run, split_name="test")
+        evaluate_run(run, split_name="test")
 
 
 def test_a_test_split_is_offered_in_one_line(run, toy_shards, tmp_path, capsys):
@@ -116,19 +116,19 @@ def test_a_test_split_is_offered_in_one_line(run, toy_shards, tmp_path, capsys):
     manifest["splits"]["test"] = manifest["splits"]["val"]
     (shards / "manifest.json").write_text(json.dumps(manifest))
     data = f"data.path={shards}"
-    evaluate(run, data)
+    evaluate_run(run, data)
     assert f"note: {shards} has a test split of 8 images too: add --split test\n" in capsys.readouterr().err
-    evaluate(run, data, split_name="test")
+    evaluate_run(run, data, split_name="test")
     assert "--split" not in capsys.readouterr().err
     del manifest["splits"]["val"]
     (shards / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="no validation split, but a test split: add --split test"):
-        evaluate(run, data)
+        evaluate_run(run, data)
 
 
 def test_a_run_that_cannot_be_written_is_evaluated_all_the_same(run, capsys):
     run.mistakes_file.mkdir()
-    assert "top-1" in evaluate(run)
+    assert "top-1" in evaluate_run(run)
     assert "the report will not show them" in capsys.readouterr().err
 
 

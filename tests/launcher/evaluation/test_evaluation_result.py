@@ -12,7 +12,7 @@ from data.batches import EvalBatches
 from data.on_device import DevicePreprocessor
 from data.reading.shards import ShardSet
 from data.writing.sharding import shard
-from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
+from launcher.evaluation.evaluate import EvaluateOptions, evaluate
 from launcher.evaluation.right_labels import _image_name, _real_labels
 from launcher.runs.class_scores import class_scores, expected_calibration_error
 from recipes.errors import UserError
@@ -58,8 +58,8 @@ def test_a_subset_of_classes_equals_masked_logits(toy_shards, tmp_path):
     file = write_weights(tmp_path / "w.safetensors", model, CLASSES)
     data = [f"data.path={toy_shards(*wanted)}"]
     with pytest.raises(UserError, match="add --subset"):
-        evaluate_weights(file, overrides=data, options=EvaluateOptions(workers=0))
-    (found,) = evaluate_weights(file, overrides=data, options=EvaluateOptions(workers=0, subset=True))
+        evaluate(file, overrides=data, options=EvaluateOptions(workers=0))
+    (found,) = evaluate(file, overrides=data, options=EvaluateOptions(workers=0, subset=True))
     names = ShardSet.open(toy_shards(*wanted)).classes
     top1, loss = masked(model, toy_shards(*wanted), [CLASSES.index(name) for name in names])
     assert found.accuracy.top1 == pytest.approx(top1) and found.accuracy.loss == pytest.approx(loss, rel=1e-5)
@@ -74,7 +74,7 @@ def test_an_imagenet_model_without_class_names_is_matched_by_wordnet_ids(toy_sha
     model = tiny_model(0, outputs)
     file = write_weights(tmp_path / "w.safetensors", model)
     options = EvaluateOptions(workers=0, subset=True)
-    (found,) = evaluate_weights(file, overrides=[f"data.path={toy_shards(*WORDNET)}"], options=options)
+    (found,) = evaluate(file, overrides=[f"data.path={toy_shards(*WORDNET)}"], options=options)
     ids = ImageNetInfo(infer_imagenet_subset(model)).label_names()
     top1, loss = masked(model, toy_shards(*WORDNET), [ids.index(name) for name in WORDNET])
     assert found.accuracy.top1 == pytest.approx(top1) and found.accuracy.loss == pytest.approx(loss, rel=1e-5)
@@ -87,11 +87,11 @@ def test_several_right_labels(toy_shards, tmp_path):
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps(dict.fromkeys(names[:-2], CLASSES) | dict.fromkeys(names[-2:], [])))
     options = EvaluateOptions(workers=0, right_labels=str(labels))
-    (found,) = evaluate_weights(file, overrides=data, options=options)
+    (found,) = evaluate(file, overrides=data, options=options)
     assert found.right_labels == (1.0, len(set(names[:-2]))) and "any right label 100.00%" in found.line()
     labels.write_text(json.dumps({"other": ["cat"]}))
     with pytest.raises(UserError, match="has labels for none of the images"):
-        evaluate_weights(file, overrides=data, options=options)
+        evaluate(file, overrides=data, options=options)
 
 
 def test_reassessed_labels_of_imagenet_come_from_timm():

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
+from launcher.evaluation.evaluate import EvaluateOptions, evaluate
 from launcher.evaluation.export import accuracies_at, export
 from launcher.evaluation.initial_weights import check_initial_weights, load_initial_weights
 from launcher.evaluation.saved_weights import file_weights, run_weights
@@ -110,7 +110,7 @@ def test_an_export_prints_which_weights_it_wrote_and_how_accurate_they_are(run, 
 def test_a_file_says_which_weights_it_holds(run, tmp_path):
     export(run, tmp_path / "w.safetensors", ema=False, step=4)
     assert file_weights(tmp_path / "w.safetensors").title == f"raw weights of step 4 of {tmp_path / 'w.safetensors'}"
-    (result,) = evaluate_weights(tmp_path / "w.safetensors", options=EvaluateOptions(workers=0))
+    (result,) = evaluate(tmp_path / "w.safetensors", options=EvaluateOptions(workers=0))
     assert "raw weights of step 4" in result.line()
 
 

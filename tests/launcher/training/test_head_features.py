@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.batches import MicroBatches
-from launcher.evaluation.evaluate import EvaluateOptions, evaluate_weights
+from launcher.evaluation.evaluate import EvaluateOptions, evaluate
 from launcher.runs.run_directory import RunDirectory
 from launcher.training.head_features import trains_on_features
 from launcher.training.train import StartOptions, train
@@ -141,7 +141,7 @@ def test_under_bf16_it_is_as_close_as_rounding_allows(recipe, tmp_path, monkeypa
 
 
 def test_the_evaluation_is_that_of_the_command(whole):
-    results = evaluate_weights(whole, options=EvaluateOptions(workers=0))
+    results = evaluate(whole, options=EvaluateOptions(workers=0))
     assert results[-1].accuracy.top1 == pytest.approx(accuracies(whole)[-1], abs=0.003)
 
 
