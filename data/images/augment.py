@@ -130,7 +130,7 @@ class TrainTransform:
 
 
 def is_augmented(recipe: Recipe) -> bool:
-    """Return whether an epoch may show another view of an image than the epochs before it."""
+    """Return whether an epoch may show a view of an image other than that of the epochs before it."""
     augment, mix = recipe.augment, recipe.mix
     changes = (augment.flip, augment.randaugment, augment.policy, augment.color_jitter, augment.erasing)
     mixes = mix.probability > 0 and (mix.mixup > 0 or mix.cutmix > 0)

@@ -59,7 +59,7 @@ _BY_VALUE = {orientation.value: orientation for orientation in _TURNED}
 def orientation(image: Image.Image) -> Orientation:
     """Return the orientation in the EXIF data of an open image; `UPRIGHT` if it has none or they are damaged.
 
-    Load the pixels of other formats than JPEG before: Pillow reads a PNG to its end here and hides damage on the way.
+    Load the pixels of formats other than JPEG before: Pillow reads a PNG to its end here and hides damage on the way.
     """
     if image.format == "TIFF":  # Pillow turns its pixels when it loads them, and its size is that of the upright image
         return UPRIGHT

@@ -74,7 +74,7 @@ class HuggingFaceSet(Source):
                 continue
             columns = find_columns(path)
             if classes is not None and columns.classes is not None and columns.classes != classes:
-                raise UserError(f"{path} has other class names than {files[0]}: shard them separately")
+                raise UserError(f"{path} has class names other than those of {files[0]}: shard them separately")
             classes = columns.classes if classes is None else classes
             found, of_rows = read_labels(path, columns.label), _splits_of_rows(path, columns, split)
             kept = np.array([label != -1 and _text(label) != "" for label in found], bool)

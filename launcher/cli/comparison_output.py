@@ -12,7 +12,7 @@ from launcher.runs.significance import PairedDifference, SeedDifference
 
 
 def print_comparison(compared: Sequence[ComparedRun]) -> None:
-    """Print the accuracy of each run, and its difference to the first one."""
+    """Print the accuracy of each run, and its difference from the first one."""
     images = compared[0].predictions
     table = Table("run", "weights", box=None, title_justify="left")
     table.title = f"{len(images.labels):,} images of split {images.split} of {images.dataset}, 95 % intervals"
@@ -27,7 +27,7 @@ def print_comparison(compared: Sequence[ComparedRun]) -> None:
 
 
 def print_seed_groups(groups: Sequence[SeedGroup]) -> None:
-    """Print mean and standard error of each group of runs, and the difference of its mean to the first group."""
+    """Print mean and standard error of each group of runs, and the difference of its mean from the first group's."""
     for number, group in enumerate(groups, 1):
         spread = group.spread
         error = "" if spread.standard_error is None else f" ± {100 * spread.standard_error:.2f} (standard error)"
@@ -38,9 +38,9 @@ def print_seed_groups(groups: Sequence[SeedGroup]) -> None:
 
 def _seed_sentence(difference: SeedDifference | None) -> str:
     if difference is None:
-        return "no difference to group 1 can be tested: it takes two runs of each group that are not all equal"
+        return "no difference from group 1 can be tested: it takes two runs of each group that are not all equal"
     found = (
-        f"difference to group 1: {_points(difference.difference)} ± {100 * difference.standard_error:.2f}, "
+        f"difference from group 1: {_points(difference.difference)} ± {100 * difference.standard_error:.2f}, "
         f"95 % interval {_interval(difference.interval)}, p = {difference.p_value:.2g} (Welch)"
     )
     if difference.seeds_needed is None:

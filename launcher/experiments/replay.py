@@ -92,7 +92,7 @@ def replay(plan: ReplayPlan, cut_here: bool, workers: int | None = None) -> Repl
         raise UserError(f"the shards of {plan.run.path} are not in {path}: say with --data where they are now")
     shards = open_shards(plan.recipe)
     if plan.run.metadata().dataset.digest != shards.digest:
-        raise UserError(f"{shards.root} holds other shards than those of {plan.run.path}: give these with --data")
+        raise UserError(f"{shards.root} holds shards other than those of {plan.run.path}: give these with --data")
     recipe = with_accelerate_config(plan.recipe) if cut_here else plan.recipe
     accelerator = make_accelerator(recipe)
     model = prepare_model(recipe, len(shards.classes))

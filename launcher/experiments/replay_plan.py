@@ -108,7 +108,7 @@ def plan_replay(run: RunDirectory, step: int, steps: int, data: str | None = Non
 
 
 def _check_recipe_is_unchanged(run: RunDirectory, recipe: Recipe) -> None:
-    """Refuse a recipe that describes another trajectory than that of the run.
+    """Refuse a recipe that describes a trajectory other than that of the run.
 
     Raises:
         UserError: ``recipe.yaml`` was edited, or ``run.json`` is missing or damaged.

@@ -54,7 +54,7 @@ def with_accelerate_config(recipe: Recipe, environment: Mapping[str, str] | None
 
 
 def _refuse_other_trainers(environment: Mapping[str, str]) -> None:
-    """Raise UserError where the configuration would train in another way or on another device than the recipe."""
+    """Raise UserError where the configuration would train in a way or on a device other than the recipe's."""
     for name, meaning in _FLAGS.items():
         if _is_true(environment, name):
             raise UserError(f"the accelerate config asks for {meaning}")

@@ -74,7 +74,7 @@ class SeedGroup:
 
 
 def compare_runs(runs: Sequence[Path], split: str = "val") -> list[ComparedRun]:
-    """Return each run with its accuracy, and its difference to the first one on the same images.
+    """Return each run with its accuracy, and its difference from the first one on the same images.
 
     Args:
         runs: run directories.

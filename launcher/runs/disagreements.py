@@ -18,7 +18,7 @@ _SHOWN = 12  # images in each direction
 
 @dataclass(frozen=True)
 class DisputedImage:
-    """An image that a run predicts as another class than its label.
+    """An image that a run predicts as a class other than its label.
 
     Attributes:
         name: of the image and its shard.
@@ -98,7 +98,7 @@ def _disputed(
 
 
 def disputed_image(image: int, wrong: Predictions, classes: list[str], split: Split, upright: bool) -> DisputedImage:
-    """Return an image of the split that `wrong` predicts as another class than its label, with its picture.
+    """Return an image of the split that `wrong` predicts as a class other than its label, with its picture.
 
     The picture is turned as its EXIF orientation says if `upright`.
     """

@@ -143,7 +143,7 @@ class RunDirectory:
         """
         if self.metadata_file.is_file() and self.metadata().dataset.digest != digest:
             raise UserError(
-                f"{self.path} holds a run on other shards than these: give the same --data or choose another --run-dir"
+                f"{self.path} holds a run on shards other than these: give the same --data or choose another --run-dir"
             )
 
     def recipe(self) -> Recipe:

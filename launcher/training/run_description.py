@@ -99,7 +99,7 @@ def describe_start(accelerator: Accelerator, recipe: Recipe) -> dict[str, Any]:
 
 
 def own_code_note(recipe: Recipe, run: RunDirectory, start: dict[str, Any]) -> str | None:
-    """Return a note if the user's code is another one than at the last start of the run.
+    """Return a note if the user's code is other than that of the last start of the run.
 
     Args:
         start: what `describe_start` returned for this start.

@@ -163,7 +163,7 @@ def test_shards_that_moved_are_given_anew_and_other_ones_are_refused(killed, dig
     code, _, error = bigbatch("replay", run.path, "--step", 1)
     assert code == 2 and f"are not in {tmp_path / 'gone'}: say with --data where they are now" in error
     code, _, error = bigbatch("replay", killed, "--step", 1, "--data", toy_shards(*"abcdefghij"))
-    assert code == 2 and "holds other shards than those of" in error and "give these with --data" in error
+    assert code == 2 and "holds shards other than those of" in error and "give these with --data" in error
 
 
 def test_an_edited_recipe_is_no_recipe_of_the_run(killed, tmp_path):
