@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
@@ -53,6 +54,7 @@ def run_app(app: typer.Typer, file_error: int = _USER_ERROR) -> None:
             missing permission.
     """
     _spare_imported_objects()
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may not be text in the terminal's encoding
@@ -62,6 +64,7 @@ def run_app(app: typer.Typer, file_error: int = _USER_ERROR) -> None:
     if sys.argv[1:2] == [f"--local_rank={os.environ.get('LOCAL_RANK')}"]:
         del sys.argv[1]
     try:
+        _check_working_directory()
         app()
     except UserError as error:
         if _print_error(str(error)) and isinstance(error, UserCodeError):
@@ -90,6 +93,27 @@ def _spare_imported_objects() -> None:
     """
     gc.set_threshold(_COLLECT_AFTER)
     atexit.register(gc.freeze)  # the last collections leave out what is frozen
+
+
+def _open_closed_streams() -> None:
+    """Open the null device for each of stdin, stdout and stderr that is closed, as by ``2>&-`` in a shell.
+
+    Their numbers would otherwise go to the next files that are opened, into which a library might print.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _check_working_directory() -> None:
+    """Refuse a working directory that was deleted, in which torch's libraries end the process with other words."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working directory is gone: change to a folder that exists") from None
 
 
 def _thread_ended(ended: threading.ExceptHookArgs) -> None:
