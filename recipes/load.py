@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from recipes.errors import UserError
 from recipes.local_paths import local_path
-from recipes.parsing import parse_own_yaml, parse_yaml
+from recipes.parsing import parse_own_yaml, parse_yaml, parse_yaml_value
 from recipes.schema import Recipe, Values
 from recipes.sections import BatchSettings
 
@@ -182,10 +182,9 @@ def _parse(override: str) -> tuple[str, object]:
         raise UserError(f"{key} is a section, not a key; {_keys_of(key, text)}")
     if key not in config_keys():
         raise UserError(_unknown(key, config_keys()))
-    try:
-        return key, parse_yaml(text)
-    except yaml.YAMLError:
-        return key, text
+    if not text.strip():
+        raise UserError(f"override {override!r} has no value: give one, or write {key}=null for none")
+    return key, parse_yaml_value(text)
 
 
 def _set(values: Values, key: str, value: object) -> None:

@@ -10,6 +10,20 @@ from typing import Any
 import yaml
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which raises YAMLError for every invalid value."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            if isinstance(value, int):
+                str(value)  # Python writes no number of more than 4,300 digits, though it reads hexadecimal ones
+            return value
+        except (ValueError, LookupError, AttributeError, ArithmeticError):  # PyYAML's, e.g. for the 45th of May
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(None, None, f"this is no valid {kind}", node.start_mark) from None
+
+
 def parse_json(text: str | bytes) -> Any:
     """Return what a JSON text says.
 
@@ -41,9 +55,22 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError: it is not valid YAML.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, OverflowError):
+        raise yaml.YAMLError("it names a character by a number that none has") from None
+
+
+def parse_yaml_value(text: str) -> Any:
+    """Return what a YAML text on a command line says; one that is no YAML, or that has a comment, stands for itself."""
+    try:
+        value = parse_yaml(text)
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+    has_comment = node is None or text[node.end_mark.index :].strip()
+    return text if has_comment else value
 
 
 def parse_own_yaml(text: str) -> Any:

@@ -25,6 +25,11 @@ from recipes.load import load
         ("optimizer=sgd", ["optimizer is a section", "did you mean optimizer.name=sgd?", "optimizer.lr"]),
         ("model=resnet50", ["did you mean model.name=resnet50?"]),
         ("mix=0", ["mix is a section", "mix.mixup"]),
+        ("model.weights=", ["'model.weights='", "model.weights=null"]),
+        ("seed=2024-13-45", ["seed='2024-13-45'", "integer"]),
+        ("seed=!!bool maybe", ["seed='!!bool maybe'", "integer"]),
+        (f"seed=0x{'f' * 5000}", ["seed='0xff", "integer"]),
+        ("seed=5 #6", ["seed='5 #6'", "integer"]),
     ],
 )
 def test_a_wrong_override_is_one_helpful_sentence(override, parts):
@@ -58,6 +63,14 @@ def test_overrides_change_what_they_name_and_nothing_else():
     assert changed.model_copy(update={"optimizer": plain.optimizer, "model": plain.model, "ema": plain.ema}) == plain
 
 
+@pytest.mark.parametrize(
+    "text, value",
+    [("a #b.pth", "a #b.pth"), ("#b.pth", "#b.pth"), ("a#b", "a#b"), ("'a #b'", "a #b"), ("'a' #b", "'a' #b")],
+)
+def test_an_override_loses_no_characters(text, value):
+    assert load("demo", [f"model.weights={text}"]).model.weights == value
+
+
 def test_a_file_extends_a_recipe_of_the_catalogue_or_another_file(tmp_path):
     (tmp_path / "mine.yaml").write_text("base: convnext_tiny_in1k\nbatch: {global: 1024, slices: 8}\n")
     (tmp_path / "longer.yaml").write_text("base: mine.yaml\nname: my longer run\nschedule: {epochs: 600}\n")
@@ -78,6 +91,15 @@ def test_a_file_extends_a_recipe_of_the_catalogue_or_another_file(tmp_path):
         ("- a list", "mapping"),
         ("batch: {global: [", "not valid YAML"),
         ("model: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("seed: 2024-13-45", "not valid YAML: this is no valid timestamp .* line 1"),
+        ("seed: !!int abc", "no valid int"),
+        ("seed: !!int ''", "no valid int"),
+        ("seed: !!float abc", "no valid float"),
+        ("seed: !!bool maybe", "no valid bool"),
+        ("seed: !!timestamp abc", "no valid timestamp"),
+        (f"seed: {'9' * 5000}", "no valid int"),
+        (f"seed: 0x{'f' * 5000}", "no valid int"),
+        (r'name: "\UFFFFFFFF"', "not valid YAML"),
         ("modl: {name: x}", "did you mean 'model'"),
         ("scheduling: {epochs: 5}", "did you mean 'schedule'"),
         ("schedule: {epoch: 5}", "did you mean 'schedule.epochs'"),
