@@ -3,11 +3,17 @@
 Defaults are those of ConvNeXt's ImageNet-1K training (paper, table 5; upstream code where the paper is silent).
 """
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from recipes.sections import Count, NotNegative, Positive, Section, UnitFraction, added_in
+
+# timm's parser skips much of what it does not understand.
+_RANDAUGMENT = re.compile(
+    r"rand(-(m\d{1,2}|n[1-9]\d?|p(0(\.\d+)?|1(\.0+)?)|mstd\d+(\.\d+)?|mmax[1-9]\d?|inc[01]|t(weights|3aw?)?))*"
+)
 
 
 class InputSettings(Section):
@@ -103,6 +109,26 @@ class AugmentSettings(Section):
     erasing: UnitFraction = Field(
         0.25, description="probability that random erasing fills one rectangle with noise, after normalisation"
     )
+
+    @field_validator("randaugment")
+    @classmethod
+    def _timms_notation(cls, policy: str | None) -> str | None:
+        if policy is not None and not _RANDAUGMENT.fullmatch(policy):
+            raise ValueError(
+                f"augment.randaugment={policy!r} is not a RandAugment policy: write one such as rand-m9-mstd0.5-inc1, "
+                "or null for none"
+            )
+        return policy
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for key, (least, most) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
+            if least > most or most == 0:
+                raise ValueError(
+                    f"augment.{key}=[{least:g},{most:g}] is not a range: give the smallest value and then the largest, "
+                    "which is above 0"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_policy(self) -> Self:

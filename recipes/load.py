@@ -4,19 +4,20 @@ Every error names the key and suggests what to type instead.
 """
 
 import difflib
+import os
 import reprlib
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from recipes.errors import UserError
 from recipes.local_paths import local_path
 from recipes.parsing import parse_own_yaml, parse_yaml, parse_yaml_value
 from recipes.schema import Recipe, Values
-from recipes.sections import BatchSettings
+from recipes.sections import BatchSettings, Count
 
 _ALIKE = 0.6  # smallest similarity, out of 1, at which a key is suggested; difflib's own default cutoff
 _SHORT = reprlib.Repr()  # how a message shows a wrong value, of which a file may have any amount
@@ -80,18 +81,31 @@ def config_keys() -> list[str]:
     return list(_dotted(Recipe))
 
 
-def _batch_of_lr(name_or_file: str) -> int:
-    """Return the global batch of the layer (a base, or the recipe itself) that last sets the learning rate."""
-    batch = found = BatchSettings().global_
+def _batch_of_lr(name_or_file: str) -> int | None:
+    """Return the global batch of the layer (a base, or the recipe itself) that last sets the learning rate.
+
+    A batch that is not valid does not count: a later layer or an override has replaced it. None: no other is known.
+    """
+    batch: int | None = BatchSettings().global_
+    found = batch
     for values in _layers(name_or_file, seen=()):
-        chosen, optimizer = values.get("batch") or {}, values.get("optimizer") or {}
-        batch = int(chosen.get("global", batch))
-        if "lr" in optimizer:
+        chosen, optimizer = values.get("batch"), values.get("optimizer")
+        if isinstance(chosen, dict) and "global" in chosen:
+            batch = _batch_size(chosen["global"])
+            found = batch if found is None else found
+        if isinstance(optimizer, dict) and "lr" in optimizer:
             found = batch
     return found
 
 
-def _overridden(values: Values, overrides: list[str] | tuple[str, ...], lr_batch: Callable[[], int]) -> Recipe:
+def _batch_size(value: object) -> int | None:
+    try:
+        return TypeAdapter(Count).validate_python(value)
+    except ValidationError:
+        return None
+
+
+def _overridden(values: Values, overrides: list[str] | tuple[str, ...], lr_batch: Callable[[], int | None]) -> Recipe:
     """Return the recipe of changed values.
 
     Args:
@@ -128,17 +142,22 @@ def _with_base(name_or_file: str) -> Values:
 
 def _layers(name_or_file: str, seen: tuple[str, ...]) -> list[Values]:
     """Return the values of a recipe's bases and its own, which come last."""
-    if name_or_file in seen:
+    values = _read(name_or_file)
+    if _place(name_or_file) in map(_place, seen):
         raise UserError(
             f"recipe {name_or_file} extends itself ({' -> '.join((*seen, name_or_file))}): remove one `base:`"
         )
-    values = _read(name_or_file)
     base = values.pop("base", None)
     if base is None:
         return [values]
     if str(base).endswith((".yaml", ".yml")) and name_or_file.endswith((".yaml", ".yml")):
         base = str(Path(name_or_file).parent / local_path(str(base)))
     return [*_layers(str(base), (*seen, name_or_file)), values]
+
+
+def _place(name_or_file: str) -> str:
+    """Return what a file and the other paths to it have in common; the name of a recipe of the catalogue."""
+    return os.path.realpath(local_path(name_or_file)) if name_or_file.endswith((".yaml", ".yml")) else name_or_file
 
 
 def _read(name_or_file: str) -> Values:
@@ -241,6 +260,13 @@ def _sentence(error: ValidationError) -> str:
     ):
         location.pop()  # pydantic's location continues below the key, into members of unions and tuples
     key = ".".join(location)
+    if first["type"] == "extra_forbidden" and key in config_keys():  # with a dot in a file, which nests its sections
+        section, _, name = key.partition(".")
+        return f"a recipe file has no key {key!r}: write {section}: {{{name}: ...}}"
+    if first["type"] == "invalid_key":
+        return (
+            f"the key {_SHORT.repr(first['input'])} is not text: `bigbatch recipes NAME` prints every key of a recipe"
+        )
     if first["type"] == "extra_forbidden":
         return _unknown(key, [*config_keys(), *_sections()])
     if first["type"] == "value_error":

@@ -15,7 +15,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            value = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            value = super().construct_object(node, deep)
             if isinstance(value, int):
                 str(value)  # Python writes no number of more than 4,300 digits, though it reads hexadecimal ones
             return value

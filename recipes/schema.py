@@ -10,6 +10,7 @@ keep their identity. The same holds for a whole section.
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
@@ -70,6 +71,14 @@ class Recipe(Section):
         return self.optimizer.lr_at_batch or self._lr_batch or self.batch.global_
 
     @model_validator(mode="after")
+    def _is_unicode(self) -> Self:
+        texts = {"name": self.name, "summary": self.summary, "source": self.source, "data.name": self.data.name}
+        for key, text in texts.items():
+            if re.search("[\ud800-\udfff]", text):
+                raise ValueError(f"{key}={text!a} has a character that Unicode does not have: write it without")
+        return self
+
+    @model_validator(mode="after")
     def _copies_in_different_slices(self) -> Self:
         if self.augment.repeats > self.batch.slices:
             raise ValueError(
@@ -92,8 +101,8 @@ class Recipe(Section):
         }
         return self.model_copy(update=changed)
 
-    def with_lr_batch(self, batch: int) -> "Recipe":
-        """Return a copy whose `optimizer.lr` was chosen for that batch size."""
+    def with_lr_batch(self, batch: int | None) -> "Recipe":
+        """Return a copy whose `optimizer.lr` was chosen for that batch size; None: for its own."""
         copy = self.model_copy()
         copy._lr_batch = None if batch == self.batch.global_ else batch
         return copy

@@ -15,6 +15,7 @@ from recipes.local_paths import LocalPathText, local_path
 TIMM = "timm"  # the value of `model.weights` that names timm's own
 _OPTIMIZERS = ("adamw", "sgd", "lamb", "lars", "lion")
 UnitFraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -117,7 +118,7 @@ class DataSettings(Section):
     cache: LocalPathText | None = Field(
         None, description="local folder that caches blocks of remote shards for all processes of a node; null: no cache"
     )
-    cache_gib: Positive = Field(50.0, description="largest size of the cache in GiB")
+    cache_gib: Annotated[float, Field(gt=0, le=2**20)] = Field(50.0, description="largest size of the cache in GiB")
 
 
 class BatchSettings(Section):
@@ -166,7 +167,7 @@ class OptimizerSettings(Section):
         description="the batch size that lr is meant for; for another one it is scaled by the square-root rule, for "
         "SGD and LARS by the linear rule; null: lr is used as it is at any batch size",
     )
-    betas: tuple[UnitFraction, UnitFraction] = Field(
+    betas: tuple[Beta, Beta] = Field(
         (0.9, 0.999), description="betas of AdamW, and of timm's optimizers with two betas"
     )
     eps: Positive = Field(1e-8, description="epsilon of AdamW, and of timm's optimizers that have one")

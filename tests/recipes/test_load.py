@@ -29,6 +29,12 @@ from recipes.load import load
         ("seed=2024-13-45", ["seed='2024-13-45'", "integer"]),
         ("seed=!!bool maybe", ["seed='!!bool maybe'", "integer"]),
         (f"seed=0x{'f' * 5000}", ["seed='0xff", "integer"]),
+        (r'name="\uD800"', [r"name='\ud800'", "Unicode"]),
+        ("optimizer.betas=[0.9,1]", ["optimizer.betas", "less than 1"]),
+        ("data.cache_gib=1e300", ["data.cache_gib='1e300'", "less than or equal to"]),
+        ("augment.crop_scale=[1.0,0.5]", ["augment.crop_scale=[1,0.5]", "smallest value"]),
+        ("augment.crop_scale=[0,0]", ["augment.crop_scale=[0,0]", "above 0"]),
+        ("augment.crop_ratio=[2,1]", ["augment.crop_ratio=[2,1]", "smallest value"]),
         ("seed=5 #6", ["seed='5 #6'", "integer"]),
     ],
 )
@@ -39,6 +45,17 @@ def test_a_wrong_override_is_one_helpful_sentence(override, parts):
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize("policy", ["foo", "rand-m9-n-1", "rand-m-9", "rand-mnan", '""', "rand-m9-n0", "rand-mstdinf"])
+def test_a_policy_that_timm_would_misread_is_refused(policy):
+    with pytest.raises(UserError, match="is not a RandAugment policy: write one such as rand-m9"):
+        load("demo", [f"augment.randaugment={policy}"])
+
+
+@pytest.mark.parametrize("policy", ["rand", "rand-m9-n3-mstd0.5", "rand-mstd1-tweights", "rand-m15-p0.5-mmax20-inc1"])
+def test_the_policies_of_timms_documentation_are_accepted(policy):
+    assert load("demo", [f"augment.randaugment={policy}"]).augment.randaugment == policy
 
 
 @pytest.mark.parametrize(
@@ -99,6 +116,9 @@ def test_a_file_extends_a_recipe_of_the_catalogue_or_another_file(tmp_path):
         ("seed: !!timestamp abc", "no valid timestamp"),
         (f"seed: {'9' * 5000}", "no valid int"),
         (f"seed: 0x{'f' * 5000}", "no valid int"),
+        ("5: 5", "the key 5 is not text"),
+        ("model: {5: 5}", "the key 5 is not text"),
+        ("model.name: x", "write model: {name: ...}"),
         (r'name: "\UFFFFFFFF"', "not valid YAML"),
         ("modl: {name: x}", "did you mean 'model'"),
         ("scheduling: {epochs: 5}", "did you mean 'schedule'"),
@@ -114,6 +134,29 @@ def test_a_broken_recipe_file_is_one_sentence(tmp_path, text, part):
     with pytest.raises(UserError, match=part) as caught:
         load(str(file))
     assert "\n" not in str(caught.value)
+
+
+def test_recipes_that_extend_each_other_through_other_paths_are_one_sentence(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.yaml").write_text("base: ./b.yaml\n")
+    (tmp_path / "sub" / "b.yaml").write_text("base: ../sub/a.yaml\n")
+    with pytest.raises(UserError, match="extends itself"):
+        load(str(tmp_path / "sub" / "a.yaml"))
+
+
+@pytest.mark.parametrize("batch", ["{global: many}", "{global: .inf}", "64", "{global: null}"])
+@pytest.mark.parametrize("lr", ["", "optimizer: {lr: 1e-3}\n"])
+def test_a_recipe_may_mend_the_batch_of_its_base(tmp_path, batch, lr):
+    (tmp_path / "bad.yaml").write_text(f"base: demo\nbatch: {batch}\n{lr}")
+    (tmp_path / "good.yaml").write_text("base: bad.yaml\nbatch: {global: 64, slices: 1}\n")
+    assert load(str(tmp_path / "good.yaml")).batch.global_ == 64
+    assert load(str(tmp_path / "bad.yaml"), ["batch.global=64", "batch.slices=1"]).batch.global_ == 64
+
+
+def test_the_batch_of_a_learning_rate_may_be_a_whole_number_in_any_form(tmp_path):
+    (tmp_path / "base.yaml").write_text('batch: {global: "128.0"}\noptimizer: {lr: 1e-3}\n')
+    (tmp_path / "own.yaml").write_text("base: base.yaml\nbatch: {global: 64}\n")
+    assert load(str(tmp_path / "own.yaml")).lr_batch == 128
 
 
 def test_an_unknown_recipe_names_the_nearest():
