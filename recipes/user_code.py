@@ -153,7 +153,9 @@ def code_to_copy(modules: Iterable[str]) -> list[Path]:
             raise UserError(f"the module {name} of your own code is not found: submit from the folder that holds it")
         top = importlib.util.find_spec(name.partition(".")[0])
         assert top is not None
-        places = list(top.submodule_search_locations or []) or [str(top.origin)]
+        places = list(top.submodule_search_locations or []) or ([str(top.origin)] if top.has_location else [])
+        if not places:  # built into Python
+            continue
         path = Path(places[0]).resolve()
         if path not in found and not any(path.is_relative_to(folder) for folder in installed):
             found.append(path)
@@ -187,7 +189,7 @@ def _exists(name: str) -> bool:
 def _is_found(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the parent is a module and no package
+    except (ModuleNotFoundError, ValueError):  # the parent is a module and no package; or `__main__`, without a spec
         return False
 
 

@@ -78,7 +78,7 @@ def parse_nodes(text: str) -> tuple[int, int]:
     Raises:
         UserError: the text is neither a number nor a range.
     """
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= least <= most:
         raise UserError(f"--nodes {text} is not a number of nodes: give one (4), or the least and the most (2-8)")
@@ -91,7 +91,7 @@ def parse_minutes(text: str) -> int:
     Raises:
         UserError: the text is in none of these forms, or means zero.
     """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    match = re.fullmatch(r"(?:(\d{1,8})-)?(\d{1,8})(?::(\d{1,8}))?(?::(\d{1,8}))?", text)
     if match:
         days, first, second, third = match[1], *(int(part or 0) for part in match.group(2, 3, 4))
         if days is not None:

@@ -81,7 +81,7 @@ def shard(
         UserError: the source is missing, damaged or of no known kind; the folder cannot be written or holds something
             else.
     """
-    if shard_size < 1:
+    if not 1 <= shard_size < 2**63:
         raise UserError(f"a shard size of {shard_size} bytes is not valid: give e.g. {SHARD_SIZE}")
     limit = SizeLimit(shortest_side, longest_side, quality)
     if has_scheme(folder):

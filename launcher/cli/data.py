@@ -52,7 +52,7 @@ def shard(
         str | None, typer.Option(help="The table's column of labels, if the guess is wrong.", show_default=False)
     ] = None,
     modules: Import = None,
-    shard_size: Annotated[int, typer.Option(help="Approximate size of a shard in MiB.", min=1)] = 256,
+    shard_size: Annotated[int, typer.Option(help="Approximate size of a shard in MiB.", min=1, max=2**20)] = 256,
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode images. Default: one per CPU.", min=1)
     ] = None,

@@ -34,6 +34,8 @@ from recipes.schema import Recipe
 
 _BELOW, _ABOVE = 1e-3, 30.0  # of the recipe's learning rate: where a test begins and ends if nothing else is asked for
 
+_LEAST, _MOST = 1e-30, 1e30  # learning rates whose products with gradients may be numbers in float32
+
 
 @dataclass(frozen=True)
 class LrRange:
@@ -57,12 +59,17 @@ class LrRange:
         """Return the learning rates of the first and the last step.
 
         Raises:
-            UserError: there are fewer than two steps, or the learning rate does not rise.
+            UserError: there are fewer than two steps, or the learning rate does not rise or is out of range.
         """
         start = peak_lr(recipe) * _BELOW if self.start is None else self.start
         end = peak_lr(recipe) * _ABOVE if self.end is None else self.end
         if not 0 < start < end < math.inf:
             raise UserError(f"the learning rate has to rise from above 0, and {start:g} to {end:g} does not")
+        if start < _LEAST or end > _MOST:
+            raise UserError(
+                f"learning rates from {start:g} to {end:g} are outside of what float32 computes with: stay within "
+                f"{_LEAST:g} and {_MOST:g}"
+            )
         if self.steps < 2:
             raise UserError(f"a test has at least two steps, and {self.steps} was asked for")
         return start, end

@@ -22,6 +22,7 @@ from recipes.lr_scaling import batch_overrides, is_linear, rule_lr, show_lr
 from recipes.schema import Recipe
 
 _FACTORS = [2.0**power for power in range(-4, 5)]  # of the recipe's batch
+_LARGEST_NOISE = 1e12  # images, more than any data set has
 _AS_FAST = 1.03  # a smaller batch is recommended if it takes at most this factor more time
 _UNCERTAINTY = 4.0  # the factor by which the law's noise scale was too small on digits (docs/batch-size.md)
 _PIPED_WIDTH = 160  # columns where the output is not a terminal
@@ -77,8 +78,10 @@ def compare_batch_sizes(recipe: Recipe, steps: int, noise: float, request: PlanR
         noise: the noise scale in images.
 
     Raises:
-        UserError: none of them fits the GPUs.
+        UserError: none of them fits the GPUs, or the noise scale is impossible.
     """
+    if not 0 < noise < _LARGEST_NOISE:
+        raise UserError(f"a noise scale of {noise:g} images is impossible: give more than 0, below {_LARGEST_NOISE:g}")
     own, rows, problem = recipe.batch.global_, [], UserError(f"no batch size fits {request.gpus} GPUs: take fewer")
     for batch in (round(own * factor) for factor in _FACTORS):
         if batch < 1:

@@ -12,6 +12,8 @@ from launcher.planning.time_model import CPUS_PER_GPU, NETWORK, Hardware
 from recipes.errors import UserError
 from recipes.schema import Recipe
 
+_LARGEST = 1e9  # in any unit of the options; no machine comes near it
+
 
 @dataclass(frozen=True)
 class PlanRequest:
@@ -62,6 +64,10 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
     """
     if request.gpus < 1 or request.gpus_per_node < 1:
         raise UserError("a plan needs at least one GPU: give gpus and gpus_per_node of 1 or more")
+    for option in ("tflops", "network", "mtbf_hours", "save_stall"):
+        value = getattr(request, option)
+        if value is not None and not value < _LARGEST:
+            raise UserError(f"--{option.replace('_', '-')} {value:g} is impossible: give less than {_LARGEST:g}")
     gpu = gpu_named(request.gpu)
     if request.tflops:
         gpu = gpu.with_tflops(request.tflops)
@@ -81,7 +87,7 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
 
 def _bytes(text: str) -> int:
     """Return the bytes of a size such as "80GiB" or "80GB"; raise UserError if `text` is not one."""
-    parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GiB|GB|G)?\s*", text, re.IGNORECASE)
+    parts = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*(GiB|GB|G)?\s*", text, re.IGNORECASE)
     if parts is None:
         raise UserError(f"--gpu-memory {text} is not a size: write it as 80GiB")
     return round(float(parts[1]) * (1e9 if (parts[2] or "").lower() == "gb" else GIB))

@@ -80,7 +80,7 @@ def test_time_limits_are_read_as_slurm_does(text, minutes):
     assert parse_minutes(show_minutes(minutes)) == minutes
 
 
-@pytest.mark.parametrize("text", ["", "0", "soon", "1:2:3:4", "-5", "1.5", "10 "])
+@pytest.mark.parametrize("text", ["", "0", "soon", "1:2:3:4", "-5", "1.5", "10 ", "9" * 5000, f"{'9' * 5000}-0"])
 def test_other_time_limits_are_refused(text):
     with pytest.raises(UserError, match="is not a time limit"):
         parse_minutes(text)
@@ -88,7 +88,7 @@ def test_other_time_limits_are_refused(text):
 
 def test_nodes_are_a_number_or_a_range():
     assert (parse_nodes("4"), parse_nodes("2-8")) == ((4, 4), (2, 8))
-    for wrong in ("0", "8-2", "many", "2-", ""):
+    for wrong in ("0", "8-2", "many", "2-", "", "9" * 5000, f"1-{'9' * 5000}"):
         with pytest.raises(UserError, match="is not a number of nodes"):
             parse_nodes(wrong)
 

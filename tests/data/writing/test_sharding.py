@@ -214,3 +214,9 @@ def test_odd_images_are_counted_by_kind(tree, tmp_path, capsys):
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["odd"] == {"cmyk": 1, "grayscale": 1, "palette": 1, "truncated": 1}
     assert "1 cmyk, 1 grayscale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [0, 10**20])
+def test_an_impossible_size_of_shards_is_refused(tmp_path, size):
+    with pytest.raises(UserError, match="a shard size of .* bytes is not valid: give e.g."):
+        shard("digits", tmp_path / "out", shard_size=size, progress=False)

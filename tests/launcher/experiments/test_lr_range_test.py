@@ -80,4 +80,7 @@ def test_an_impossible_range_is_refused(digits):
     for wrong in (LrRange(1e-2, 1e-3), LrRange(0.0, 1e-3), LrRange(1e-3, float("inf")), LrRange(1e-3, float("nan"))):
         with pytest.raises(UserError, match="has to rise"):
             wrong.bounds(recipe)
+    for wrong in (LrRange(1e-320, 1e-3), LrRange(1e-3, 1e308)):
+        with pytest.raises(UserError, match="outside of what float32 computes with"):
+            wrong.bounds(recipe)
     assert LrRange().bounds(recipe) == (peak_lr(recipe) * 1e-3, peak_lr(recipe) * 30)

@@ -49,6 +49,12 @@ def test_the_recommendation_says_what_it_would_be_for_a_noise_scale_of_a_quarter
     assert [recommended_row(rows(noise)).batch for noise in (64, 1024)] == [64, 256]
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e300, float("inf"), float("nan")])
+def test_an_impossible_noise_scale_is_refused(noise):
+    with pytest.raises(UserError, match="is impossible: give more than 0"):
+        compare_batch_sizes(RECIPE, steps=900, noise=noise, request=PlanRequest(gpus=16))
+
+
 def test_a_run_brings_its_noise_scale_and_the_command_prints_it(tmp_path, toy_shards, bigbatch):
     run = make_saved_run(tmp_path / "run", toy_shards("ant", "bee", "cat", "dog"), {4: (0.5, 0.5)})
     with pytest.raises(UserError, match="has no noise scale yet"):

@@ -205,6 +205,11 @@ def test_a_plan_says_when_features_are_computed_once(plan):
     [
         (["--gpu-memory", "1MiB"], "write it as 80GiB"),
         (["--gpu-memory", "0.5GiB"], "does not fit"),
+        (["--gpu-memory", "9" * 5000], "write it as 80GiB"),
+        (["--mtbf-hours", "inf"], "--mtbf-hours inf is impossible"),
+        (["--tflops", "1e300"], "--tflops 1e+300 is impossible"),
+        (["--network", "inf"], "--network inf is impossible"),
+        (["--save-stall", "inf"], "--save-stall inf is impossible"),
         (["--gpu", "abacus"], "use one of v100"),
         (["--gpus", "5000"], "at most 4096"),
         (["engine.offload=nvme", "engine.zero=3"], "engine.nvme_path=FOLDER"),

@@ -111,7 +111,7 @@ def test_a_job_copies_the_code_of_the_working_directory_but_no_installed_package
     (here / "pack").mkdir()
     (here / "pack" / "__init__.py").touch()
     (here / "pack" / "inner.py").touch()
-    assert code_to_copy(["my_code", "pack.inner", "timm"]) == [here / "my_code.py", here / "pack"]
+    assert code_to_copy(["my_code", "pack.inner", "timm", "os", "sys"]) == [here / "my_code.py", here / "pack"]
 
 
 def test_what_is_not_exact_is_refused(here, digits):
