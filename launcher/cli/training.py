@@ -127,8 +127,11 @@ def lr(
     """Try learning rates: train the recipe's first steps with a rising one, and suggest a peak. No run is kept."""
     resolved = load_recipe(recipe, overrides, data, modules)
     from launcher.recipe_shards import check_names_shards
+    from launcher.runs.output_file import PAGE_ENDINGS, check_output
 
     check_names_shards(resolved)  # before torch is imported, which takes seconds
+    if out:
+        check_output(out, PAGE_ENDINGS)
     take_srun_as_launcher()
     processes = processes_to_start(procs)
     if processes > 1:

@@ -13,6 +13,7 @@ from launcher.evaluation.export_folder import write_folder
 from launcher.evaluation.export_graph import GRAPH_ENDINGS, write_graph
 from launcher.evaluation.saved_weights import SavedWeights, recipe_for_images, run_weights
 from launcher.runs.metrics import TOP1_KEYS
+from launcher.runs.output_file import check_output
 from launcher.runs.run_directory import RunDirectory
 from models.build import build
 from models.weights import fit_weights
@@ -45,7 +46,8 @@ def export(
     timm loads (`launcher.evaluation.export_folder`). The arguments after `destination` are those of `run_weights`.
 
     Raises:
-        UserError: there is no such run or checkpoint, the name has another ending, or it cannot be written.
+        UserError: there is no such run or checkpoint, the name has another ending, it is part of a run
+            (`launcher.runs.output_file`), or it cannot be written.
     """
     destination = local_path(destination)
     kind, files = destination.suffix, (".safetensors", *GRAPH_ENDINGS)
@@ -56,6 +58,7 @@ def export(
             f"an export is a folder or a file that ends in .safetensors, .onnx or .pt2, and {destination} is neither: "
             f"name it {destination.with_suffix('.safetensors')}"
         )
+    check_output(destination, files)
     weights = run_weights(run, ema, step, best)
     accuracies, difference = accuracies_at(run, weights.step), None
     if kind == ".safetensors":

@@ -24,6 +24,7 @@ from launcher.evaluation.feature_extractor import FeatureExtractor, fill_parts
 from launcher.evaluation.image_files import UPRIGHT_NOTE, ImageBatches, find_images
 from launcher.evaluation.saved_weights import open_weights
 from launcher.recipe_shards import open_shards
+from launcher.runs.output_file import check_output
 from launcher.workers import default_workers
 from models.build import build
 from models.pretrained import timm_pretrained
@@ -69,11 +70,13 @@ def write_features(
         upright: turn images as their EXIF orientation says. Weights of a run that saw upright images imply it.
 
     Raises:
-        UserError: weights, recipe or images are missing or do not fit each other, or the file cannot be written.
+        UserError: weights, recipe or images are missing or do not fit each other, or the file cannot be written, or is
+            part of a run or one of the inputs (`launcher.runs.output_file`).
     """
     destination, place = local_path(destination), place_of(data)
     if destination.suffix != ".npz":
         raise UserError(f"features are an .npz file, and {destination} does not end in that: name it {destination}.npz")
+    check_output(destination, (".npz",), (Path(origin), place) if isinstance(place, Path) else (Path(origin),))
     recipe, weights, title = _recipe_and_weights(origin, recipe_name, ema, step, modules)
     recipe = recipe.variant(data={"classes": None, "path": data}, model={"train": "all"})
     if upright:

@@ -16,6 +16,7 @@ from launcher.runs.disagreements import disagreements
 from launcher.runs.history import History
 from launcher.runs.intervals import wilson_interval
 from launcher.runs.line_chart import Chart, Line
+from launcher.runs.output_file import PAGE_ENDINGS, check_output
 from launcher.runs.page import page_environment
 from launcher.runs.recipe_differences import flat_recipe, recipe_differences
 from launcher.runs.run_directory import RunDirectory
@@ -33,12 +34,14 @@ def write_report(runs: str | Path | Sequence[str | Path], destination: str | Pat
     """Write the page about these run directories; return its path.
 
     Raises:
-        UserError: one of them is not a run directory or has no finished step, or the page cannot be written.
+        UserError: one of them is not a run directory or has no finished step, or the page cannot be written, or would
+            replace something else (`launcher.runs.output_file`).
     """
     if not runs:
         raise UserError("name at least one run directory, e.g. `bigbatch report runs/demo`")
     paths = [local_path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     destination = local_path(destination)
+    check_output(destination, PAGE_ENDINGS)
     histories = [History(path) for path in paths]
     page = (
         _environment()
