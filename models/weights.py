@@ -98,7 +98,7 @@ def fit_weights(model: nn.Module, weights: dict[str, Tensor], origin: str, new_h
     that is missing or is for another number of classes stays as it is initialised. Everything else must fit.
 
     Raises:
-        UserError: a weight is missing or of the wrong shape; names the first one.
+        UserError: a weight is missing, of the wrong shape, not of floating point, NaN or infinite; names the first one.
     """
     notes = [weights.note] if isinstance(weights, FileWeights) and weights.note else []
     own = model.state_dict()
@@ -123,6 +123,7 @@ def fit_weights(model: nn.Module, weights: dict[str, Tensor], origin: str, new_h
             raise UserError(f"{origin} has no {name}: these are not weights of this model")
         if fitted[name].shape != value.shape:
             raise UserError(_misfit(name, fitted[name], value, origin))
+        _check_numbers(name, fitted[name], value, origin)
     notes += [f"{name}: not part of this model" for name in given if name not in own]
     model.load_state_dict(fitted)
     return notes
@@ -203,6 +204,20 @@ def _misfit(name: str, there: Tensor, here: Tensor, origin: str) -> str:
             f"set input.size to the resolution of the weights"
         )
     return f"{origin} does not fit this model: {shapes}; is model.name the model it was trained with?"
+
+
+def _check_numbers(name: str, there: Tensor, here: Tensor, origin: str) -> None:
+    """Refuse what the model cannot compute with. Other floating-point types are converted; counters are integers."""
+    kind = str(there.dtype).removeprefix("torch.")
+    if there.is_complex() or (here.is_floating_point() and not there.is_floating_point()):
+        raise UserError(f"{name} in {origin} is {kind}, not floating point: save the weights as float32")
+    try:
+        converted = there.to(here.dtype)
+    except RuntimeError:  # torch only stores some types of 4 bits
+        raise UserError(f"{name} in {origin} is {kind}, which torch cannot convert: save it as float32") from None
+    # The weights in a meta model's head have no values.
+    if not converted.is_meta and not converted.isfinite().all():
+        raise UserError(f"{name} in {origin} is NaN or infinite: give other weights, e.g. of an earlier checkpoint")
 
 
 def _shape(tensor: Tensor) -> str:
