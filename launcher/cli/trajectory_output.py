@@ -51,7 +51,7 @@ def print_run_difference(found: "RunDifference") -> None:
 
 def _sentence(difference: "LayerDifference", first: str, second: str) -> str:
     step, layer = difference.step, difference.layer
-    if difference.first is None:
+    if isinstance(difference.second, dict):  # a tensor; a layer is None where e.g. the gradient overflowed
         tensor = difference.second
         return (
             f"step {step}, {layer}: {tensor['name']} differs in {tensor['elements']:,} elements, by at most "

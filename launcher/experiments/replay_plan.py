@@ -95,8 +95,8 @@ def plan_replay(run: RunDirectory, step: int, steps: int, data: str | None = Non
     if missing := [number for number in wanted if number not in recorded]:
         raise UserError(f"{run.path} has no record of step {missing[0]}, from which step {step} follows")
     settings = settings_of(events)
-    if begin + 1 not in settings:
-        raise UserError(f"{run.path} does not say how step {begin + 1} was computed: its start is not recorded")
+    if unknown := [number for number in wanted if number not in settings]:
+        raise UserError(f"{run.path} does not say how step {unknown[0]} was computed: its start is not recorded")
     return ReplayPlan(
         run,
         recipe,

@@ -1,5 +1,6 @@
 """The history of a run, from the files of its directory."""
 
+import math
 import statistics
 from collections.abc import Iterable
 from functools import cached_property
@@ -71,17 +72,22 @@ class History:
         return total + (last - began if began is not None else 0.0)
 
     @cached_property
-    def images_per_second(self) -> float:
-        """The median throughput over the steps."""
-        return statistics.median(event["images_per_second"] for event in self.steps)
+    def images_per_second(self) -> float | None:
+        """The median throughput over the steps; None if none of them recorded it."""
+        speeds = self.values("step", "images_per_second")
+        return statistics.median(speeds) if speeds else None
 
     def epoch(self, event: dict) -> float:
         """Return the epochs finished at an event."""
         return event["step"] / self.metadata.steps_per_epoch
 
     def curve(self, kind: str, name: str) -> tuple[list[float], list[float]]:
-        """Return epochs and values of one quantity, from all events of that kind that have it."""
-        measured = [event for event in self._of_kind(kind) if event.get(name) is not None]
+        """Return epochs and values of one quantity, from all events of that kind that have it.
+
+        A loss that is NaN or infinite is left out.
+        """
+        recorded = [event for event in self._of_kind(kind) if event.get(name) is not None]
+        measured = [event for event in recorded if math.isfinite(event[name])]
         return [self.epoch(event) for event in measured], [event[name] for event in measured]
 
     def values(self, kind: str, name: str) -> list[float]:

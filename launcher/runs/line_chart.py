@@ -30,7 +30,7 @@ class Line:
 
 @dataclass
 class Chart:
-    """One diagram, over epochs if `over` names nothing else, in SVG units.
+    """One diagram, over epochs if `over` names nothing else, in SVG units. One without `lines` cannot be drawn.
 
     Attributes:
         number: formats the labels of the vertical axis.
@@ -57,13 +57,15 @@ class Chart:
 
     def __post_init__(self):
         self.lines = [line for line in self.lines if line.xs]
+        if not self.lines:
+            return
         ys = [y for line in self.lines for y in line.ys]
         xs = [x for line in self.lines for x in line.xs]
         self._last_x = max(xs)
         if self.logarithmic:
             self._horizontal, numbered = _LogAxis(min(xs), max(xs)), _round_numbers(min(xs), max(xs))
         else:
-            self._horizontal = _Axis(0.0, self._last_x)
+            self._horizontal = _Axis(0.0, self._last_x or 1.0)
             numbered = _multiples(0, self._last_x, _nice(self._last_x, self.width / 70))
         self._vertical, values = self._log_values(ys) if self.log_values else self._values(ys)
         self.y_ticks = [(self._y(value), self.number(value)) for value in values]

@@ -1,7 +1,8 @@
 """``metrics.jsonl``, the log of a run: one JSON object per line for every start, step, evaluation and checkpoint.
 
 Every event has `event` (its kind), `time` (Unix seconds) and `step` (optimizer steps finished). A line is appended as
-its event happens, so a kill can cut the last one short. Readers skip every line that is not such an event.
+its event happens, so a kill can cut the last one short. Readers skip every line that is not such an event, and every
+event with a value of another type than its key has (`launcher.runs.event_keys`).
 """
 
 import json
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.atomic_io import write_durably
+from launcher.runs.event_keys import is_event
 from recipes.errors import UserError
 from recipes.parsing import parse_json
 
@@ -132,9 +134,9 @@ def best_accuracy(evaluations: Iterable[dict], kinds: Iterable[str] = ("EMA", "r
 
 
 def _parse(line: bytes) -> dict | None:
-    """Return the event of a line; None if a kill cut the line short or it is not an event."""
+    """Return the event of a line; None if a kill cut the line short, or it is no event or a damaged one."""
     try:
         event = parse_json(line)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and {"event", "time", "step"} <= event.keys() else None
+    return event if is_event(event) else None

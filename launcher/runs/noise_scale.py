@@ -48,7 +48,8 @@ def noise_scale(estimates: Iterable[NoiseEstimate]) -> float | None:
 
 def recorded_estimates(events: Iterable[dict]) -> list[NoiseEstimate]:
     """Return the estimates in those events of a run that have them; runs of 0.1.0 have none."""
-    return [NoiseEstimate(event[SIGNAL], event[NOISE]) for event in events if event.get(SIGNAL) is not None]
+    found = [(event.get(SIGNAL), event.get(NOISE)) for event in events]
+    return [NoiseEstimate(signal, noise) for signal, noise in found if signal is not None and noise is not None]
 
 
 class RecentNoise:

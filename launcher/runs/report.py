@@ -1,7 +1,7 @@
 """`bigbatch report`: writes one self-contained page about runs, with recipes, curves, mistakes and a comparison."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,6 +71,9 @@ def _environment() -> jinja2.Environment:
     environment = page_environment()
     environment.filters |= {
         "percent": _percent,
+        "count": _formatter("{:,}"),
+        "loss": _formatter("{:.4f}"),
+        "speed": _formatter("{:,.0f}"),
         "interval": _interval,
         "points": lambda share: f"{100 * share:+.2f}",
         "duration": _duration,
@@ -105,6 +108,7 @@ def _charts(history: History) -> tuple[list[Chart], list[Chart]]:
         if mixed
         else ""
     )
+    # Versions before 0.2.0 recorded fewer quantities; a chart without any line is left out.
     large = [Chart("Loss", loss, marks=marks, note=note if history.evaluations else "")]
     if history.evaluations:
         accuracy = [
@@ -120,20 +124,19 @@ def _charts(history: History) -> tuple[list[Chart], list[Chart]]:
     norm = line("gradient norm", "step", "gradient_norm", colour=4, noisy=True)
     small = [
         Chart("Learning rate", [line("learning rate", "step", "lr")], from_zero=True, marks=marks),
-        # Runs of 0.1.0 did not record it.
-        *([Chart("Norm of the gradient, before clipping", [norm], from_zero=True, marks=marks)] if norm.xs else []),
+        Chart("Norm of the gradient, before clipping", [norm], from_zero=True, marks=marks),
         # Early in a run it may be a hundred times what it is later.
-        *(
-            [Chart("Gradient noise scale in images", [noise], "{:,g}".format, log_values=True, marks=marks)]
-            if noise.xs
-            else []
-        ),
+        Chart("Gradient noise scale in images", [noise], "{:,g}".format, log_values=True, marks=marks),
         Chart("Images per second", [speed], number="{:,g}".format, from_zero=True, marks=marks),
         Chart("Time spent waiting for data", [wait], number=_share, from_zero=True, to=1.0, marks=marks),
     ]
     if trade_off := _batch_size_chart(history):
         small.append(trade_off)
-    return large, [replace(chart, width=350, height=210) for chart in small]
+    return _drawn(large), [replace(chart, width=350, height=210) for chart in _drawn(small)]
+
+
+def _drawn(charts: list[Chart]) -> list[Chart]:
+    return [chart for chart in charts if chart.lines]
 
 
 def _batch_size_chart(history: History) -> Chart | None:
@@ -179,7 +182,7 @@ def _comparison_charts(histories: list[History], labels: list[str]) -> list[Char
         charts.append(Chart("Top-1 accuracy, EMA", lines("evaluation", "ema_top1"), number=_share))
     charts.append(Chart("Learning rate", lines("step", "lr"), from_zero=True))
     speed = lines("step", "images_per_second", noisy=True)
-    return [*charts, Chart("Images per second", speed, number="{:,g}".format, from_zero=True)]
+    return _drawn([*charts, Chart("Images per second", speed, number="{:,g}".format, from_zero=True)])
 
 
 def _sections(recipe: Recipe) -> list[tuple[str, list[dict]]]:
@@ -215,7 +218,13 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.2%}"
 
 
-def _interval(share: float, images: int) -> str:
+def _formatter(form: str) -> Callable[[float | None], str]:
+    return lambda value: "–" if value is None else form.format(value)
+
+
+def _interval(share: float | None, images: int | None) -> str:
+    if share is None or images is None:
+        return "–"
     low, high = wilson_interval(share, max(images, 1))
     return f"{100 * low:.1f}–{high:.1%}"
 

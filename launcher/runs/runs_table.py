@@ -183,7 +183,7 @@ def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
     starts = [event for event in events if event["event"] == "start"]
     step = steps[-1]["step"] if steps else None
     since_start = [event for event in steps if not starts or event["time"] >= starts[-1]["time"]][-50:]
-    speed = _median([event["images_per_second"] for event in since_start])
+    speed = _median([event["images_per_second"] for event in since_start if "images_per_second" in event])
     left = (total - step) * recipe.batch.global_ / speed if total and step is not None and speed else None
     if state is None:
         state = _without_job(events, step, total)
@@ -200,7 +200,7 @@ def _read_row(path: Path, name: str, state: JobState | None) -> RunStatus:
         nodes=state.nodes,
         step=step,
         total_steps=total,
-        epoch=steps[-1]["epoch"] if steps else None,
+        epoch=steps[-1].get("epoch") if steps else None,
         images_per_second=speed,
         accuracy=best.top1 if best else None,
         images=evaluations[-1].get("images") if best else None,

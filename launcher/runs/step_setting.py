@@ -54,8 +54,8 @@ def settings_of(events: Iterable[dict]) -> dict[int, StepSetting]:
             facts = {name: event.get(name, "") for name in _ARITHMETIC}
             facts |= {"versions": event.get("versions", {}), "code": event.get("code", "")}
             facts["own_code"] = event.get("own_code", "")
-        elif event["event"] == "cut":  # a smaller micro-batch after memory ran out
-            facts = {**facts, "cut": event["cut"]}
+        elif event["event"] == "cut" and facts:  # a smaller micro-batch after memory ran out
+            facts = {**facts, "cut": event.get("cut", "")}
         elif event["event"] == "step" and facts:
             found[event["step"]] = StepSetting(**facts)
     return found

@@ -97,3 +97,35 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     metrics.path.symlink_to("/dev/full")
     with pytest.raises(UserError, match="No space left"):
         metrics.append("step", 1)
+
+
+@pytest.mark.parametrize(
+    "key, values",
+    [
+        ("event", [None, 1, ["step"]]),
+        ("time", [None, "now", -1, 1e12, True]),
+        ("step", [None, "1", 1.5, -1, [1], True]),
+        ("loss", [None, "low", [1.0], True]),
+        ("lr", [None, "low", float("nan"), 10**400]),
+        ("gradient_norm", ["low", -1, float("inf")]),
+        ("noise_scale", ["low", 0, -1]),
+        ("images_per_second", [None, "fast", -1]),
+        ("top1", ["good", 1.5, -1]),
+        ("images", [None, "many", -1, 1.5]),
+        ("inputs", [None, 1]),
+        ("precision", [None, ["bf16"]]),
+        ("versions", [None, "2", {"torch": 2}]),
+    ],
+)
+def test_an_event_with_a_value_of_another_type_is_left_out(metrics, key, values):
+    """A disk or a script may have changed a digit; such a line is skipped as one that a kill tore is."""
+    event = {"event": "step", "time": 0, "step": 6}
+    with metrics.path.open("a") as file:
+        file.writelines(json.dumps(event | {key: value}) + "\n" for value in values)
+    assert [event["step"] for event in metrics.events()] == [1, 2, 3, 4, 5]
+
+
+def test_what_training_writes_without_a_value_is_an_event(metrics):
+    """A gradient that overflowed has no norm, a run without EMA no decay, and a diverged EMA a loss that is NaN."""
+    metrics.append("step", 6, gradient_norm=None, ema_decay=None, noise_scale=None, loss=float("nan"), later=[1])
+    assert metrics.events()[-1]["step"] == 6
