@@ -41,9 +41,13 @@ def _number(low: float = -_LARGEST, high: float = _LARGEST, or_none: bool = Fals
     return check
 
 
-def _loss(value: Any) -> bool:
-    # An evaluation may find a loss that is NaN or infinite, and its other values are good.
+def _measured(value: Any) -> bool:
+    # What a run measures may be NaN or infinite, and the other values of the event are good.
     return type(value) is float or _count(value)
+
+
+def _measured_or_none(value: Any) -> bool:
+    return value is None or _measured(value)
 
 
 _KEYS: dict[str, Callable[[Any], bool]] = {
@@ -60,14 +64,14 @@ _KEYS: dict[str, Callable[[Any], bool]] = {
     "code": _text,
     "own_code": _text,
     # step
-    "loss": _loss,  # of an evaluation too
+    "loss": _measured,  # of an evaluation too
     "lr": _number(),
     "weight_decay": _number(),
     "ema_decay": _number(or_none=True),  # None without EMA weights
     "inputs": _text,
-    "gradient_norm": _number(0, or_none=True),  # None after an overflow in fp16
-    "gradient_signal": _number(or_none=True),
-    "gradient_noise": _number(or_none=True),
+    "gradient_norm": _measured_or_none,  # None after an overflow in fp16
+    "gradient_signal": _measured_or_none,
+    "gradient_noise": _measured_or_none,
     "noise_scale": _number(_SMALLEST, or_none=True),  # None as long as it is unknown
     "images_per_second": _number(0),
     "data_wait": _number(0),
