@@ -18,7 +18,7 @@ def test_the_recipe_of_the_paper_uses_all_of_the_faster_code():
 
 
 @pytest.mark.parametrize(
-    "policy", ["rand-m9-mstd0.5-inc1", "rand-m15-n3", "rand-m9-wweights"]
+    "policy", ["rand-m9-mstd0.5-inc1", "rand-m15-n3", "rand-m9-tweights"]
 )  # with amounts up to the limits
 def test_the_same_seed_draws_and_shows_what_timms_policy_does(policy):
     recipe = load("convnext_tiny_in1k", [f"augment.randaugment={policy}"])
