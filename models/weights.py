@@ -1,8 +1,11 @@
 """Weights from files: read without executing anything, renamed to timm's names, fitted to a model."""
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +22,7 @@ _KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # What wrappers put before the names: DDP, torch.compile, Lightning modules, and models of backbone and head.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder as the hub lays it out, the preferred one first
+_LARGEST_HEADER = 100_000_000  # bytes; safetensors refuses longer ones
 _RESOLUTION_DEPENDENT = ("pos_embed", "relative_position", "rel_pos", "attn_mask")  # shapes depend on the image size
 
 # timm's and ConvNeXt's training scripts also save their arguments and metrics, the latter as NumPy scalars. Unpickling
@@ -56,14 +60,7 @@ def read_weights(path: Path, key: str | None = None) -> FileWeights:
     Raises:
         UserError: there is no such file, it holds no weights, or `key` does not select one set of weights.
     """
-    if path.is_dir():
-        path = next((path / name for name in _HUB_FILES if (path / name).is_file()), path)
-    if not path.exists():
-        raise UserError(f"there is no weights file {path}")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder without {' or '.join(_HUB_FILES)}: give a weights file")
-    if not path.is_file():  # reading a FIFO would wait for a writer for ever
-        raise UserError(f"{path} is not a file: give a weights file")
+    path = _weights_file(path)
     content = _read(path)
     several = {name: value for name, value in content.items() if _holds_weights(value)}
     if key is not None:
@@ -72,22 +69,36 @@ def read_weights(path: Path, key: str | None = None) -> FileWeights:
                 f"its weights are under {_listed(several)}" if several else "it holds one set, so leave the key out"
             )
             raise UserError(f"{path} has no weights under model.weights_key={key}: {reason}")
-        return _tensors(several[key])
+        return _tensors(several[key], path)
     known = [name for name in _KEYS if name in several]
     if not known and any(isinstance(value, Tensor) for value in content.values()):
-        return _tensors(content)
+        return _tensors(content, path)
     if not known and len(several) > 1:
         raise UserError(f"{path} holds weights under {_listed(several)}: choose one with model.weights_key=KEY")
     if not several:
         raise UserError(f"{path} holds no weights")
     chosen, *others = known or list(several)
-    weights = _tensors(several[chosen])
+    weights = _tensors(several[chosen], path)
     if others:
         weights.note = (
             f"loading {chosen} from {path.name}, which also holds {_listed(others)}; "
             f"model.weights_key={others[0]} selects the other"
         )
     return weights
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file or of one in a folder; nothing for other files.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    path = _weights_file(path)
+    with _reading(path):
+        if not _is_safetensors(path):
+            return {}
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
 
 
 def fit_weights(model: nn.Module, weights: dict[str, Tensor], origin: str, new_head: bool = True) -> list[str]:
@@ -129,27 +140,65 @@ def fit_weights(model: nn.Module, weights: dict[str, Tensor], origin: str, new_h
     return notes
 
 
+def _weights_file(path: Path) -> Path:
+    """Return the file to read, which in a folder is the preferred one of the hub's layout."""
+    if path.is_dir():
+        path = next((path / name for name in _HUB_FILES if (path / name).is_file()), path)
+    if not path.exists():
+        raise UserError(f"there is no weights file {path}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder without {' or '.join(_HUB_FILES)}: give a weights file")
+    if not path.is_file():  # reading a FIFO would wait for a writer for ever
+        raise UserError(f"{path} is not a file: give a weights file")
+    return path
+
+
 def _read(path: Path) -> dict[Any, Any]:
-    try:
-        if path.suffix == ".safetensors":
+    with _reading(path):
+        if _is_safetensors(path):
             return dict(safetensors.torch.load_file(path))
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about kinds of tensors and of pickles, which are read or refused
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever reading a weights file raises into a UserError."""
+    try:
+        yield
+    except Exception as error:  # torch.load raises errors of several kinds for a pickle that it does not accept
+        named = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        if named:
+            raise UserError(f"{path} holds more than weights ({_shown(named[1])}), so it is not loaded") from None
         raise UserError(
             f"{path} cannot be read as weights ({first_line(error)}): it is damaged or not a weights file"
         ) from None
-    except Exception as error:  # torch.load raises errors of several kinds for a pickle that it does not accept
-        raise UserError(f"{path} holds more than weights, so it is not loaded ({first_line(error)})") from None
-    return content if isinstance(content, dict) else {}
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file has safetensors' ending, or its beginning: the length of a JSON object, then the object."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < _LARGEST_HEADER
 
 
 def _holds_weights(value: object) -> bool:
     return isinstance(value, dict) and any(isinstance(one, Tensor) for one in value.values())
 
 
-def _tensors(values: dict[Any, Any]) -> FileWeights:
-    return FileWeights({str(name): value for name, value in values.items() if isinstance(value, Tensor)})
+def _tensors(values: dict[Any, Any], path: Path) -> FileWeights:
+    weights = FileWeights({str(name): value for name, value in values.items() if isinstance(value, Tensor)})
+    for name, value in weights.items():
+        if value.is_meta:
+            raise UserError(f"{_shown(name)} in {path} is a meta tensor, which has no values: save the model's weights")
+        if value.is_quantized or value.is_nested or value.layout != torch.strided:
+            kind = "quantized" if value.is_quantized else "nested" if value.is_nested else "sparse"
+            raise UserError(f"{_shown(name)} in {path} is a {kind} tensor: save it as a dense one of floating point")
+    return weights
 
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
@@ -229,5 +278,12 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, shortened, or its class where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Return the first line of an error's message, shortened, or its class where that is of no use."""
+    lines = str(error).strip().splitlines()
+    # torch's messages about this argument advise to run what is in the file.
+    return _shown(lines[0][:200]) if lines and "weights_only" not in str(error) else type(error).__name__
+
+
+def _shown(text: str) -> str:
+    """Return text from a file without the characters that would control a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in text)

@@ -1,5 +1,6 @@
 """Loads trained weights from what the user names: a run, one of its checkpoints, or a weights file."""
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from launcher.checkpoints.checkpoint import Checkpoint, CheckpointReader
 from launcher.engines.base import BUFFERS, BUFFERS_EMA, WEIGHTS
 from launcher.engines.optimizer import EMA
 from launcher.runs.run_directory import RunDirectory, find_run
-from models.weights import read_weights
+from models.weights import read_metadata, read_weights
 from recipes.errors import UserError
 from recipes.load import load, override, validate, with_modules
 from recipes.parsing import parse_json
@@ -156,13 +157,13 @@ def file_weights(path: Path, key: str | None = None) -> SavedWeights:
     Raises:
         UserError: it cannot be read as weights, or its metadata are damaged.
     """
-    metadata = _metadata(path)
-    step = metadata.get("step", "")
+    metadata = read_metadata(path)
+    kind, step = metadata.get("weights"), metadata.get("step", "")
     return SavedWeights(
         read_weights(path, key),
         path,
-        metadata.get("weights"),
-        int(step) if step.isdecimal() else None,
+        kind if kind in ("EMA", "raw") else None,
+        int(step) if re.fullmatch("[0-9]{1,18}", step) else None,  # more digits than Python converts are damage
         classes_of(path),
     )
 
@@ -174,12 +175,12 @@ def recipe_of(weights: Path, recipe_name: str | None, overrides: list[str], modu
         modules: the user's modules that may be imported. A file does not decide that: it may come from a stranger.
 
     Raises:
-        UserError: no recipe is named, and the file has none, or one that this version cannot read or that needs other
-            modules.
+        UserError: no recipe is named, and the file is damaged or has none, or one that this version cannot read or that
+            needs other modules.
     """
     if recipe_name is not None:
         return with_modules(load(recipe_name, overrides), list(modules))
-    written = _metadata(weights).get("recipe")
+    written = read_metadata(weights).get("recipe")
     if written is None:
         raise UserError(f"{weights} does not say which recipe it belongs to: add --recipe NAME")
     try:
@@ -203,14 +204,14 @@ def classes_of(weights: Path) -> list[str] | None:
     Raises:
         UserError: the names are damaged.
     """
-    written = _metadata(weights).get("classes")
+    written = read_metadata(weights).get("classes")
     if written is None:
         return None
     try:
         names = parse_json(written)
     except ValueError:
         names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"the class names in the metadata of {weights} are damaged: export it again")
     return names
 
@@ -222,13 +223,3 @@ def _reading(folder: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"checkpoint {folder} cannot be read ({error}): was it removed just now? Try again") from None
-
-
-def _metadata(weights: Path) -> dict[str, str]:
-    if weights.suffix != ".safetensors" or not weights.is_file():
-        return {}
-    try:
-        with safetensors.safe_open(weights, framework="pt") as file:
-            return file.metadata() or {}
-    except (OSError, safetensors.SafetensorError):
-        return {}  # `read_weights` raises the error that says what is wrong with the file

@@ -3,11 +3,13 @@
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from launcher.evaluation.evaluate import EvaluateOptions, evaluate
 from launcher.evaluation.export import accuracies_at, export
@@ -17,7 +19,8 @@ from launcher.runs.run_directory import RunDirectory, find_run
 from models.build import build
 from recipes.errors import UserError
 from recipes.load import load
-from tests.launcher.saved_runs import CLASSES, TINY, make_saved_run, tiny_model
+from tests.launcher import saved_runs
+from tests.launcher.saved_runs import CLASSES, TINY, make_saved_run, tiny_model, write_weights
 
 STEPS = {4: (0.5, 0.25), 8: (0.75, 0.125), 12: (0.5, 0.25)}
 
@@ -112,6 +115,47 @@ def test_a_file_says_which_weights_it_holds(run, tmp_path):
     assert file_weights(tmp_path / "w.safetensors").title == f"raw weights of step 4 of {tmp_path / 'w.safetensors'}"
     (result,) = evaluate(tmp_path / "w.safetensors", options=EvaluateOptions(workers=0))
     assert "raw weights of step 4" in result.line()
+
+
+@pytest.mark.parametrize("classes", ["[]", "[1]", "{}", "null", "["])
+def test_damaged_class_names_are_refused(run, tmp_path, bigbatch, classes):
+    file = write_weights(tmp_path / "w.safetensors", tiny_model(0))
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file(tiny_model(0).state_dict(), file, metadata | {"classes": classes})
+    image = next(Path(run.recipe().data.path).parent.rglob("*.png"))
+    code, _, errors = bigbatch("predict", file, image)
+    assert code == 2 and "the class names in the metadata" in errors
+
+
+@pytest.mark.parametrize("kind, step", [("EMA", "9" * 6000), ("EMA", "²"), ("\x1b[31m", "4"), ("", "")])
+def test_damaged_metadata_about_the_training_count_as_missing(tmp_path, kind, step):
+    save_file(tiny_model(0).state_dict(), tmp_path / "w.safetensors", {"weights": kind, "step": step})
+    assert file_weights(tmp_path / "w.safetensors").title == f"weights of {tmp_path / 'w.safetensors'}"
+
+
+def test_a_damaged_file_is_not_taken_for_one_without_a_recipe(run, tmp_path, bigbatch):
+    file = write_weights(tmp_path / "w.safetensors", tiny_model(0))
+    file.write_bytes(file.read_bytes()[:-1])
+    image = next(Path(run.recipe().data.path).parent.rglob("*.png"))
+    for command in (("predict", file, image), ("evaluate", file), ("features", file, image.parent, tmp_path / "f.npz")):
+        code, _, errors = bigbatch(*command)
+        assert code == 2 and "it is damaged" in errors and "--recipe" not in errors
+
+
+@pytest.mark.parametrize("choice", [(), ("--raw",)])
+def test_weights_of_a_run_that_are_not_finite_are_refused(toy_shards, tmp_path, monkeypatch, bigbatch, choice):
+    def diverged(seed: int, classes: int) -> nn.Module:
+        model = tiny_model(seed, classes)
+        nn.init.constant_(model.get_classifier().bias, torch.nan)
+        return model
+
+    monkeypatch.setattr(saved_runs, "tiny_model", diverged)
+    run = make_saved_run(tmp_path / "run", toy_shards(*CLASSES), {4: (0.5, 0.25)})
+    image = next(Path(run.recipe().data.path).parent.rglob("*.png"))
+    for command in (("predict", run.path, image, *choice), ("evaluate", run.path, "--workers", 0, *choice)):
+        code, output, errors = bigbatch(*command)
+        assert code == 2 and "head.fc.bias in" in errors and "is NaN or infinite" in errors and not output
 
 
 def test_training_starts_from_any_checkpoint(run):
