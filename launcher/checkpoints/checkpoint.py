@@ -12,10 +12,11 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import safetensors
 import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, model_validator
 from torch import Tensor
 
 from recipes.errors import UserError
@@ -76,6 +77,7 @@ class CheckpointReader:
 
     def __init__(self, checkpoint: Checkpoint):
         self.scalars = checkpoint.scalars
+        self._path = checkpoint.path
         self._shapes = checkpoint.shapes
         # For each (kind, name): first element, open file and label of every shard.
         self._shards: dict[tuple[str, str], list[tuple[int, Any, str]]] = {}
@@ -103,7 +105,9 @@ class CheckpointReader:
         if _START not in shards[0][2]:
             whole: Tensor = shards[0][1].get_tensor(shards[0][2])
             return whole
-        shape = self._shapes[name]
+        shape = self._shapes.get(name)
+        if shape is None or math.prod(shape) != sum(file.get_slice(label).get_shape()[0] for _, file, label in shards):
+            raise DamagedCheckpoint(f"checkpoint {self._path} is damaged: its parts do not make up {kind}/{name}")
         return self.elements(kind, name, 0, math.prod(shape)).view(shape)
 
     def elements(self, kind: str, name: str, start: int, stop: int) -> Tensor:
@@ -178,7 +182,7 @@ def saved_steps(folder: Path) -> dict[int, Path]:
 
 
 class DamagedCheckpoint(UserError):
-    """A file of a checkpoint is missing, or does not match its checksum."""
+    """A file of a checkpoint is missing, does not match its checksum, or lacks what every version writes."""
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -188,32 +192,64 @@ def open_checkpoint(path: Path) -> Checkpoint:
         DamagedCheckpoint: a file is missing or damaged.
         UserError: a newer version of bigbatch wrote it.
     """
-    try:
-        manifest = parse_json((path / MANIFEST).read_text())
-        files = manifest["files"].items()
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged: its {MANIFEST} cannot be read") from None
-    if manifest.get("format", FORMAT) > FORMAT:
-        raise UserError(
-            f"checkpoint {path} was written by a newer version of bigbatch (format {manifest['format']}, this one "
-            f"reads up to {FORMAT}): update bigbatch"
-        )
-    for name, expected in files:
+    manifest = _read_manifest(path)
+    for name, expected in manifest.files.items():
         file = path / name
         try:
-            valid = file.stat().st_size == expected["bytes"] and sha256_of(file) == expected["sha256"]
+            valid = file.stat().st_size == expected.bytes and sha256_of(file) == expected.sha256
         except OSError:
             valid = False
         if not valid:
             raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name} is missing or has changed")
     return Checkpoint(
-        path,
-        manifest["step"],
-        manifest["numbers"],  # this key and "about" are older than the names of the attributes
-        manifest["shapes"],
-        manifest["about"],
-        tuple(sorted(manifest["files"])),
+        path, manifest.step, manifest.numbers, manifest.shapes, manifest.about, tuple(sorted(manifest.files))
     )
+
+
+def _read_manifest(path: Path) -> "_Manifest":
+    """Return the manifest of the checkpoint in that folder; raises as `open_checkpoint`."""
+    try:
+        values = parse_json((path / MANIFEST).read_text())
+        format_ = values.get("format", FORMAT)
+        newer = format_ > FORMAT
+        manifest = None if newer else _Manifest.model_validate(values)
+    except (OSError, ValueError, AttributeError, TypeError):  # a ValidationError is a ValueError
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: its {MANIFEST} cannot be read") from None
+    if manifest is None:
+        raise UserError(
+            f"checkpoint {path} was written by a newer version of bigbatch (format {format_}, this one reads up to "
+            f"{FORMAT}): update bigbatch"
+        )
+    return manifest
+
+
+class _File(BaseModel):
+    """What the manifest says about one file."""
+
+    model_config = ConfigDict(strict=True)
+    bytes: int
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    """The contents of ``checkpoint.json``. `numbers` and `about` are older than the names of `Checkpoint`."""
+
+    model_config = ConfigDict(strict=True)
+    step: NonNegativeInt
+    numbers: dict[str, int | FiniteFloat]
+    shapes: dict[str, list[NonNegativeInt]]
+    about: dict[str, str]
+    files: Annotated[dict[str, _File], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "_Manifest":
+        """Check that the keys are there that every version has written, and all parts, e.g. ``part-00001-of-00002``."""
+        needed = {"updates", "good_steps"} if "loss_scale" in self.numbers else {"updates"}
+        if not (self.numbers.keys() >= needed and self.about.keys() >= {"identity", "dataset"}):
+            raise ValueError("a key is missing")
+        if any(not name.endswith(f"-of-{len(self.files):05d}.safetensors") for name in self.files):
+            raise ValueError("a part is missing")
+        return self
 
 
 def sha256_of(path: Path) -> str:

@@ -31,6 +31,7 @@ from tests.protocols.harness import Protocol
 
 _STEPS = 3  # saves of one start of a training
 _BLOCKS = 20  # of 1 MiB in a cache for 16
+_ABOUT = {"identity": "identity", "dataset": "dataset"}
 
 
 def _nothing(folder: Path) -> None:
@@ -64,7 +65,7 @@ def _save_checkpoints(world_size: int) -> Callable[[Path, int, Any], None]:
         shapes = {f"p{other}": [8] for other in range(world_size)}
         for step in range(first + 1, first + 1 + _STEPS):
             values = torch.full((8,), float(step))
-            writer.save(step, [TensorShard("weights", f"p{rank}", values)], {"updates": step}, shapes, {})
+            writer.save(step, [TensorShard("weights", f"p{rank}", values)], {"updates": step}, shapes, _ABOUT)
             writer.wait()
             if rank == 0:  # the main process knows that the checkpoint is complete
                 write_atomically(acknowledged, str(step).encode())
@@ -101,7 +102,13 @@ def _save_or_read(folder: Path, rank: int, barrier: Any) -> None:
         first = latest.step if latest else 0
         writer = CheckpointWriter(checkpoints, Retention(last=1), 0, 1, f"attempt{first}", first or None)
         for step in range(first + 1, first + 1 + _STEPS):
-            writer.save(step, [TensorShard("weights", "p0", torch.full((8,), float(step)))], {}, {"p0": [8]}, {})
+            writer.save(
+                step,
+                [TensorShard("weights", "p0", torch.full((8,), float(step)))],
+                {"updates": step},
+                {"p0": [8]},
+                _ABOUT,
+            )
             writer.wait()
             if step == first + 1:
                 barrier.wait(20)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.checkpoints.checkpoint import TensorShard, latest_valid, open_checkpoint
+from launcher.checkpoints.checkpoint import DamagedCheckpoint, TensorShard, latest_valid, open_checkpoint
 from launcher.checkpoints.retention import Retention
 from launcher.checkpoints.writer import CheckpointWriter, new_attempt
 from recipes.errors import UserError
@@ -45,6 +45,64 @@ def save(folder: Path, *steps: int, **options) -> None:
 
 def steps_in(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("*step-*"))
+
+
+def damage(*keys: str, value: object = None):
+    """Return a function that gives a key of a checkpoint's manifest, inside those before it, a value; None: no key."""
+
+    def change(manifest: dict) -> None:
+        for key in keys[:-1]:
+            manifest = manifest[key]
+        manifest[keys[-1]] = value
+        if value is None:
+            del manifest[keys[-1]]
+
+    return change
+
+
+PART = "part-00000-of-00001.safetensors"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(damage(key) for key in ("step", "numbers", "about", "shapes", "files")),
+        *(damage(key, value=[]) for key in ("step", "numbers", "about", "shapes", "files", "format")),
+        *(damage("about", key) for key in ABOUT),
+        damage("step", value=-1),
+        damage("step", value="2"),
+        damage("numbers", "updates"),
+        damage("numbers", "updates", value="2"),
+        damage("numbers", "updates", value=float("nan")),
+        damage("numbers", "loss_scale", value=1.0),
+        damage("about", "identity", value=1),
+        damage("shapes", "a.0", value="text"),
+        damage("shapes", "a.0", value=[-1]),
+        damage("files", value={}),
+        damage("files", PART, value=1),
+        damage("files", PART, "bytes"),
+        damage("files", PART, "sha256"),
+        damage("files", "part-00001-of-00002.safetensors", value={"bytes": 1, "sha256": ""}),
+        lambda manifest: manifest["files"].update({PART: None}),
+    ],
+)
+def test_a_manifest_that_lacks_something_is_damaged(tmp_path, change):
+    save(tmp_path, 2)
+    file = tmp_path / "step-00000002" / "checkpoint.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(DamagedCheckpoint, match=r"step-00000002 is damaged: its checkpoint\.json cannot be read"):
+        open_checkpoint(file.parent)
+
+
+@pytest.mark.parametrize("shapes", [{}, {"w": [5]}, {"w": [2, 1]}])
+def test_a_tensor_that_its_shards_do_not_make_up_is_damaged(tmp_path, shapes):
+    one = writer(tmp_path)
+    start_saving(one, 1, [TensorShard("weights", "w", torch.ones(4), start=0)], shapes)
+    one.wait()
+    with pytest.raises(DamagedCheckpoint, match="do not make up weights/w"):
+        open_checkpoint(tmp_path / "step-00000001").reader().tensors("weights")
 
 
 def test_what_is_saved_is_what_is_read(tmp_path):
