@@ -7,11 +7,13 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ValidationError, field_validator
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from data.atomic_io import write_atomically
 from launcher.runs.class_scores import ClassScores, class_scores
+from launcher.runs.event_keys import LATEST_TIME
 from launcher.runs.metadata import RunMetadata
 from launcher.runs.run_directory import RunDirectory
 
@@ -30,9 +32,9 @@ class ShownMistake(BaseModel):
     """
 
     name: str
-    label: int
-    guess: int
-    probability: float
+    label: NonNegativeInt
+    guess: NonNegativeInt
+    probability: FiniteFloat
     picture: str
 
 
@@ -54,14 +56,14 @@ class Mistakes(BaseModel):
         calibration_error: the expected calibration error, in 0..1; None in files of version 0.1.0.
     """
 
-    time: int
+    time: Annotated[int, Field(ge=0, le=LATEST_TIME)]
     weights: str
     classes: list[str]
-    images: int
-    wrong: int
-    confusion: list[tuple[int, int, int]]
+    images: NonNegativeInt
+    wrong: NonNegativeInt
+    confusion: list[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]]
     surest: list[ShownMistake]
-    step: int | None = None
+    step: NonNegativeInt | None = None
     dataset: str | None = None
     digest: str | None = None
     split: str = "val"
@@ -71,6 +73,15 @@ class Mistakes(BaseModel):
     @classmethod
     def _current_name(cls, weights: str) -> str:
         return {"averaged": "EMA"}.get(weights, weights)  # version 0.1.0 wrote "averaged"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Mistakes":
+        """Check that no number counts more images or classes than there are."""
+        numbers = [number for label, guess, _ in self.confusion for number in (label, guess)]
+        numbers += [number for one in self.surest for number in (one.label, one.guess)]
+        if self.wrong > self.images or max(numbers, default=-1) >= len(self.classes):
+            raise ValueError("it counts images or classes that there are not")
+        return self
 
     @property
     def top1(self) -> float:

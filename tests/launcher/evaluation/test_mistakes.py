@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from sklearn.metrics import confusion_matrix
 
 from data.reading.shards import ShardSet
 from launcher.evaluation.prediction_recorder import PredictionRecorder
-from launcher.runs.mistakes import Mistakes, write_mistakes
+from launcher.runs.mistakes import Mistakes, read_mistakes, write_mistakes
 from launcher.runs.report import write_report
 from launcher.runs.run_directory import RunDirectory
 from tests.launcher.runs.test_report import Page, make_run
@@ -88,3 +89,30 @@ def test_with_many_classes_the_report_lists_the_commonest_mistakes(judged, tmp_p
     )
     assert f"Class Predicted class Images {names[label]} {names[guess]} {count}" in page.text
     assert "Rows: the class of the image" not in page.text
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("images", -1),
+        ("images", 0),
+        ("wrong", -1),
+        ("wrong", 10**6),
+        ("time", -1),
+        ("time", 1e30),
+        ("step", -1),
+        ("confusion", [[0, 99, 1]]),
+        ("confusion", [[-1, 0, 1]]),
+        ("confusion", [[0, 0, -1]]),
+        ("surest", [{"name": "x", "label": 0, "guess": 99, "probability": 1.0, "picture": ""}]),
+        ("surest", [{"name": "x", "label": 0, "guess": 1, "probability": None, "picture": ""}]),
+    ],
+)
+def test_a_file_with_an_impossible_number_is_skipped_as_a_damaged_one(judged, tmp_path, key, value):
+    run = make_run(tmp_path / "run", steps=4)
+    found = of_run(run, judged[2], classes=list("0123456789"), weights="raw")
+    file = write_mistakes(RunDirectory(run), found)
+    assert read_mistakes(RunDirectory(run)) == (found, [])
+    file.write_text(json.dumps({**found.model_dump(), key: value}))
+    assert read_mistakes(RunDirectory(run)) == (None, [])
+    write_report(run, tmp_path / "report.html")
