@@ -50,7 +50,7 @@ class Cut:
 
 def parse_cut(text: str) -> tuple[int, int] | None:
     """Return the processes and the micro-batch of a written `Cut`, as a run records it; None for other text."""
-    found = re.match(r"\d+ = (\d+) process(?:es)? × (\d+) ×", text)
+    found = re.match(r"\d+ = (\d{1,6}) process(?:es)? × (\d{1,9}) ×", text)
     return (int(found[1]), int(found[2])) if found else None
 
 

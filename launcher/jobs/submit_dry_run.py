@@ -107,12 +107,14 @@ def _training_time(run: PlannedRun, choices: list[EngineChoice], cluster: Cluste
     for other in sorted(run.directory.path.parent.glob("*/run.json")):
         try:
             history = History(other.parent)
-            if not (match := re.search(r"(\d+) process", history.starts[-1]["cut"])):
-                continue
-        except (UserError, TypeError, KeyError, IndexError):
+        except UserError:
+            continue
+        start = history.starts[-1] if history.starts else {}
+        match = re.search(r"\b([1-9]\d{0,5}) process", start.get("cut", ""))
+        if not (match and history.images_per_second):
             continue  # a run that another version wrote, or that has not trained yet, has no speed to offer
         if (history.recipe.model.name, history.recipe.input.size) == (run.recipe.model.name, run.recipe.input.size):
-            speeds.append((history.images_per_second / int(match[1]), history.starts[-1]["device"]))
+            speeds.append((history.images_per_second / int(match[1]), start.get("device", "?")))
     if speeds:
         speed, device = statistics.median(s for s, _ in speeds), speeds[-1][1]
         images = schedule.total_steps * run.recipe.batch.global_

@@ -47,6 +47,7 @@ COMMANDS = (
     "diff {folder}/one {folder}/other",
     "branch {folder}/one {folder}/new",
     "export {folder}/one {folder}/new.safetensors --best",
+    "submit {folder}/../small.yaml --data {folder}/../blobs --cluster local --dry-run --run-dir {folder}/next",
 )
 
 
