@@ -152,7 +152,9 @@ def features(
     workers: Workers = None,
     upright: UprightOption = False,
 ) -> None:
-    """Write the features of each image, which are the input of the classifier, with its id to a NumPy file.
+    """Write the features of images, which are the input of the classifier, with their ids to a NumPy file.
+
+    For shards, the file has the labels and the names of the classes too.
 
     The exit code is 1 if an image of a folder cannot be read.
     """
